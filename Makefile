@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+
+.PHONY: demo test test-slow golden style clean
+
+demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
+	$(RUN) -m vtc demo --output demo_output
+
+test: $(VENV)/.ready         ## everything but the slow tests
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/.ready    ## the slow tests alone
+	$(RUN) -m pytest -m slow
+
+golden: $(VENV)/.ready       ## expected outputs of the official implementations
+	$(RUN) -m tests.golden tests/golden
+
+style: $(VENV)/.ready        ## lint, format check and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+clean:
+	rm -rf $(VENV) demo_output build *.egg-info
+
+$(VENV)/.ready: setup.py constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10+ is needed, this is %s; try make PYTHON=python3.12' % sys.version.split()[0])"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@

@@ -1,0 +1,1 @@
+"""Measuring: the reference VLM, accuracy and efficiency, always through the public API."""

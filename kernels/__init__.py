@@ -1,0 +1,1 @@
+"""The hot steps of the methods, one operation a file."""

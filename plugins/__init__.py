@@ -1,0 +1,1 @@
+"""Plug-ins that put a compression method into a live model."""

@@ -1,0 +1,61 @@
+"""Packaging of `vtc`: the folders plugins/, kernels/ and eval/ install as `vtc.plugins` etc."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOTS = {"vtc": "vtc", "vtc.plugins": "plugins", "vtc.kernels": "kernels", "vtc.eval": "eval"}
+
+packages, package_dir = [], {}
+for name, folder in ROOTS.items():
+    packages += [name] + [f"{name}.{sub}" for sub in find_packages(folder)]
+    package_dir[name] = folder
+
+EXTRAS = {
+    "vis": ["matplotlib>=3.8"],
+    "eval": ["matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
+    "kernels": ["triton>=3.2; platform_system == 'Linux'"],
+    "accelerate": ["accelerate>=1.0"],
+}
+EXTRAS["test"] = [
+    *EXTRAS["eval"],
+    *EXTRAS["accelerate"],
+    "pytest>=8",
+    "hypothesis>=6.100",
+    "ruff>=0.6",
+    "mypy>=1.10",
+    "types-PyYAML",
+]
+EXTRAS["all"] = sorted({need for needs in EXTRAS.values() for need in needs})
+
+setup(
+    name="vtc-vlm",
+    version="0.1.0",
+    description="Visual-token compression for vision-language models",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=packages,
+    package_dir=package_dir,
+    package_data={
+        "vtc": ["py.typed"],
+        "vtc.eval.reference": ["checkpoint/*", "checkpoint/clip/*", "*.md"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.18,<6",
+        "numpy>=1.26",
+        "pillow>=10",
+        "safetensors>=0.4.3",
+        "pyyaml>=6",
+        "rich>=13",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["vtc=vtc.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

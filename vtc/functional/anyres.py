@@ -1,0 +1,177 @@
+"""The geometry of "anyres" images: which crops an image has and how their tokens are packed.
+
+LLaVA-NeXT squashes the whole image into a thumbnail (tile 0) and cuts a resized, centre-padded copy
+into crops (tiles 1..). The crops' patches are laid out on one canvas, the padding is cut away
+("un-padding") and every remaining canvas row is closed by a newline token:
+
+    thumbnail patches | canvas row 0, newline | canvas row 1, newline | ...
+
+Source: Liu et al., "LLaVA-NeXT" (2024); the packing follows transformers'
+`LlavaNextModel.pack_image_features`. Pure functions of integers, no model needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vtc.errors import VTCError
+
+UNPAD_RULES = ("hf", "official", "none")
+
+
+def select_resolution(
+    image_size: tuple[int, int], resolutions: Sequence[tuple[int, int]]
+) -> tuple[int, int]:
+    """The resolution `(height, width)` that keeps most effective pixels of an image.
+
+    Ties are decided by the least wasted area, then by the order of `resolutions` (LLaVA's
+    best-resolution rule).
+
+    Args:
+        image_size: `(height, width)` in pixels.
+        resolutions: candidates, each `(height, width)` in pixels.
+    """
+    height, width = image_size
+    best, best_key = None, None
+    for res_height, res_width in resolutions:
+        scale = min(res_width / width, res_height / height)
+        scaled = int(width * scale) * int(height * scale)
+        effective = min(scaled, width * height)
+        key = (effective, -(res_width * res_height - effective))
+        if best_key is None or key > best_key:
+            best, best_key = (int(res_height), int(res_width)), key
+    if best is None:
+        raise VTCError("resolutions: got an empty list, need at least one (height, width)")
+    return best
+
+
+def tile_grid(
+    image_size: tuple[int, int], resolutions: Sequence[tuple[int, int]], tile_size: int
+) -> tuple[int, int]:
+    """The crops `(rows, cols)` of an image: its best resolution in units of `tile_size` pixels."""
+    height, width = select_resolution(image_size, resolutions)
+    return height // tile_size, width // tile_size
+
+
+def valid_region(
+    image_size: tuple[int, int], canvas: tuple[int, int], rule: str = "hf"
+) -> tuple[int, int, int, int]:
+    """The rows and columns of the canvas that hold image and not padding.
+
+    Args:
+        image_size: original `(height, width)` in pixels.
+        canvas: `(rows, cols)` of the crops' patches together.
+        rule: `"hf"` rounds to 7 digits before truncating, as transformers does; `"official"`
+            truncates, as the LLaVA code base does; `"none"` keeps the whole canvas.
+
+    Returns:
+        `(top, bottom, left, right)`, half-open, in patches. An odd amount of padding leaves one
+        padding line inside, as in both code bases. At extreme aspect ratios `"hf"` can leave an
+        empty region, exactly as transformers does; `"official"` keeps at least one line (there the
+        official code fails).
+    """
+    if rule not in UNPAD_RULES:
+        raise VTCError(f"unpad: got {rule!r}, allowed are {', '.join(UNPAD_RULES)}")
+    height, width = image_size
+    rows, cols = canvas
+    if rule == "none":
+        return 0, rows, 0, cols
+
+    def truncate(value: float) -> int:
+        return int(round(value, 7)) if rule == "hf" else int(value)
+
+    def margin(extent: int, inner: int) -> int:
+        pad = (extent - inner) // 2
+        return pad if rule == "hf" else min(pad, (extent - 1) // 2)
+
+    if width / height > cols / rows:
+        inner = truncate(height * (cols / width))
+        pad = margin(rows, inner)
+        return pad, rows - pad, 0, cols
+    inner = truncate(width * (rows / height))
+    pad = margin(cols, inner)
+    return 0, rows, pad, cols - pad
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each token of an image's packed sequence comes from.
+
+    Attributes:
+        tile: int64 `[L]`, source tile, -1 for a separator.
+        patch: int64 `[L]`, row-major patch in that tile, -1 for a separator.
+        row: int64 `[L]`, canvas row of a crop token or newline, -1 elsewhere.
+    """
+
+    tile: Tensor
+    patch: Tensor
+    row: Tensor
+
+    def __len__(self) -> int:
+        return int(self.tile.numel())
+
+    @property
+    def is_patch(self) -> Tensor:
+        """Bool `[L]`: True for patch tokens, False for separators."""
+        return self.patch >= 0
+
+
+def pack_layout(
+    patch_grid: tuple[int, int],
+    crops: tuple[int, int] | None = None,
+    image_size: tuple[int, int] | None = None,
+    newline: bool = False,
+    unpad: str = "hf",
+) -> Layout:
+    """The packed sequence of one image.
+
+    Args:
+        patch_grid: `(rows, cols)` of one tile's patches.
+        crops: `(rows, cols)` of the crops, or None for a single tile.
+        image_size: original `(height, width)` in pixels; needed to un-pad crops.
+        newline: whether a newline token closes every canvas row (and a single tile).
+        unpad: see `valid_region`.
+    """
+    rows, cols = patch_grid
+    patches = rows * cols
+    base = torch.arange(patches)
+    if crops is None:
+        tile, patch, row = torch.zeros_like(base), base, torch.full_like(base, -1)
+        if newline:
+            tile, patch, row = (torch.cat([x, x.new_tensor([-1])]) for x in (tile, patch, row))
+        return Layout(tile, patch, row)
+
+    tile, patch = canvas_provenance(patch_grid, crops)
+    region = (0, tile.shape[0], 0, tile.shape[1])
+    if unpad != "none":
+        if image_size is None:
+            raise VTCError("image_size: got None, needed to un-pad the crops of an anyres image")
+        region = valid_region(image_size, tuple(tile.shape), unpad)  # type: ignore[arg-type]
+    top, bottom, left, right = region
+    tile, patch = tile[top:bottom, left:right], patch[top:bottom, left:right]
+    row = torch.arange(top, bottom)[:, None].expand_as(tile)
+    if newline:
+        close = torch.full((tile.shape[0], 1), -1)
+        tile, patch = torch.cat([tile, close], 1), torch.cat([patch, close], 1)
+        row = torch.cat([row, row[:, :1]], 1)
+    return Layout(
+        torch.cat([torch.zeros_like(base), tile.flatten()]),
+        torch.cat([base, patch.flatten()]),
+        torch.cat([torch.full_like(base, -1), row.flatten()]),
+    )
+
+
+def canvas_provenance(
+    patch_grid: tuple[int, int], crops: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Tile (1..) and patch of every canvas cell, two int64 `[crop_rows*rows, crop_cols*cols]`."""
+    rows, cols = patch_grid
+    y = torch.arange(crops[0] * rows)[:, None]
+    x = torch.arange(crops[1] * cols)[None, :]
+    tile = 1 + (y // rows) * crops[1] + x // cols
+    patch = (y % rows) * cols + x % cols
+    return tile, patch

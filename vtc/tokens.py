@@ -1,0 +1,247 @@
+"""What a compression method sees (`VisualTokens`) and what it returns (`CompressedTokens`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from vtc.errors import VTCError, nearest
+from vtc.functional.anyres import Layout, pack_layout
+
+#: Every signal a method can ask for. T tiles, N patches a tile, C width of the vision tower,
+#: P width of the shared text-image space. "Layer" is the one the request names (default: the last).
+SIGNALS: Mapping[str, str] = MappingProxyType(
+    {
+        "cls_logits": "[T, N] CLS-to-patch attention logits of one layer, scaled by head_dim**-0.5, "
+        "before the softmax, mean over heads; may be negative",
+        "cls_attention": "[T, N] CLS-to-patch attention of one layer: softmax over all N+1 keys, mean "
+        "over heads, CLS column dropped, not renormalised",
+        "attention_received": "[T, N] attention each patch receives in one layer, mean over queries and "
+        "heads; sums to 1 over the keys of a tile. Stands in for CLS where a tower has none",
+        "cls_query": "[T, C] CLS query of one layer, heads concatenated, not scaled",
+        "keys": "[T, N+1, C] keys of one layer, CLS first, heads concatenated (N rows without CLS)",
+        "last_hidden": "[T, N, C] patch rows of the tower's last layer, before any final norm",
+        "patch_embedding": "[T, N, P] last_hidden projected into the shared text-image space",
+        "text_embedding": "[P] embedding of the question in the shared text-image space, not normalised",
+    }
+)
+
+
+@dataclass(frozen=True)
+class SignalRequest:
+    """One tensor that a method wants captured while the vision tower runs.
+
+    Attributes:
+        kind: a key of `SIGNALS`.
+        layer: encoder layer; an int counts as Python indices do (-1 is the last), a float in
+            (0, 1) is a fraction of the depth.
+    """
+
+    kind: str
+    layer: int | float = -1
+
+    def __post_init__(self) -> None:
+        if self.kind not in SIGNALS:
+            raise VTCError(
+                f"signal: got {self.kind!r}, known are {', '.join(SIGNALS)}"
+                f"{nearest(self.kind, SIGNALS)}"
+            )
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The visual tokens of one image, before or after the projector (see `Method.stage`).
+
+    Attributes:
+        features: `[T, N, D]`; with crops, tile 0 is the thumbnail and tiles 1.. are the crops,
+            row-major.
+        patch_grid: `(rows, cols)` of a tile's patches, `rows * cols == N`.
+        tile_grid: `(rows, cols)` of the crops, None when there is a single tile.
+        image_size: original `(height, width)` in pixels; needed where crops are un-padded.
+        newline: `[D_lm]` separator embedding that closes each canvas row, None when the model has
+            none.
+        signals: what the method asked for, by name; see `SIGNALS`.
+        unpad: how padding is cut from the canvas, see `functional.anyres.valid_region`.
+        content_seed: a hash of the image's pixels, so that methods that draw at random give an image
+            the same draw wherever it stands in a batch.
+    """
+
+    features: Tensor
+    patch_grid: tuple[int, int]
+    tile_grid: tuple[int, int] | None = None
+    image_size: tuple[int, int] | None = None
+    newline: Tensor | None = None
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    unpad: str = "hf"
+    content_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.features.dim() != 3:
+            raise VTCError(
+                f"features: got shape {tuple(self.features.shape)}, expected [tiles, patches, width]"
+            )
+        tiles, patches, _ = self.features.shape
+        rows, cols = self.patch_grid
+        if rows * cols != patches:
+            raise VTCError(f"patch_grid: got {self.patch_grid}, but a tile has {patches} patches")
+        expected = 1 if self.tile_grid is None else 1 + self.tile_grid[0] * self.tile_grid[1]
+        if tiles != expected:
+            raise VTCError(
+                f"tile_grid: got {self.tile_grid}, which means {expected} tiles, but features has "
+                f"{tiles}"
+            )
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Provenance of the packed sequence that the model would see uncompressed (on the CPU)."""
+        return pack_layout(
+            self.patch_grid,
+            self.tile_grid,
+            self.image_size,
+            newline=self.newline is not None,
+            unpad=self.unpad,
+        )
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Bool `[T, N]`, on the CPU: the patches that survive un-padding."""
+        mask = torch.zeros(self.features.shape[:2], dtype=torch.bool)
+        keep = self.layout.is_patch
+        mask[self.layout.tile[keep], self.layout.patch[keep]] = True
+        return mask
+
+    @property
+    def num_patches(self) -> int:
+        """Patch tokens of the image, un-padded, all tiles together: the base of `retention`."""
+        return int(self.layout.is_patch.sum())
+
+    def signal(self, name: str) -> Tensor:
+        """The captured signal `name`; a clear error when the model could not give it."""
+        if name not in self.signals:
+            have = ", ".join(self.signals) or "none"
+            raise VTCError(f"signals: {name!r} is needed by this method, captured are: {have}")
+        return self.signals[name]
+
+
+@dataclass(frozen=True)
+class MergeIndex:
+    """Which source patches each output token is made of: a sparse `[M, T*N]` matrix.
+
+    The same object moves values both ways, so that sizes, positions or pictures can follow the
+    features (as ToMe's merge closures do).
+
+    Attributes:
+        output: int64 `[K]`, output token of each entry.
+        source: int64 `[K]`, source patch as `tile * N + patch`.
+        weight: float `[K]`, coefficient of that source in the output token.
+        num_outputs: M.
+        num_sources: T * N.
+    """
+
+    output: Tensor
+    source: Tensor
+    weight: Tensor
+    num_outputs: int
+    num_sources: int
+
+    def merge(self, values: Tensor) -> Tensor:
+        """Weighted sums: `[T*N, ...]` source values to `[M, ...]` output values."""
+        weight = self.weight.to(values).reshape(-1, *[1] * (values.dim() - 1))
+        out = values.new_zeros(self.num_outputs, *values.shape[1:])
+        return out.index_add_(0, self.output, values[self.source] * weight)
+
+    def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        """Output values `[M, ...]` back over their source patches, `[T*N, ...]`.
+
+        A source with several outputs gets their mean, one with none gets `fill`.
+        """
+        out = values.new_zeros(self.num_sources, *values.shape[1:])
+        out.index_add_(0, self.source, values[self.output])
+        count = torch.bincount(self.source, minlength=self.num_sources)
+        shape = (-1, *[1] * (values.dim() - 1))
+        mean = out / count.clamp(min=1).to(out).reshape(shape)
+        return torch.where(count.reshape(shape) > 0, mean, torch.full_like(mean, fill))
+
+
+@dataclass(frozen=True)
+class CompressedTokens:
+    """The tokens that go on to the language model, in order.
+
+    Attributes:
+        features: `[M, D]`.
+        tile: int64 `[M]`, source tile, -1 for a separator.
+        patch: int64 `[M]`, source patch, -1 for a separator; of a merged token, its main source.
+        anchor: int64 `[M]`, index in the uncompressed packed sequence that gives the position.
+        weight: float `[M]`, how many source tokens it stands for (1 for a kept one).
+        merged: the sources of merged tokens, None when tokens are only selected.
+        projected: True when `features` already have the language model's width although the
+            method works before the projector.
+    """
+
+    features: Tensor
+    tile: Tensor
+    patch: Tensor
+    anchor: Tensor
+    weight: Tensor
+    merged: MergeIndex | None = None
+    projected: bool = False
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    @property
+    def is_patch(self) -> Tensor:
+        """Bool `[M]`: True for tokens that stand for patches, False for separators."""
+        return self.patch >= 0
+
+    def replace(self, **changes: object) -> CompressedTokens:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def packed_index(tokens: VisualTokens) -> Tensor:
+    """Int64 `[T, N]`: where each patch stands in the packed sequence, -1 for padding."""
+    layout = tokens.layout
+    index = torch.full(tokens.features.shape[:2], -1)
+    here = layout.is_patch.nonzero().squeeze(1)
+    index[layout.tile[here], layout.patch[here]] = here
+    return index
+
+
+def keep_patches(tokens: VisualTokens, keep: Tensor) -> CompressedTokens:
+    """Select patches and leave everything else as it was packed: order, separators, positions.
+
+    Args:
+        keep: bool `[T, N]`; padding patches are ignored.
+    """
+    layout = tokens.layout
+    kept = ~layout.is_patch
+    kept[layout.is_patch] = keep.cpu()[layout.tile[layout.is_patch], layout.patch[layout.is_patch]]
+    anchor = kept.nonzero().squeeze(1)
+    return gather_tokens(tokens, layout.tile[anchor], layout.patch[anchor], anchor)
+
+
+def gather_tokens(
+    tokens: VisualTokens, tile: Tensor, patch: Tensor, anchor: Tensor
+) -> CompressedTokens:
+    """Unmerged tokens in the order given; -1 in `patch` stands for the newline.
+
+    Before the projector (`Method.stage == "vision"`) the newline has another width: its rows are
+    left zero and the plug-in fills them in behind the projector.
+    """
+    features = tokens.features
+    device, width = features.device, features.shape[-1]
+    tile, patch, anchor = (x.to(device) for x in (tile, patch, anchor))
+    out = features[tile.clamp(min=0), patch.clamp(min=0)]
+    separator = patch < 0
+    if tokens.newline is not None and tokens.newline.shape[-1] == width:
+        fill = tokens.newline.to(out)
+    else:
+        fill = out.new_zeros(width)
+    out = torch.where(separator[:, None], fill, out)
+    return CompressedTokens(out, tile, patch, anchor, torch.ones(len(tile), device=device))
