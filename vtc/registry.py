@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtc.errors import VTCError, nearest
-from vtc.methods.base import Method
+
+if TYPE_CHECKING:
+    from vtc.methods.base import Method
 
 _METHODS: dict[str, type[Method]] = {}
-M = TypeVar("M", bound=type[Method])
+M = TypeVar("M", bound="type[Method]")
 
 
 def register_method(cls: M) -> M:
