@@ -1,0 +1,375 @@
+"""What a compressed prefill did: `Report`, with one `ImageReport` per image.
+
+A report is made in every prefill, so it only keeps a few small index tensors; counts and lists are
+worked out when somebody reads them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vtc.errors import VTCError
+from vtc.functional.anyres import Layout, pack_layout
+from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+#: first entry of a saved report
+FORMAT = "vtc-report-1"
+#: how a single tile was cut from the picture, see `ImageReport.fit`
+FITS = ("crop", "stretch")
+
+
+@dataclass(eq=False)
+class ImageReport:
+    """One image: what was there, what is left.
+
+    Attributes:
+        patch_grid: `(rows, cols)` of a tile's patches.
+        tile_grid: `(rows, cols)` of the crops, None for a single tile.
+        image_size: original `(height, width)` in pixels, None when the model did not say.
+        layout: provenance of the uncompressed sequence.
+        tile: int64 `[M]`, source tile of what is left, -1 for a separator.
+        patch: int64 `[M]`, source patch, -1 for a separator; of a merged token its main source.
+        weight: float `[M]`, how many source tokens it stands for.
+        merged: the sources of merged tokens, None when tokens were only selected.
+        newline: whether the model closes rows with a separator.
+        unpad: how padding was cut from the canvas, see `functional.anyres.valid_region`.
+        fit: how a single tile saw the picture: `"crop"` (the largest centred rectangle of the
+            tile's shape, as CLIP's processor does) or `"stretch"`. Thumbnails are stretched.
+        seconds: time spent in the selection of this image.
+        sample: row of the batch that the image belongs to.
+    """
+
+    patch_grid: tuple[int, int]
+    tile_grid: tuple[int, int] | None
+    image_size: tuple[int, int] | None
+    layout: Layout = field(repr=False)
+    tile: Tensor = field(repr=False)
+    patch: Tensor = field(repr=False)
+    weight: Tensor = field(repr=False)
+    merged: MergeIndex | None = field(default=None, repr=False)
+    newline: bool = False
+    unpad: str = "hf"
+    fit: str = "crop"
+    seconds: float = 0.0
+    sample: int = 0
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokens: VisualTokens,
+        out: CompressedTokens,
+        seconds: float = 0.0,
+        sample: int = 0,
+        fit: str = "crop",
+    ) -> ImageReport:
+        """The report of one call of `Method.compress`; holds no features."""
+        return cls(
+            patch_grid=tokens.patch_grid,
+            tile_grid=tokens.tile_grid,
+            image_size=tokens.image_size,
+            layout=tokens.layout,
+            tile=out.tile.detach(),
+            patch=out.patch.detach(),
+            weight=out.weight.detach(),
+            merged=out.merged,
+            newline=tokens.newline is not None,
+            unpad=tokens.unpad,
+            fit=fit,
+            seconds=seconds,
+            sample=sample,
+        )
+
+    # -- counts ------------------------------------------------------------------------------
+
+    @property
+    def tokens_before(self) -> int:
+        """Length of the uncompressed sequence: patch tokens and separators."""
+        return len(self.layout)
+
+    @property
+    def tokens_after(self) -> int:
+        """Length of what went on to the language model."""
+        return int(self.tile.numel())
+
+    @cached_property
+    def patches_before(self) -> int:
+        """Patch tokens of the uncompressed sequence, without padding: the base of `retention`."""
+        return int(self.layout.is_patch.sum())
+
+    @cached_property
+    def patches_after(self) -> int:
+        """Patch tokens that are left, merged ones included."""
+        return int((self.patch >= 0).sum())
+
+    @property
+    def separators_before(self) -> int:
+        """Separators (newlines) of the uncompressed sequence."""
+        return self.tokens_before - self.patches_before
+
+    @property
+    def separators_after(self) -> int:
+        """Separators that are left."""
+        return self.tokens_after - self.patches_after
+
+    @property
+    def retention(self) -> float:
+        """Share of patch tokens that are left."""
+        return self.patches_after / max(self.patches_before, 1)
+
+    @property
+    def num_tiles(self) -> int:
+        """The thumbnail and the crops, or 1."""
+        return 1 if self.tile_grid is None else 1 + self.tile_grid[0] * self.tile_grid[1]
+
+    @cached_property
+    def kept(self) -> list[tuple[int, int, int]]:
+        """`(tile, row, col)` of every patch token that is left, in the order of the sequence."""
+        tile, patch = self.tile.cpu(), self.patch.cpu()
+        real = patch >= 0
+        cols = self.patch_grid[1]
+        rows = torch.stack([tile[real], patch[real] // cols, patch[real] % cols], 1)
+        return [(t, r, c) for t, r, c in rows.tolist()]
+
+    @cached_property
+    def per_tile(self) -> list[tuple[int, int]]:
+        """`(patch tokens left, patch tokens before)` of each tile."""
+        after, before = (
+            torch.bincount(tile[patch >= 0], minlength=self.num_tiles).tolist()
+            for tile, patch in (
+                (self.tile.cpu(), self.patch.cpu()),
+                (self.layout.tile, self.layout.patch),
+            )
+        )
+        return list(zip(after, before, strict=True))
+
+    @property
+    def per_tile_retention(self) -> list[float]:
+        """Share of patch tokens left in each tile; 0 for a tile that is all padding."""
+        return [after / before if before else 0.0 for after, before in self.per_tile]
+
+    # -- maps for pictures -------------------------------------------------------------------
+
+    @cached_property
+    def share(self) -> Tensor:
+        """Float `[T, N]`: how much of a token each source patch owns.
+
+        1 for a patch that has a token to itself, 1/k for one of k sources of a merged token (summed
+        over the tokens it is part of, at most 1), 0 for a dropped patch, -1 for padding.
+        """
+        tiles, patches = self.num_tiles, self.patch_grid[0] * self.patch_grid[1]
+        share = torch.zeros(tiles * patches)
+        if self.merged is None:
+            real = self.patch.cpu() >= 0
+            share[self.tile.cpu()[real] * patches + self.patch.cpu()[real]] = 1.0
+        else:
+            output, source = self.merged.output.cpu(), self.merged.source.cpu()
+            size = torch.bincount(output, minlength=self.merged.num_outputs)
+            share.index_add_(0, source, 1.0 / size[output].float())
+        share = share.clamp(max=1.0).reshape(tiles, patches)
+        inside = torch.zeros(tiles, patches, dtype=torch.bool)
+        real = self.layout.is_patch
+        inside[self.layout.tile[real], self.layout.patch[real]] = True
+        return torch.where(inside, share, torch.full_like(share, -1.0))
+
+    @cached_property
+    def group(self) -> Tensor:
+        """Int64 `[T, N]`: the token a merged patch has its largest part in, -1 for other patches."""
+        tiles, patches = self.num_tiles, self.patch_grid[0] * self.patch_grid[1]
+        group = torch.full((tiles * patches,), -1)
+        if self.merged is not None:
+            output, source = self.merged.output.cpu(), self.merged.source.cpu()
+            size = torch.bincount(output, minlength=self.merged.num_outputs)
+            # written last wins: the smallest token, where the patch has its largest part
+            order = torch.argsort(size[output], descending=True, stable=True)
+            order = order[size[output[order]] > 1]
+            for start in order.tolist():
+                group[source[start]] = output[start]
+        return group.reshape(tiles, patches)
+
+    # -- plain values ------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: counts to read, and what `from_dict` needs."""
+        merged = None
+        if self.merged is not None:
+            merged = {
+                "output": self.merged.output.tolist(),
+                "source": self.merged.source.tolist(),
+                "weight": self.merged.weight.tolist(),
+            }
+        return {
+            "sample": self.sample,
+            "tokens_before": self.tokens_before,
+            "tokens_after": self.tokens_after,
+            "patches_before": self.patches_before,
+            "patches_after": self.patches_after,
+            "separators_before": self.separators_before,
+            "separators_after": self.separators_after,
+            "retention": self.retention,
+            "per_tile_retention": self.per_tile_retention,
+            "seconds": self.seconds,
+            "patch_grid": list(self.patch_grid),
+            "tile_grid": None if self.tile_grid is None else list(self.tile_grid),
+            "image_size": None if self.image_size is None else list(self.image_size),
+            "newline": self.newline,
+            "unpad": self.unpad,
+            "fit": self.fit,
+            "kept": [list(entry) for entry in self.kept],
+            "tile": self.tile.tolist(),
+            "patch": self.patch.tolist(),
+            "weight": self.weight.tolist(),
+            "merged": merged,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ImageReport:
+        """The inverse of `to_dict`; derived counts are worked out again."""
+        patch_grid, tile_grid, image_size = (
+            None if data[key] is None else (int(data[key][0]), int(data[key][1]))
+            for key in ("patch_grid", "tile_grid", "image_size")
+        )
+        if patch_grid is None:
+            raise TypeError("patch_grid is missing")
+        merged = None
+        if data["merged"] is not None:
+            tiles = 1 if tile_grid is None else 1 + tile_grid[0] * tile_grid[1]
+            merged = MergeIndex(
+                output=torch.tensor(data["merged"]["output"], dtype=torch.long),
+                source=torch.tensor(data["merged"]["source"], dtype=torch.long),
+                weight=torch.tensor(data["merged"]["weight"], dtype=torch.float),
+                num_outputs=len(data["tile"]),
+                num_sources=tiles * patch_grid[0] * patch_grid[1],
+            )
+        return cls(
+            patch_grid=patch_grid,
+            tile_grid=tile_grid,
+            image_size=image_size,
+            layout=pack_layout(patch_grid, tile_grid, image_size, data["newline"], data["unpad"]),
+            tile=torch.tensor(data["tile"], dtype=torch.long),
+            patch=torch.tensor(data["patch"], dtype=torch.long),
+            weight=torch.tensor(data["weight"], dtype=torch.float),
+            merged=merged,
+            **{key: data[key] for key in ("newline", "unpad", "fit", "seconds", "sample")},
+        )
+
+
+@dataclass(eq=False)
+class Report:
+    """One prefill: its images and the settings that held for them.
+
+    Attributes:
+        images: one entry per image of the call, in the order of the prompt.
+        method: name of the method.
+        settings: its hyper-parameters as plain values.
+        seconds: time spent in selection, all images together.
+        positions: how position ids were given, `"original"` or `"contiguous"`.
+        notes: what a reader should know, e.g. that a stand-in for a missing signal was used.
+    """
+
+    images: list[ImageReport] = field(default_factory=list)
+    method: str = "none"
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    positions: str = "original"
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[ImageReport]:
+        return iter(self.images)
+
+    def total(self, name: str) -> int:
+        """Sum of a count such as `"patches_after"` over all images."""
+        return sum(getattr(image, name) for image in self.images)
+
+    def summary(self) -> str:
+        """One line: method, counts, time."""
+        before, after = self.total("patches_before"), self.total("patches_after")
+        share = f" ({after / before:.1%})" if before else ""
+        separators = self.total("separators_after")
+        also = f" + {separators} separators" if separators else ""
+        count = f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}"
+        return (
+            f"{self.method}: {after} of {before} patch tokens{share}{also}, {count}, "
+            f"selection {1e3 * self.seconds:.1f} ms"
+        )
+
+    __str__ = summary
+
+    def table(self) -> Table:
+        """A `rich` table with a line per image."""
+        from rich.table import Table
+
+        table = Table(title=self.summary(), caption="\n".join(self.notes) or None)
+        for name in ("image", "size", "crops", "patch tokens", "separators", "kept", "per tile"):
+            table.add_column(name, justify="left" if name == "per tile" else "right")
+        for index, image in enumerate(self.images):
+            size, grid = image.image_size, image.tile_grid
+            table.add_row(
+                str(index),
+                "-" if size is None else f"{size[1]} x {size[0]}",
+                "-" if grid is None else f"{grid[0]} x {grid[1]}",
+                f"{image.patches_after} / {image.patches_before}",
+                f"{image.separators_after} / {image.separators_before}",
+                f"{image.retention:.1%}",
+                " ".join(f"{share:.0%}" for share in image.per_tile_retention),
+            )
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `json` can write."""
+        return {
+            "format": FORMAT,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "positions": self.positions,
+            "seconds": self.seconds,
+            "notes": list(self.notes),
+            "images": [image.to_dict() for image in self.images],
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Report:
+        """The inverse of `to_dict`.
+
+        Raises:
+            VTCError: `data` is not a report.
+        """
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise VTCError(f"report: no report in this data, expected format {FORMAT!r}")
+        try:
+            images = [ImageReport.from_dict(image) for image in data["images"]]
+            rest = {k: data[k] for k in ("method", "settings", "seconds", "positions", "notes")}
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise VTCError(f"report: the data is damaged: {error!r}") from error
+        return cls(images=images, **rest)
+
+    def save_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the report to a file."""
+        Path(path).write_text(json.dumps(self.to_dict()) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load_json(cls, path: str | os.PathLike[str]) -> Report:
+        """Read what `save_json` wrote.
+
+        Raises:
+            VTCError: the file cannot be read or is not a report.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise VTCError(f"report: cannot read {str(path)!r}: {error}") from error
+        return cls.from_dict(data)
