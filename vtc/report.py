@@ -185,7 +185,7 @@ class ImageReport:
 
     @cached_property
     def group(self) -> Tensor:
-        """Int64 `[T, N]`: the token a merged patch has its largest part in, -1 for other patches."""
+        """Int64 `[T, N]`: the token a merged patch has its largest part in, -1 for the others."""
         tiles, patches = self.num_tiles, self.patch_grid[0] * self.patch_grid[1]
         group = torch.full((tiles * patches,), -1)
         if self.merged is not None:
