@@ -1,0 +1,239 @@
+"""Put a method on a live model and take it off again.
+
+What a patched model carries, all on the instance, nothing on a class: the attribute `_vtc` (a `Patch`),
+a forward pre-hook, a bound `generate`, a forward hook on the projector, and a shadow config on each
+probed vision attention module. `remove` takes away exactly these.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from vtc.config import CompressionConfig
+from vtc.errors import VTCError
+from vtc.methods.base import Method
+from vtc.plugins.hf import entry, probe
+from vtc.plugins.hf.adapters import Adapter, adapter_for
+from vtc.plugins.hf.adapters.base import layer_index
+from vtc.plugins.hf.positions import check_policy
+from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
+from vtc.registry import create_method
+from vtc.report import Report
+from vtc.tokens import SignalRequest
+
+
+@dataclass
+class Patch:
+    """The settings and state of one patched model.
+
+    Attributes:
+        method: the compression method.
+        adapter: what is known of the model family.
+        positions: position policy.
+        requests: the signals the method reads, by name.
+        depth: encoder layers of the vision tower.
+        deepest: the deepest encoder layer that a signal is read from, -1 for none.
+        text_encoder: for text-guided methods, else None.
+        tokenizer: reads the prompt for text-guided methods, else None.
+        notes: what a reader of the reports should know, e.g. a stand-in signal.
+        reports: one `Report` for every prefill with images, the last 1000.
+        own_generate: a `generate` that the instance had before, else None.
+        probed: the attention modules that carry a shadow config.
+    """
+
+    method: Method
+    adapter: Adapter
+    positions: str
+    requests: dict[str, SignalRequest]
+    depth: int
+    deepest: int
+    text_encoder: Any = None
+    tokenizer: Any = None
+    notes: list[str] = field(default_factory=list)
+    reports: list[Report] = field(default_factory=list)
+    own_generate: Any = None
+    probed: list[nn.Module] = field(default_factory=list)
+
+
+class Handle:
+    """A patch on a model: `remove()` it, or use it as a context manager.
+
+    Leaving the block puts back whatever patch the model had when the block was entered.
+    """
+
+    def __init__(self, model: nn.Module, patch: Patch, before: Patch | None = None) -> None:
+        self.model, self._patch, self._before = model, patch, before
+
+    @property
+    def reports(self) -> list[Report]:
+        """One `Report` for every prefill with images since the patch was applied."""
+        return self._patch.reports
+
+    @property
+    def method(self) -> Method:
+        """The method on the model."""
+        return self._patch.method
+
+    @property
+    def active(self) -> bool:
+        """Whether this patch is the one on the model."""
+        return getattr(self.model, "_vtc", None) is self._patch
+
+    def remove(self) -> None:
+        """Take this patch off; nothing happens when it is not, or no longer, on the model."""
+        if self.active:
+            _detach(self.model)
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.active:
+            _detach(self.model)
+            if self._before is not None:
+                _attach(self.model, self._before)
+
+
+def apply(
+    model: nn.Module,
+    method: str | Method | CompressionConfig,
+    *,
+    processor: Any = None,
+    positions: str | None = None,
+    **options: Any,
+) -> Handle:
+    """Compress the visual tokens of `model` from now on; a patch already there is replaced.
+
+    Args:
+        model: a transformers vision-language model, or a PEFT model around one.
+        method: name, `Method`, or `CompressionConfig`.
+        processor: processor or tokenizer, read by text-guided methods; by default the one beside the
+            model's weights.
+        positions: `"original"` (default) or `"contiguous"`, see `positions.py`.
+        options: hyper-parameters, when `method` is a name.
+
+    Raises:
+        VTCError: before the model is touched.
+    """
+    model = _inner_most(model)
+    resolved, policy = _resolve(method, positions, options)
+    patch = _plan(model, resolved, policy, processor)
+    before = getattr(model, "_vtc", None)
+    if before is not None:
+        _detach(model)
+    _attach(model, patch)
+    return Handle(model, patch, before)
+
+
+def remove(model: nn.Module) -> None:
+    """Take any patch off `model`; nothing happens when there is none."""
+    model = _inner_most(model)
+    if getattr(model, "_vtc", None) is not None:
+        _detach(model)
+
+
+def _inner_most(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise VTCError(f"model: got {type(model).__name__}, allowed is a transformers model")
+    unwrap = getattr(model, "get_base_model", None)  # PEFT
+    return unwrap() if callable(unwrap) else model
+
+
+def _resolve(
+    method: str | Method | CompressionConfig, positions: str | None, options: dict[str, Any]
+) -> tuple[Method, str]:
+    if isinstance(method, str):
+        return create_method(method, **options), check_policy(positions or "original")
+    if options:
+        raise VTCError(
+            f"{next(iter(options))}: options go with a method's name; got {type(method).__name__}"
+        )
+    if isinstance(method, CompressionConfig):
+        return method.create(), check_policy(positions or method.positions)
+    if isinstance(method, Method):
+        return method, check_policy(positions or "original")
+    raise VTCError(
+        f"method: got {type(method).__name__}, allowed are a name, a Method or a CompressionConfig"
+    )
+
+
+def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> Patch:
+    """Everything that can go wrong, before anything is changed."""
+    adapter = adapter_for(model)
+    base = model.base_model
+    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+        import transformers
+
+        raise VTCError(
+            f"transformers: {transformers.__version__} is installed, needed is >= 5.18 "
+            "(its models take no mm_encoder_outputs before)"
+        )
+    adapter.check(base)
+    has_cls = adapter.has_cls(base)
+    requests = method.requests(has_cls)
+    depth = len(adapter.layers(base))
+    whole = {"last_hidden", "patch_embedding"}
+    deepest = -1
+    for request in requests.values():
+        if request.kind in whole:
+            deepest = depth - 1
+        elif request.kind != "text_embedding":
+            deepest = max(deepest, layer_index(request.layer, depth))
+
+    notes = []
+    if not has_cls and any(r.kind == "attention_received" for r in requests.values()):
+        notes.append("the vision tower has no CLS token: attention received is used in its place")
+    patch = Patch(method, adapter, positions, requests, depth, deepest, notes=notes)
+    kinds = {request.kind for request in requests.values()}
+    if kinds & {"text_embedding", "patch_embedding"}:
+        official = getattr(method, "text_source", "question") == "official"
+        width = adapter.tower(base).config.hidden_size
+        choice = getattr(method, "text_encoder", None)
+        patch.text_encoder = load_text_encoder(choice, model, width, official)
+        if getattr(method, "question", None) is None:
+            patch.tokenizer = load_tokenizer(processor, model)
+    return patch
+
+
+def _attach(model: nn.Module, patch: Patch) -> None:
+    base = model.base_model
+    needed = {
+        layer_index(request.layer, patch.depth)
+        for request in patch.requests.values()
+        if request.kind not in ("last_hidden", "patch_embedding", "text_embedding")
+    }
+    patch.probed = [patch.adapter.attention(base, layer) for layer in sorted(needed)]
+    for layer, module in zip(sorted(needed), patch.probed, strict=True):
+        probe.attach(module, layer)
+    patch.adapter.projector(base).register_forward_hook(probe.note_projector)
+    model.register_forward_pre_hook(entry.pre_hook, with_kwargs=True)
+    model._vtc = patch
+    if hasattr(model, "generate"):
+        patch.own_generate = model.__dict__.get("generate")
+        model.generate = types.MethodType(entry.generate, model)
+
+
+def _detach(model: nn.Module) -> None:
+    patch = model._vtc
+    for module in patch.probed:
+        probe.detach(module)
+    patch.probed = []
+    projector = patch.adapter.projector(model.base_model)
+    # By identity, not by the handles that registering returned: a deep copy has none of its own
+    _drop(probe.note_projector, projector._forward_hooks)
+    _drop(entry.pre_hook, model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs)
+    model.__dict__.pop("generate", None)
+    if patch.own_generate is not None:
+        model.generate, patch.own_generate = patch.own_generate, None
+    del model._vtc
+
+
+def _drop(hook: Any, hooks: dict[int, Any], *others: dict[int, Any]) -> None:
+    for key in [key for key, value in hooks.items() if value is hook]:
+        for table in (hooks, *others):
+            table.pop(key, None)

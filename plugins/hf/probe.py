@@ -1,0 +1,93 @@
+"""Read queries and keys of chosen vision layers without touching how attention is computed.
+
+transformers picks the attention function by name from `module.config`. A probed module gets a shallow
+copy of its config that names our function; it notes the queries and keys and calls the function that
+the module would have called, so features stay bit-identical and SDPA or FlashAttention stay in use.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+@dataclass
+class Record:
+    """What one pass of the vision tower left behind.
+
+    Attributes:
+        attention: layer -> (queries `[B, H, L, d]`, keys `[B, H, L, d]`, scale).
+        projector_input: what the projector was given, `[B, N, C]`.
+        projector_output: what it returned, `[B, N, D]`.
+    """
+
+    attention: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    projector_input: Tensor | None = None
+    projector_output: Tensor | None = None
+
+
+# Per thread and task: two models that run in two threads never see each other's record.
+_RECORD: ContextVar[Record | None] = ContextVar("vtc_record", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[Record]:
+    """Collect what the probes see inside the block."""
+    record = Record()
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
+
+
+def _probe(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kw: Any
+) -> Any:
+    shadow = module.config
+    record = _RECORD.get()
+    if record is not None:
+        # Gradient checkpointing runs the layer again in the backward pass: keep the first.
+        scale = kw.get("scaling") or query.shape[-1] ** -0.5
+        record.attention.setdefault(shadow.vtc_layer, (query, key, scale))
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(shadow.vtc_config._attn_implementation, eager)
+    module.config = shadow.vtc_config  # FlashAttention reads its own name from the module
+    try:
+        return function(module, query, key, value, attention_mask, **kw)
+    finally:
+        module.config = shadow
+
+
+def attach(module: nn.Module, layer: int) -> None:
+    """Make `module` (an attention module of encoder layer `layer`) report to `recording()`."""
+    real = module.config
+    # transformers asks "is flash attention meant?" by looking for the word in the name
+    name = "vtc_probe_flash" if "flash" in (real._attn_implementation or "") else "vtc_probe"
+    AttentionInterface.register(name, _probe)
+    shadow = copy.copy(real)
+    shadow._attn_implementation_internal = name
+    shadow.vtc_layer = layer
+    shadow.vtc_config = real
+    module.config = shadow
+
+
+def detach(module: nn.Module) -> None:
+    """Give `module` back the very config object it had."""
+    module.config = module.config.vtc_config
+
+
+def note_projector(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    """Forward hook for the projector."""
+    record = _RECORD.get()
+    if record is not None:
+        record.projector_input, record.projector_output = args[0], output

@@ -1,0 +1,36 @@
+"""Find what the user asks about an image in a chat prompt."""
+
+from __future__ import annotations
+
+import re
+
+# Turn markers of the chat formats in use: LLaVA/Vicuna, Llama-2/Mistral, ChatML, Phi, Gemma, Llama-3,
+# and the "Human/Assistant" forms.
+_USER = re.compile(
+    r"\bUSER:|\[INST\]|<\|im_start\|>user|<\|user\|>|<start_of_turn>user"
+    r"|<\|start_header_id\|>user<\|end_header_id\|>|### ?(?:Human|User):?|\b(?:Human|User):"
+)
+_ASSISTANT = re.compile(
+    r"\bASSISTANT:|\[/INST\]|<\|im_start\|>assistant|<\|assistant\|>|<start_of_turn>model"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|### ?Assistant:?|\bAssistant:"
+)
+_TAG = re.compile(r"<[^<>\s]{1,40}>|</s>")
+
+
+def last_question(prompt: str) -> str:
+    """The text of the last user turn, without image tags and other special tokens.
+
+    A prompt without turn markers is taken whole.
+    """
+    turns = _USER.split(prompt)
+    turn = _ASSISTANT.split(turns[-1])[0]
+    return " ".join(_TAG.sub(" ", turn).split())
+
+
+def first_line(prompt: str) -> str:
+    """The first line of the prompt, image tags removed.
+
+    This is what the official code of Recoverable Compression hands to the text encoder: in LLaVA's
+    template the system prompt and "USER:", but not the question.
+    """
+    return " ".join(_TAG.sub(" ", prompt.split("\n")[0]).split())

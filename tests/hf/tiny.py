@@ -1,0 +1,135 @@
+"""Tiny random-weight models of the supported families, and inputs for them."""
+
+from __future__ import annotations
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    SiglipVisionConfig,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
+
+from vtc.functional.anyres import pack_layout, tile_grid
+
+IMAGE, PAD, EOS, VOCAB = 90, 0, 2, 96
+TILE, PATCH = 32, 8  # 4 x 4 patches a tile
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
+FAMILIES = ("llava-clip", "llava-siglip", "next-clip", "next-siglip", "vipllava")
+
+
+def _vision(kind: str):
+    cls = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[kind]
+    extra = {"vision_use_head": False} if kind == "siglip" else {}
+    return cls(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=TILE,
+        patch_size=PATCH,
+        **extra,
+    )
+
+
+def build(family: str, seed: int = 0, attention: str = "sdpa"):
+    """A random model in eval mode; large weights, so that tokens matter to the logits."""
+    torch.manual_seed(seed)
+    text = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=EOS,
+        initializer_range=0.2,
+    )
+    name, _, tower = family.partition("-")
+    common = dict(text_config=text, image_token_index=IMAGE, image_token_id=IMAGE)
+    if name == "vipllava":
+        config = VipLlavaConfig(
+            vision_config=_vision("clip"), vision_feature_layers=[-2, -3, 1], **common
+        )
+        model = VipLlavaForConditionalGeneration(config)
+    else:
+        strategy = "full" if tower == "siglip" else "default"
+        common.update(vision_config=_vision(tower), vision_feature_select_strategy=strategy)
+        if name == "llava":
+            model = LlavaForConditionalGeneration(LlavaConfig(**common))
+        else:
+            config = LlavaNextConfig(image_grid_pinpoints=PINPOINTS, **common)
+            model = LlavaNextForConditionalGeneration(config)
+            torch.nn.init.normal_(model.model.image_newline)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(2.0)
+    model.set_attn_implementation(attention)
+    # A random model may emit the placeholder, which transformers refuses to read back
+    model.generation_config.suppress_tokens = [IMAGE]
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = PAD
+    return model.eval()
+
+
+def visual_tokens(family: str, size: tuple[int, int]) -> int:
+    """Placeholders of one image of `size` (height, width)."""
+    grid = (TILE // PATCH, TILE // PATCH)
+    if not family.startswith("next"):
+        return grid[0] * grid[1]
+    crops = tile_grid(size, [tuple(p) for p in PINPOINTS], TILE)
+    return len(pack_layout(grid, crops, size, newline=True))
+
+
+def inputs(
+    family: str,
+    rows: list[list[tuple[int, int]]],
+    seed: int = 0,
+    side: str = "left",
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, torch.Tensor]:
+    """A batch: for each row the sizes (height, width) of its images."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def words(n: int) -> list[int]:
+        return torch.randint(3, IMAGE, (n,), generator=rng).tolist()
+
+    texts, pixels, sizes = [], [], []
+    for images in rows:
+        ids = [1, *words(int(torch.randint(2, 6, (1,), generator=rng)))]
+        for size in images:
+            ids += [IMAGE] * visual_tokens(family, size) + words(3)
+            tiles = 1
+            if family.startswith("next"):
+                crops = tile_grid(size, [tuple(p) for p in PINPOINTS], TILE)
+                tiles = 1 + crops[0] * crops[1]
+            pixels.append(torch.randn(tiles, 3, TILE, TILE, generator=rng))
+            sizes.append(size)
+        texts.append(ids + words(4))
+    width = max(map(len, texts))
+
+    def pad(ids: list[int], fill: int) -> list[int]:
+        gap = [fill] * (width - len(ids))
+        return gap + ids if side == "left" else ids + gap
+
+    out = {
+        "input_ids": torch.tensor([pad(t, PAD) for t in texts]),
+        "attention_mask": torch.tensor([pad([1] * len(t), 0) for t in texts]),
+    }
+    if family.startswith("next"):
+        most = max(p.shape[0] for p in pixels)
+        padded = [torch.cat([p, p.new_zeros(most - len(p), *p.shape[1:])]) for p in pixels]
+        out["pixel_values"] = torch.stack(padded).to(dtype)
+        out["image_sizes"] = torch.tensor(sizes)
+    else:
+        out["pixel_values"] = torch.cat(pixels).to(dtype)
+    return out

@@ -1,0 +1,82 @@
+"""Put compression on a model and take it off: the entry points that users call.
+
+The plug-in for the model's library is imported on first use, so that importing `vtc` needs none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtc.config import CompressionConfig
+from vtc.methods.base import Method
+
+
+def apply(
+    model: Any,
+    method: str | Method | CompressionConfig,
+    *,
+    processor: Any = None,
+    positions: str | None = None,
+    **options: Any,
+) -> Any:
+    """Compress the visual tokens of `model` until `handle.remove()` or `vtc.remove(model)`.
+
+    Applying again replaces the patch that is there.
+
+    Args:
+        model: a Hugging Face vision-language model.
+        method: name, `Method` instance, or `CompressionConfig`.
+        processor: processor or tokenizer; text-guided methods read the question with it. By default
+            the one beside the model's weights.
+        positions: `"original"` keeps every token's position (default), `"contiguous"` numbers the
+            short prompt afresh.
+        options: the method's hyper-parameters, e.g. `retention=0.25` or `tokens=160`, when `method` is
+            a name.
+
+    Returns:
+        A handle with `reports` (one `Report` a prefill) and `remove()`.
+
+    Raises:
+        VTCError: unknown method or option, value out of range, unsupported model or signal; the model
+            is left as it was.
+    """
+    from vtc.plugins.hf import patch
+
+    return patch.apply(model, method, processor=processor, positions=positions, **options)
+
+
+def compress(
+    model: Any,
+    method: str | Method | CompressionConfig,
+    *,
+    processor: Any = None,
+    positions: str | None = None,
+    **options: Any,
+) -> Any:
+    """Compress inside a with-block; arguments and errors as `apply`.
+
+        with vtc.compress(model, "globalcom2", retention=0.25) as run:
+            out = model.generate(**inputs)
+        print(run.reports[-1])
+
+    A patch that the model had before the block is put back behind it.
+    """
+    return apply(model, method, processor=processor, positions=positions, **options)
+
+
+def remove(model: Any) -> None:
+    """Take any compression off `model`: it is exactly as before. Safe when there is none."""
+    from vtc.plugins.hf import patch
+
+    patch.remove(model)
+
+
+def apply_from_config(model: Any, config: CompressionConfig, *, processor: Any = None) -> Any:
+    """`apply` what a `CompressionConfig` says; with method `"none"` the model is left untouched.
+
+    Returns:
+        The handle, or None when nothing was applied.
+    """
+    if config.method == "none":
+        return None
+    return apply(model, config, processor=processor)
