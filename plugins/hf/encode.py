@@ -205,8 +205,12 @@ def _live_layers(patch: Patch, base: nn.Module, arguments: dict[str, Any]) -> It
         yield
         return
     wanted = layers_read(feature_layer, patch.depth)
-    live = max(*wanted, patch.deepest + 1)
-    if live >= patch.depth:
+    live = max(*wanted, patch.deepest + 1, 1)
+    # In the tower's first run transformers hangs its recorder on the layers it finds, for good: show
+    # it all of them
+    modules = patch.adapter.tower(base).modules()
+    recorded = any(getattr(m, "_output_capturing_hooks_installed", False) for m in modules)
+    if live >= patch.depth or not recorded:
         yield
         return
     # From the front, since counting from the back would now start at another layer
