@@ -75,6 +75,6 @@ def local_outlier_factor(values: Tensor, k: int, valid: Tensor | None = None) ->
 
 
 def _take(row: Tensor, index: Tensor) -> Tensor:
-    """`row[t, index[t, n, j]]` with the index cut to the row: `[T, N]`, `[T, N, J] -> [T, N, J]`."""
+    """`row[t, index[t, n, j]]` with the index cut to the row, `[T, N, J]`."""
     flat = index.clamp(max=row.shape[1] - 1).flatten(1)
     return row.gather(1, flat).view(index.shape)

@@ -157,7 +157,7 @@ def pack_layout(
     if newline:
         close = torch.full((tile.shape[0], 1), -1)
         tile, patch = torch.cat([tile, close], 1), torch.cat([patch, close], 1)
-        row = torch.cat([row, row[:, :1]], 1)
+        row = torch.cat([row, torch.arange(top, bottom)[:, None]], 1)
     return Layout(
         torch.cat([torch.zeros_like(base), tile.flatten()]),
         torch.cat([base, patch.flatten()]),
@@ -165,9 +165,7 @@ def pack_layout(
     )
 
 
-def canvas_provenance(
-    patch_grid: tuple[int, int], crops: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+def canvas_provenance(patch_grid: tuple[int, int], crops: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Tile (1..) and patch of every canvas cell, two int64 `[crop_rows*rows, crop_cols*cols]`."""
     rows, cols = patch_grid
     y = torch.arange(crops[0] * rows)[:, None]

@@ -179,7 +179,9 @@ def _check(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
         raise VTCError(f"{who} no patch token for an image with {tokens.num_patches} patches")
     for name in ("tile", "patch", "anchor", "weight"):
         if getattr(out, name).shape != (count,):
-            raise VTCError(f"{who} {name} of shape {tuple(getattr(out, name).shape)}, not [{count}]")
+            raise VTCError(
+                f"{who} {name} of shape {tuple(getattr(out, name).shape)}, not [{count}]"
+            )
     if not out.projected and (
         out.features.dtype != tokens.features.dtype or out.features.shape[1] != width
     ):

@@ -1,0 +1,37 @@
+"""Checks of hyper-parameters, so that all methods word their errors alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vtc.errors import VTCError, nearest
+
+
+def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """`value` is one of `allowed`."""
+    if value not in allowed:
+        hint = nearest(value, allowed) if isinstance(value, str) else ""
+        raise VTCError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}{hint}")
+
+
+def whole(name: str, value: Any, least: int) -> None:
+    """`value` is an int of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise VTCError(f"{name}: got {value!r}, allowed are whole numbers >= {least}")
+
+
+def number(name: str, value: Any, low: float, high: float = float("inf")) -> None:
+    """`value` is a number from `low` to `high`."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not low <= value <= high:
+        span = f">= {low}" if high == float("inf") else f"from {low} to {high}"
+        raise VTCError(f"{name}: got {value!r}, allowed are numbers {span}")
+
+
+def layer(name: str, value: Any) -> None:
+    """`value` names an encoder layer: an int, or a share of the depth in (0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise VTCError(f"{name}: got {value!r}, allowed are an int or a number in (0, 1)")
+    if isinstance(value, float) and not 0 < value < 1:
+        raise VTCError(f"{name}: got {value!r}, allowed are an int or a number in (0, 1)")

@@ -1,0 +1,147 @@
+"""Token-level correlation-guided compression: how repetitive is each crop?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc.functional.budget import apportion
+from vtc.functional.sampling import exponential_race, image_generator
+from vtc.functional.token_correlation import (
+    attention_over_patches,
+    iqr_fence,
+    neighbour_count,
+    redundant_patches,
+    sampling_number,
+)
+from vtc.kernels.segmented_topk import segmented_topk
+from vtc.methods import _fields
+from vtc.methods.base import Method
+from vtc.registry import register_method
+from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens, keep_patches
+
+
+@register_method
+@dataclass
+class TokenCorrelation(Method):
+    """Keeps as many patches of a tile as it holds information, and those CLS looks at.
+
+    A patch is redundant when many others have a similar key in a shallow layer; the share of
+    patches that are not redundant is the tile's information density, and density times N patches
+    are taken by shallow CLS attention. Every patch whose deep CLS attention is an outlier (above
+    Q3 + 1.5 IQR) is added.
+
+    The authors published no code: formulas follow the figure and summaries of the paper, and what
+    they leave open is marked [ours].
+
+    Budget: `retention=None` keeps the method's own count. With a number, tiles share the budget in
+    proportion to what the method would keep of them, and each tile's ranking (outliers by deep
+    attention, then all others by shallow attention) is cut or topped up to exactly its share.
+    Padding takes no part anywhere.
+
+    Towers without CLS: the attention each patch receives takes its place [ours].
+
+    Paper: "Token-level Correlation-guided Compression for Efficient Multimodal Document
+    Understanding" (arXiv 2407.14439).
+
+    Attributes:
+        alpha: 0.8. Cosine similarity of keys above which two patches are alike [ours, a
+            placeholder: the paper's threshold is unknown].
+        beta: 0.1. A patch is redundant when more than this share of its fellows are alike [ours, a
+            placeholder; the paper has a count].
+        shallow_layer: 0.25. Layer of the keys and of the sampling attention, as a share of the
+            depth [ours].
+        deep_layer: -1. Layer of the attention whose outliers stay [ours; the figure shows a deep
+            one].
+        fence: 1.5. Interquartile ranges above Q3 where outliers begin [ours: the textbook factor].
+        thumbnail: False. Whether the thumbnail is compressed too [ours: the figure shows crops
+            only]. An image without crops always is; a given budget covers the thumbnail as well.
+        sample: False. Draw by shallow attention as the paper does, instead of taking its largest
+            values [ours: deterministic by default].
+        seed: 0. Of the draw, together with the image's pixels [ours].
+    """
+
+    alpha: float = 0.8
+    beta: float = 0.1
+    shallow_layer: int | float = 0.25
+    deep_layer: int | float = -1
+    fence: float = 1.5
+    thumbnail: bool = False
+    sample: bool = False
+    seed: int = 0
+
+    name: ClassVar[str] = "token_correlation"
+    paper: ClassVar[str] = "arXiv 2407.14439"
+    signals: ClassVar[tuple[str, ...]] = ("keys", "cls_attention")
+    adaptive: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fields.number("alpha", self.alpha, -1, 1)
+        _fields.number("beta", self.beta, 0, 1)
+        _fields.number("fence", self.fence, 0)
+        _fields.layer("shallow_layer", self.shallow_layer)
+        _fields.layer("deep_layer", self.deep_layer)
+        _fields.whole("seed", self.seed, 0)
+
+    def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
+        attention = "cls_attention" if has_cls else self.without_cls["cls_attention"]
+        return {
+            "shallow_keys": SignalRequest("keys", self.shallow_layer),
+            "shallow_attention": SignalRequest(attention, self.shallow_layer),
+            "deep_attention": SignalRequest(attention, self.deep_layer),
+        }
+
+    def compress(self, tokens: VisualTokens) -> CompressedTokens:
+        valid = tokens.valid.to(tokens.features.device)
+        own, ranking = self.rank(tokens, valid)
+        counts = own.cpu()
+        if tokens.tile_grid is not None and not self.thumbnail:
+            counts[0] = valid.shape[1]
+        if self.retention is not None or self.tokens is not None:
+            available = tokens.valid.sum(1).tolist()
+            counts = torch.tensor(apportion(counts.tolist(), available, self.budget(tokens)))
+        rank = torch.arange(valid.shape[1], device=valid.device)
+        keep = torch.zeros_like(valid)
+        keep.scatter_(1, ranking, rank < counts.to(valid.device)[:, None])
+        return keep_patches(tokens, keep)
+
+    def rank(self, tokens: VisualTokens, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """How many patches of each tile the method keeps by itself, and the order it takes them in.
+
+        The drawn patches are the first of the shallow order, so the union with the outliers is a
+        prefix of "outliers first, then the shallow order".
+
+        Args:
+            tokens: the image with its signals.
+            valid: bool `[T, N]` on the features' device.
+
+        Returns:
+            int64 `[T]` and int64 `[T, N]`, patches by rank with padding last.
+        """
+        keys = tokens.signal("shallow_keys")
+        keys = keys[:, keys.shape[1] - valid.shape[1] :]  # drops CLS where there is one
+        shallow = attention_over_patches(tokens.signal("shallow_attention"), valid)
+        deep = attention_over_patches(tokens.signal("deep_attention"), valid)
+
+        alike = neighbour_count(keys, self.alpha, valid)
+        number = sampling_number(redundant_patches(alike, self.beta, valid), valid)
+        if self.sample:
+            generator = image_generator(self.seed, tokens.content_seed)
+            noise = torch.empty(shallow.shape).exponential_(generator=generator)
+            shallow = exponential_race(shallow, noise.to(shallow.device))
+        local_order, local = segmented_topk(shallow, number, valid)
+        outlier = (deep > iqr_fence(deep, valid, self.fence)[:, 2:]) & valid
+
+        # stable sorts: outliers by deep attention in front, all others in the shallow order
+        deep_order, _ = segmented_topk(deep, number, outlier)
+        place = torch.empty_like(local_order)
+        spread = torch.arange(valid.shape[1], device=valid.device).expand_as(place)
+        place.scatter_(1, local_order, spread + valid.shape[1])
+        deep_place = torch.empty_like(place).scatter_(1, deep_order, spread)
+        ranking = torch.where(outlier, deep_place, place).argsort(1)
+        return (local | outlier).sum(1), ranking

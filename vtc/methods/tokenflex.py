@@ -1,0 +1,323 @@
+"""TokenFLEX: one projector that was trained to serve any number of tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vtc.errors import VTCError
+from vtc.functional.grids import pooled_axis, valid_rectangles
+from vtc.kernels.adaptive_pool import adaptive_pool, pool_membership
+from vtc.methods import _fields
+from vtc.methods._merge import assemble
+from vtc.methods.base import Method
+from vtc.registry import register_method
+from vtc.tokens import CompressedTokens, VisualTokens
+
+COUNTS = (64, 144, 256)
+PROBABILITIES = (0.2, 0.3, 0.5)
+
+
+def side_of(count: int) -> int:
+    """n with `n * n == count`.
+
+    Raises:
+        VTCError: `count` is not a square.
+    """
+    side = math.isqrt(max(count, 0))
+    if count < 1 or side * side != count:
+        raise VTCError(f"count: got {count}, allowed are squares such as 64, 144, 256")
+    return side
+
+
+def sample_token_count(
+    generator: torch.Generator | int | None = None,
+    counts: Sequence[int] = COUNTS,
+    probabilities: Sequence[float] = PROBABILITIES,
+) -> int:
+    """The number of tokens of one training step, drawn from `counts`.
+
+    Draw once an optimisation step and alike on all ranks: give each the same seed, for example
+    `base_seed + step` [ours; the paper does not say].
+
+    Args:
+        generator: a CPU generator, a seed, or None for PyTorch's global generator.
+        counts: squares; (64, 144, 256) [paper].
+        probabilities: of the counts, any scale; 2 : 3 : 5 [paper], which is 184 tokens on average.
+
+    Raises:
+        VTCError: a count is not a square, or the probabilities do not fit.
+    """
+    for count in counts:
+        side_of(count)
+    weights = torch.tensor(probabilities, dtype=torch.float64)
+    if len(counts) != len(weights) or bool((weights < 0).any()) or not float(weights.sum()) > 0:
+        raise VTCError(
+            f"probabilities: got {list(probabilities)}, need one number >= 0 for each of "
+            f"{list(counts)} and a positive sum"
+        )
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    return counts[int(torch.multinomial(weights, 1, generator=generator))]
+
+
+class TokenFlexProjector(nn.Module):
+    """Average pooling to n x n tokens, then a SwiGLU from the tower's to the LM's width.
+
+    `y = W3 (SiLU(W1 x) * W2 x)` for every pooled token x, behind a LayerNorm. The paper names
+    adaptive average pooling and SwiGLU; norm, hidden width and the absence of biases are this
+    project's choice.
+
+    Args:
+        vision_width: width of the tower's tokens.
+        text_width: width of the language model.
+        hidden: width inside; None for `text_width`.
+        norm: LayerNorm in front of the SwiGLU.
+        bias: biases in the three linear maps.
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        text_width: int,
+        hidden: int | None = None,
+        norm: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        hidden = text_width if hidden is None else hidden
+        self.config = {
+            "vision_width": vision_width,
+            "text_width": text_width,
+            "hidden": hidden,
+            "norm": norm,
+            "bias": bias,
+        }
+        self.norm = nn.LayerNorm(vision_width) if norm else nn.Identity()
+        self.gate = nn.Linear(vision_width, hidden, bias=bias)
+        self.up = nn.Linear(vision_width, hidden, bias=bias)
+        self.down = nn.Linear(hidden, text_width, bias=bias)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """`[..., vision_width]` to `[..., text_width]`, token by token, in the weights' dtype."""
+        x = self.norm(pooled.to(self.gate.weight.dtype))
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+    def forward(
+        self, features: Tensor, patch_grid: tuple[int, int] | None = None, side: int = 16
+    ) -> Tensor:
+        """Project every tile to `side * side` tokens.
+
+        Args:
+            features: `[B, N, C]` patch tokens, CLS removed.
+            patch_grid: `(rows, cols)`; None where N is a square.
+            side: n; more than the grid has is allowed with a warning (pooling then repeats).
+
+        Returns:
+            `[B, side * side, text_width]`, row-major.
+
+        Raises:
+            VTCError: the grid does not fit N, N is no square and no grid is given, or `side` < 1.
+        """
+        patches = features.shape[1]
+        if patch_grid is None:
+            if math.isqrt(patches) ** 2 != patches:
+                raise VTCError(
+                    f"features: got {patches} patches, no square; give patch_grid=(rows, cols)"
+                )
+            patch_grid = (math.isqrt(patches), math.isqrt(patches))
+        elif patch_grid[0] * patch_grid[1] != patches:
+            raise VTCError(f"patch_grid: got {patch_grid}, but a tile has {patches} patches")
+        _fields.whole("side", side, 1)
+        if side > min(patch_grid):
+            warnings.warn(
+                f"side: {side} x {side} tokens of {patch_grid[0]} x {patch_grid[1]} patches repeat "
+                "some of them",
+                stacklevel=2,
+            )
+        return self.project(adaptive_pool(features, patch_grid, (side, side))[0])
+
+    def save(self, folder: str | Path) -> None:
+        """Write `projector.safetensors` and `projector.json` into `folder`."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / "projector.safetensors")
+        (folder / "projector.json").write_text(json.dumps(self.config, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TokenFlexProjector:
+        """The projector that `save` wrote, on the CPU, in the dtype it was saved in.
+
+        Raises:
+            VTCError: there is none, or its weights do not fit its configuration.
+        """
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        config, weights = folder / "projector.json", folder / "projector.safetensors"
+        if not (config.is_file() and weights.is_file()):
+            raise VTCError(
+                f"projector: got {str(folder)!r}, need a folder with projector.json and "
+                "projector.safetensors, as TokenFlexProjector.save writes them"
+            )
+        state = load_file(weights)
+        try:
+            module = cls(**json.loads(config.read_text()))
+            module.load_state_dict(state)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise VTCError(f"projector: {str(folder)!r} does not load: {error}") from error
+        dtypes = {value.dtype for value in state.values()}
+        return module.to(dtypes.pop()) if len(dtypes) == 1 else module
+
+
+@register_method
+@dataclass
+class TokenFlex(Method):
+    """Pools every tile to n x n tokens and projects them with a projector trained for any n.
+
+    With a `projector` the tokens come out in the language model's width and the model's own
+    projector is passed by, at every n. Without one this is an ablation, not TokenFLEX: pooling in
+    front of a projector that never saw pooled tokens.
+
+    Crops: a bin averages its patches that are not padding, and is dropped when it has none (or
+    when, cut by the padding, it shows the same line as its neighbour). The bins of all crops form a
+    smaller canvas; each of its rows keeps one newline, that of the patch row in its middle. A
+    token's provenance and position are those of its bin's middle patch; its weight is the number of
+    patches averaged.
+
+    Budget: `side` means n x n tokens a tile. With `retention` or `tokens` n is the largest whose
+    tokens, counted after dropping, do not exceed the budget, and at least 1.
+
+    Paper: "TokenFLEX: Unified VLM Training for Flexible Visual Tokens Inference"
+    (arXiv 2504.03154). No code was published.
+
+    Attributes:
+        side: None. n, instead of a budget; more than a tile has is cut to the tile's side with a
+            warning (8, 12 and 16 in the paper).
+        projector: None. A `TokenFlexProjector`, any module with its `project`, or the folder it was
+            saved in.
+    """
+
+    side: int | None = None
+    projector: Any = None
+
+    name: ClassVar[str] = "tokenflex"
+    paper: ClassVar[str] = "arXiv 2504.03154"
+    stage: ClassVar = "vision"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.side is not None:
+            _fields.whole("side", self.side, 1)
+            if self.retention is not None or self.tokens is not None:
+                given = "retention" if self.tokens is None else "tokens"
+                raise VTCError(f"side: got {self.side} beside {given}, give only one")
+        if isinstance(self.projector, (str, Path)):
+            self.projector = TokenFlexProjector.load(self.projector)
+        if self.projector is not None and not hasattr(self.projector, "project"):
+            raise VTCError(
+                f"projector: got {type(self.projector).__name__}, allowed are a "
+                "TokenFlexProjector, a folder it was saved in, or None"
+            )
+
+    def is_identity(self, tokens: VisualTokens) -> bool:
+        if self.projector is not None:
+            return False
+        if self.side is not None:
+            return self._side(tokens) >= max(tokens.patch_grid)
+        return super().is_identity(tokens)
+
+    def _side(self, tokens: VisualTokens) -> int:
+        """n for this image."""
+        most = min(tokens.patch_grid)
+        if self.side is not None:
+            if self.side > most:
+                rows, cols = tokens.patch_grid
+                warnings.warn(
+                    f"side: {self.side} is more than a tile of {rows} x {cols} patches has, "
+                    f"{most} is used",
+                    stacklevel=4,
+                )
+            return min(self.side, most)
+        budget = self.budget(tokens)
+        for side in range(most, 1, -1):
+            if sum(len(rows) * len(cols) for rows, _, cols, _ in _bins(tokens, side)) <= budget:
+                return side
+        return 1
+
+    def compress(self, tokens: VisualTokens) -> CompressedTokens:
+        side = self._side(tokens)
+        features, (grid_rows, grid_cols) = tokens.features, tokens.patch_grid
+        bins, lines = [], []
+        for index, (rows, row_line, cols, col_line) in enumerate(_bins(tokens, side)):
+            bins.append(index * side * side + (rows[:, None] * side + cols).flatten())
+            lines.append((row_line[:, None] * grid_cols + col_line).flatten())
+        tile = torch.cat([torch.full_like(b, t) for t, b in enumerate(bins)])
+        chosen, patch = torch.cat(bins), torch.cat(lines)
+
+        inside = torch.einsum(
+            "ih,jw->ijhw",
+            pool_membership(grid_rows, side).int(),
+            pool_membership(grid_cols, side).int(),
+        ).view(side * side, grid_rows * grid_cols)
+        members = inside.bool()[chosen % (side * side)] & tokens.valid[tile]
+        output, source = members.nonzero(as_tuple=True)
+        size = members.sum(1).float()
+
+        projected = None
+        if self.projector is not None:
+            valid = tokens.valid.to(features.device)
+            pooled, _ = adaptive_pool(features, tokens.patch_grid, (side, side), valid)
+            pooled = pooled.flatten(0, 1)[chosen.to(features.device)]
+            projected = self._projector_on(features.device).project(pooled).to(features.dtype)
+        out = assemble(
+            tokens,
+            tile,
+            patch,
+            output,
+            tile[output] * grid_rows * grid_cols + source,
+            1 / size[output],
+            size,
+            separators=_newlines(tokens, tile, patch),
+            features=projected,
+        )
+        return out.replace(projected=projected is not None)
+
+    def _projector_on(self, device: torch.device) -> Any:
+        """The projector, moved to where the features are."""
+        weight = next(iter(self.projector.parameters()), None)
+        if weight is not None and weight.device != device:
+            self.projector.to(device)
+        return self.projector
+
+
+def _bins(tokens: VisualTokens, side: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Of each tile: bins that hold something and their middle lines, for rows and for columns."""
+    rows, cols = tokens.patch_grid
+    return [
+        (*pooled_axis(rows, side, top, bottom), *pooled_axis(cols, side, left, right))
+        for top, bottom, left, right in valid_rectangles(tokens.valid, tokens.patch_grid)
+    ]
+
+
+def _newlines(tokens: VisualTokens, tile: Tensor, patch: Tensor) -> Tensor:
+    """Packed indices of the newlines that close a row of pooled tokens."""
+    layout = tokens.layout
+    separator = (~layout.is_patch).nonzero().squeeze(1)
+    if tokens.tile_grid is None:
+        return separator
+    rows, cols = tokens.patch_grid
+    crop = tile >= 1
+    row = (tile[crop] - 1) // tokens.tile_grid[1] * rows + patch[crop] // cols
+    return separator[torch.isin(layout.row[separator], row)]
