@@ -95,10 +95,7 @@ def label(scene: Scene) -> Tiles:
     count = 1 + rows * cols
     width, height = scene.image.size
     left, top = (cols * TILE - width) // 2, (rows * TILE - height) // 2
-    dense = {
-        name: np.full((count, SIDE * SIDE), IGNORE, dtype=np.int64)
-        for name in DENSE
-    }
+    dense = {name: np.full((count, SIDE * SIDE), IGNORE, dtype=np.int64) for name in DENSE}
     dense["kind"][:] = 0
     dense["char"][1:] = 0
     dense["row"][:] = np.arange(SIDE * SIDE) // SIDE

@@ -121,15 +121,11 @@ def _count(shapes: list[tuple[int, Item]], rng: np.random.Generator) -> list[Que
     for name in COLOR_NAMES:
         about = [i for i, item in shapes if item.color == name]
         text = f"how many {name} shapes are there ?"
-        options.setdefault(len(about), []).append(
-            _question(text, str(len(about)), "count", about)
-        )
+        options.setdefault(len(about), []).append(_question(text, str(len(about)), "count", about))
     for name in SHAPES:
         about = [i for i, item in shapes if item.shape == name]
         text = f"how many {PLURALS[name]} are there ?"
-        options.setdefault(len(about), []).append(
-            _question(text, str(len(about)), "count", about)
-        )
+        options.setdefault(len(about), []).append(_question(text, str(len(about)), "count", about))
     counts = [count for count in options if count <= 4]
     found = []
     for _ in range(3):

@@ -132,7 +132,13 @@ class _Painter:
             text = self.words.pop()
             plan = {"word": text, "color": str(pool.pop())}
         size = 10 if page and size > 10 and rng.random() < 0.5 else size
-        return {"kind": kind, "text": text, "size": size, "wh": self._size(kind, text, size), **plan}
+        return {
+            "kind": kind,
+            "text": text,
+            "size": size,
+            "wh": self._size(kind, text, size),
+            **plan,
+        }
 
     def put(self, plan: dict, x: int, y: int) -> None:
         """Draw a planned object with its top left corner at (x, y)."""
@@ -320,9 +326,7 @@ def _shift(item: Item, dx: int, dy: int) -> Item:
         return (box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy)
 
     chars = tuple((char, move(box)) for char, box in item.chars)
-    return Item(
-        item.kind, move(item.box), item.color, item.shape, item.word, item.number, chars
-    )
+    return Item(item.kind, move(item.box), item.color, item.shape, item.word, item.number, chars)
 
 
 def make_scene(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .lexicon import DIGITS, vocabulary
+from .lexicon import DIGITS, PUNCTUATION, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -58,7 +58,7 @@ def build_tokenizer(end_token: bool = False, max_length: int = 2048) -> PreTrain
     core.normalizer = normalizers.Sequence(
         [
             normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"(?=[?:.,!])"), " "),
+            *(normalizers.Replace(mark, f" {mark}") for mark in PUNCTUATION),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
         ]

@@ -155,9 +155,7 @@ def losses(clip: nn.Module, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor
         scores[name] = right.float().mean()
         total = total + DENSE_WEIGHT.get(name, 1.0) * parts[name]
     cls = heads.norm(last[:, 0])
-    parts["presence"] = F.binary_cross_entropy_with_logits(
-        heads.presence(cls), batch["presence"]
-    )
+    parts["presence"] = F.binary_cross_entropy_with_logits(heads.presence(cls), batch["presence"])
     size = len(patches)
     text = F.normalize(clip.get_text_features(input_ids=batch["ids"]).pooler_output, dim=-1)
     captions, aligned = text[:size], text[size:]
@@ -181,9 +179,7 @@ def losses(clip: nn.Module, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor
     other = torch.einsum("bnd,bd->bn", projected.roll(1, 0), aligned)
     level = torch.cat([cosine, other], 1) * scale + heads.align_bias
     goal = torch.cat([mask, torch.zeros_like(mask)], 1)
-    parts["level"] = F.binary_cross_entropy_with_logits(
-        level, goal, pos_weight=torch.tensor(8.0)
-    )
+    parts["level"] = F.binary_cross_entropy_with_logits(level, goal, pos_weight=torch.tensor(8.0))
     best = cosine.argmax(1, keepdim=True)
     scores["align"] = mask.gather(1, best).mean()
     total = total + 10 * parts["presence"] + 0.3 * parts["clip"]
@@ -208,9 +204,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     heads = Heads(clip.config.vision_config.hidden_size)
     both = nn.ModuleDict({"clip": clip, "heads": heads})
-    optimiser = Optimiser(
-        both.named_parameters(), lambda name: ".encoder.layers." in name, args.lr
-    )
+    optimiser = Optimiser(both.named_parameters(), lambda name: ".encoder.layers." in name, args.lr)
     state_path = args.folder / f"state{rank}.pt"
     step, index, used = 0, rank, 0.0
     if args.resume:
