@@ -10,7 +10,7 @@ from PIL import Image
 from vtc.errors import VTCError
 from vtc.report import ImageReport, Report
 from vtc.tokens import MergeIndex, VisualTokens, keep_patches
-from vtc.visualize import load_image, paint_panel, visualize
+from vtc.pictures import load_image, paint_panel, visualize
 
 GREEN = (40, 200, 60)
 

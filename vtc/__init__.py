@@ -31,7 +31,7 @@ _EXPORTS = {
     "remove": "vtc.api",
     "apply_from_config": "vtc.api",
     "Report": "vtc.report",
-    "visualize": "vtc.visualize",
+    "visualize": "vtc.pictures",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -255,7 +255,8 @@ def _crop_borders(panel: Image.Image, cells: _Cells, report: ImageReport) -> Ima
             draw.rectangle((0, round(y) - 1 - spread // 2, width, round(y) + spread // 2), colour)
         for x in xs[1:-1]:
             draw.rectangle((round(x) - 1 - spread // 2, 0, round(x) + spread // 2, height), colour)
-    font = _font(15)
+    text_size = min(15, max(11, round(width / 28)))
+    font = _font(text_size)
     for tile in range(1, report.num_tiles):
         after, before = report.per_tile[tile]
         seen = (cells.tile == tile) & (cells.share >= 0)
@@ -264,8 +265,9 @@ def _crop_borders(panel: Image.Image, cells: _Cells, report: ImageReport) -> Ima
         y, x = int(seen.any(1).argmax()), int(seen.any(0).argmax())
         text = f"{after / before:.0%}" if before else "-"
         wide = draw.textlength(text, font=font)
-        draw.rounded_rectangle((x + 7, y + 7, x + 19 + wide, y + 29), 6, INK, (64, 196, 255))
-        draw.text((x + 13, y + 18), text, (255, 255, 255), font=font, anchor="lm")
+        box = (x + 6, y + 6, x + 18 + wide, y + 13 + text_size)
+        draw.rounded_rectangle(box, 6, INK, (64, 196, 255))
+        draw.text((x + 12, (box[1] + box[3]) / 2), text, (255, 255, 255), font=font, anchor="lm")
     return panel
 
 
