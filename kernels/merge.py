@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -18,12 +19,12 @@ def weighted_merge(
         num_outputs: M; a row without entries is zero.
 
     Returns:
-        `[M, ...]` in the dtype of `values`. On a GPU the order of the additions is free, so that
+        `[M, ...]` in the dtype of `values` (float32 for whole numbers). On a GPU the order of the additions is free, so that
         the last bits of rows with many entries may vary.
 
     Bytes: reads `K` rows of `values`, writes `M`.
     """
-    wide = values if values.dtype.itemsize > 4 else values.float()
-    scaled = wide[source] * weight.to(wide).reshape(-1, *[1] * (values.dim() - 1))
-    out = wide.new_zeros(num_outputs, *values.shape[1:])
-    return out.index_add(0, output, scaled).to(values.dtype)
+    wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+    scaled = values[source].to(wide) * weight.to(wide).reshape(-1, *[1] * (values.dim() - 1))
+    out = scaled.new_zeros(num_outputs, *values.shape[1:]).index_add(0, output, scaled)
+    return out.to(values.dtype) if values.is_floating_point() else out

@@ -12,17 +12,21 @@ from torch import Tensor
 
 from vtc.errors import VTCError, nearest
 from vtc.functional.anyres import Layout, pack_layout
+from vtc.kernels.merge import weighted_merge
 
 #: Every signal a method can ask for. T tiles, N patches a tile, C width of the vision tower,
 #: P width of the shared text-image space. "Layer" is the one the request names (default: the last).
+#: Where the projector fuses patches into one token, N counts the fused tokens: attention is the sum over
+#: the patches of a token, everything else their mean.
 SIGNALS: Mapping[str, str] = MappingProxyType(
     {
         "cls_logits": "[T, N] CLS-to-patch attention logits of one layer, scaled by head_dim**-0.5, "
         "before the softmax, mean over heads; may be negative",
         "cls_attention": "[T, N] CLS-to-patch attention of one layer: softmax over all N+1 keys, mean "
         "over heads, CLS column dropped, not renormalised",
-        "attention_received": "[T, N] attention each patch receives in one layer, mean over queries and "
-        "heads; sums to 1 over the keys of a tile. Stands in for CLS where a tower has none",
+        "attention_received": "[T, N] attention each patch receives in one layer, mean over the queries "
+        "that see it and over heads; sums to 1 over the keys of a tile. Stands in for CLS where a tower "
+        "has none",
         "cls_query": "[T, C] CLS query of one layer, heads concatenated, not scaled",
         "keys": "[T, N+1, C] keys of one layer, CLS first, heads concatenated (N rows without CLS)",
         "last_hidden": "[T, N, C] patch rows of the tower's last layer, before any final norm",
@@ -55,13 +59,13 @@ class SignalRequest:
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """The visual tokens of one image, before or after the projector (see `Method.stage`).
+    """The visual tokens of one image or clip, before or after the projector (see `Method.stage`).
 
     Attributes:
         features: `[T, N, D]`; with crops, tile 0 is the thumbnail and tiles 1.. are the crops,
-            row-major.
+            row-major; without crops and with T > 1, the tiles are the frames of a clip.
         patch_grid: `(rows, cols)` of a tile's patches, `rows * cols == N`.
-        tile_grid: `(rows, cols)` of the crops, None when there is a single tile.
+        tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
         image_size: original `(height, width)` in pixels; needed where crops are un-padded.
         newline: `[D_lm]` separator embedding that closes each canvas row, None when the model has
             none.
@@ -69,6 +73,7 @@ class VisualTokens:
         unpad: how padding is cut from the canvas, see `functional.anyres.valid_region`.
         content_seed: a hash of the image's pixels, so that methods that draw at random give an image
             the same draw wherever it stands in a batch.
+        order, shrink, lead: how the model strings tiles together, see `functional.anyres.pack_layout`.
     """
 
     features: Tensor
@@ -79,6 +84,9 @@ class VisualTokens:
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     unpad: str = "hf"
     content_seed: int = 0
+    order: str = "canvas"
+    shrink: int | None = None
+    lead: bool = False
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3:
@@ -89,12 +97,16 @@ class VisualTokens:
         rows, cols = self.patch_grid
         if rows * cols != patches:
             raise VTCError(f"patch_grid: got {self.patch_grid}, but a tile has {patches} patches")
-        expected = 1 if self.tile_grid is None else 1 + self.tile_grid[0] * self.tile_grid[1]
-        if tiles != expected:
+        if self.tile_grid is not None and tiles != 1 + self.tile_grid[0] * self.tile_grid[1]:
             raise VTCError(
-                f"tile_grid: got {self.tile_grid}, which means {expected} tiles, but features has "
-                f"{tiles}"
+                f"tile_grid: got {self.tile_grid}, which means "
+                f"{1 + self.tile_grid[0] * self.tile_grid[1]} tiles, but features has {tiles}"
             )
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip; 1 for an image, whatever its tiles."""
+        return self.features.shape[0] if self.tile_grid is None else 1
 
     @cached_property
     def layout(self) -> Layout:
@@ -105,6 +117,10 @@ class VisualTokens:
             self.image_size,
             newline=self.newline is not None,
             unpad=self.unpad,
+            frames=self.frames,
+            order=self.order,
+            shrink=self.shrink,
+            lead=self.lead,
         )
 
     @cached_property
@@ -151,9 +167,7 @@ class MergeIndex:
 
     def merge(self, values: Tensor) -> Tensor:
         """Weighted sums: `[T*N, ...]` source values to `[M, ...]` output values."""
-        weight = self.weight.to(values).reshape(-1, *[1] * (values.dim() - 1))
-        out = values.new_zeros(self.num_outputs, *values.shape[1:])
-        return out.index_add_(0, self.output, values[self.source] * weight)
+        return weighted_merge(values, self.output, self.source, self.weight, self.num_outputs)
 
     def spread(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """Output values `[M, ...]` back over their source patches, `[T*N, ...]`.

@@ -6,12 +6,15 @@ into crops (tiles 1..). The crops' patches are laid out on one canvas, the paddi
 
     thumbnail patches | canvas row 0, newline | canvas row 1, newline | ...
 
+Other families string the same tiles together differently; `pack_layout` knows all of them.
+
 Source: Liu et al., "LLaVA-NeXT" (2024); the packing follows transformers'
 `LlavaNextModel.pack_image_features`. Pure functions of integers, no model needed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +24,8 @@ from torch import Tensor
 from vtc.errors import VTCError
 
 UNPAD_RULES = ("hf", "official", "none")
+#: how the tiles of an image with crops follow each other
+ORDERS = ("canvas", "tiles", "thumbnail_last")
 
 
 def select_resolution(
@@ -126,24 +131,36 @@ def pack_layout(
     image_size: tuple[int, int] | None = None,
     newline: bool = False,
     unpad: str = "hf",
+    *,
+    frames: int = 1,
+    order: str = "canvas",
+    shrink: int | None = None,
+    lead: bool = False,
 ) -> Layout:
-    """The packed sequence of one image.
+    """The packed sequence of one image or clip.
 
     Args:
         patch_grid: `(rows, cols)` of one tile's patches.
-        crops: `(rows, cols)` of the crops, or None for a single tile.
+        crops: `(rows, cols)` of the crops, or None for a single tile or a clip.
         image_size: original `(height, width)` in pixels; needed to un-pad crops.
-        newline: whether a newline token closes every canvas row (and a single tile).
+        newline: whether a newline token closes every canvas row (and a single tile, and a clip).
         unpad: see `valid_region`.
+        frames: tiles of a clip, one after the other; 1 with crops.
+        order: `"canvas"` (above), `"tiles"` (thumbnail, then crop after crop, nothing un-padded) or
+            `"thumbnail_last"` (crop after crop, then the thumbnail).
+        shrink: a canvas of clearly more patches than this many tiles is scaled down to about that
+            many (LLaVA-OneVision's `anyres_max`), see `shrunk_canvas`.
+        lead: whether a CLS token stands in front of every tile (as a separator).
     """
+    if order not in ORDERS:
+        raise VTCError(f"order: got {order!r}, allowed are {', '.join(ORDERS)}")
     rows, cols = patch_grid
-    patches = rows * cols
-    base = torch.arange(patches)
     if crops is None:
-        tile, patch, row = torch.zeros_like(base), base, torch.full_like(base, -1)
-        if newline:
-            tile, patch, row = (torch.cat([x, x.new_tensor([-1])]) for x in (tile, patch, row))
-        return Layout(tile, patch, row)
+        return _tile_after_tile(list(range(frames)), rows * cols, lead, newline)
+    if order != "canvas":
+        crop_tiles = list(range(1, 1 + crops[0] * crops[1]))
+        tiles = [0, *crop_tiles] if order == "tiles" else [*crop_tiles, 0]
+        return _tile_after_tile(tiles, rows * cols, lead, False)
 
     tile, patch = canvas_provenance(patch_grid, crops)
     region = (0, tile.shape[0], 0, tile.shape[1])
@@ -152,17 +169,57 @@ def pack_layout(
             raise VTCError("image_size: got None, needed to un-pad the crops of an anyres image")
         region = valid_region(image_size, tuple(tile.shape), unpad)  # type: ignore[arg-type]
     top, bottom, left, right = region
-    tile, patch = tile[top:bottom, left:right], patch[top:bottom, left:right]
-    row = torch.arange(top, bottom)[:, None].expand_as(tile)
+    y, x = torch.arange(top, bottom), torch.arange(left, right)
+    size = shrunk_canvas((len(y), len(x)), rows, shrink)
+    if size is not None:
+        y, x = y[_middle_lines(len(y), size[0])], x[_middle_lines(len(x), size[1])]
+    tile, patch, row = tile[y][:, x], patch[y][:, x], y[:, None].expand(-1, len(x))
     if newline:
-        close = torch.full((tile.shape[0], 1), -1)
+        close = torch.full((len(y), 1), -1)
         tile, patch = torch.cat([tile, close], 1), torch.cat([patch, close], 1)
-        row = torch.cat([row, torch.arange(top, bottom)[:, None]], 1)
+        row = torch.cat([row, y[:, None]], 1)
+    thumbnail = _tile_after_tile([0], rows * cols, lead, False)
     return Layout(
-        torch.cat([torch.zeros_like(base), tile.flatten()]),
-        torch.cat([base, patch.flatten()]),
-        torch.cat([torch.full_like(base, -1), row.flatten()]),
+        torch.cat([thumbnail.tile, tile.flatten()]),
+        torch.cat([thumbnail.patch, patch.flatten()]),
+        torch.cat([thumbnail.row, row.flatten()]),
     )
+
+
+def _tile_after_tile(tiles: Sequence[int], patches: int, lead: bool, newline: bool) -> Layout:
+    tile = torch.tensor(tiles)[:, None].expand(-1, patches)
+    patch = torch.arange(patches).expand(len(tiles), -1)
+    if lead:
+        cls = torch.full((len(tiles), 1), -1)
+        tile, patch = torch.cat([cls, tile], 1), torch.cat([cls, patch], 1)
+    tile, patch = tile.flatten(), patch.flatten()
+    if newline:
+        tile, patch = (torch.cat([x, x.new_tensor([-1])]) for x in (tile, patch))
+    return Layout(tile, patch, torch.full_like(tile, -1))
+
+
+def shrunk_canvas(
+    canvas: tuple[int, int], tile_rows: int, max_tiles: int | None
+) -> tuple[int, int] | None:
+    """What a canvas of `(rows, cols)` un-padded patches is scaled down to, None where it stays.
+
+    Args:
+        canvas: un-padded patches.
+        tile_rows: rows of patches of one tile.
+        max_tiles: the `N` of `anyres_max_N`, None for no limit.
+
+    Each cell of the smaller canvas is a bilinear mixture of up to four patches. It goes by the patch
+    that its centre falls into; the patches between them have no token.
+    """
+    if max_tiles is None:
+        return None
+    ratio = math.sqrt(canvas[0] * canvas[1] / (max_tiles * tile_rows**2))
+    return (int(canvas[0] // ratio), int(canvas[1] // ratio)) if ratio > 1.1 else None
+
+
+def _middle_lines(extent: int, count: int) -> Tensor:
+    """The lines, of `extent`, that the centres of `count` <= `extent` even bins fall into."""
+    return (2 * torch.arange(count) + 1) * extent // (2 * count)
 
 
 def canvas_provenance(patch_grid: tuple[int, int], crops: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -55,8 +55,7 @@ class Recoverable(Method):
 
     Attributes:
         variant: "sequential". The text filter works on what the visual one left [code, active], or
-            "union": both on all patches, 10 neighbours everywhere unless the `*_k` fields say
-            otherwise [code, commented out].
+            "union": both work on all patches [code, commented out].
         keys: "official". Patches of the rest are compared by keys that belong to other patches
             [code, a slip], or by their own, "aligned" [ours].
         centres: "official". The outlier share of the rest is applied to the channel count (in the

@@ -1,0 +1,94 @@
+"""Made-up images with every signal, for the tests of the methods."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+
+from vtc import VisualTokens, create_method
+from vtc.methods.base import Method
+
+WIDTH = 16
+METHODS = (
+    "random",
+    "uniform",
+    "pool",
+    "globalcom2",
+    "token_correlation",
+    "recoverable",
+    "tokenflex",
+)
+
+
+def image(
+    grid: tuple[int, int] = (8, 8),
+    crops: tuple[int, int] | None = None,
+    size: tuple[int, int] = (600, 400),
+    *,
+    newline: bool = True,
+    has_cls: bool = True,
+    unpad: str = "hf",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> VisualTokens:
+    """An image with random features and signals; CLS attention is peaky, as in real towers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    tiles = 1 if crops is None else 1 + crops[0] * crops[1]
+    patches = grid[0] * grid[1]
+    logits = normal(tiles, patches) * 2
+    attention = torch.softmax(logits, 1) * 0.9
+    signals = {
+        "keys": normal(tiles, patches + has_cls, WIDTH),
+        "patch_embedding": normal(tiles, patches, 12),
+        "text_embedding": normal(12),
+    }
+    if has_cls:
+        query = normal(tiles, WIDTH) * 3
+        signals |= {"cls_logits": logits, "cls_attention": attention, "cls_query": query}
+    else:
+        attention = torch.softmax(logits, 1)
+        signals |= {"attention_received": attention}
+    signals |= {
+        "shallow_keys": signals["keys"],
+        "shallow_attention": attention,
+        "deep_attention": torch.softmax(logits * 1.5, 1),
+    }
+    return VisualTokens(
+        features=normal(tiles, patches, WIDTH).to(dtype),
+        patch_grid=grid,
+        tile_grid=crops,
+        image_size=size,
+        newline=normal(WIDTH).to(dtype) if newline else None,
+        signals=signals,
+        unpad=unpad,
+        content_seed=seed,
+    )
+
+
+def make(name: str, **options: Any) -> Method:
+    method = create_method(name, **options)
+    assert isinstance(method, Method)
+    return method
+
+
+@st.composite
+def images(draw: st.DrawFn) -> VisualTokens:
+    """Images of all shapes: single tiles, crops, padding on either axis, extreme aspect ratios."""
+    return image(
+        grid=draw(st.sampled_from([(4, 4), (6, 6), (5, 5), (8, 8), (3, 6)])),
+        crops=draw(st.sampled_from([None, (2, 2), (1, 2), (2, 1), (1, 3), (3, 3)])),
+        size=draw(
+            st.tuples(st.integers(30, 900), st.integers(30, 900))
+            | st.sampled_from([(3000, 20), (20, 3000), (336, 336)])
+        ),
+        newline=draw(st.booleans()),
+        has_cls=draw(st.booleans()),
+        unpad=draw(st.sampled_from(["hf", "official", "none"])),
+        seed=draw(st.integers(0, 1000)),
+    )
