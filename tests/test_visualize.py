@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from vtc.errors import VTCError
+from vtc.panels import paint_panel
+from vtc.pictures import load_image, visualize
 from vtc.report import ImageReport, Report
 from vtc.tokens import MergeIndex, VisualTokens, keep_patches
-from vtc.pictures import load_image, paint_panel, visualize
 
 GREEN = (40, 200, 60)
 

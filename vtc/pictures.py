@@ -1,31 +1,23 @@
 """Pictures of what a method kept, merged and dropped, painted over the original image.
 
-Kept patches stay clear, dropped ones are washed out, merged ones are tinted (the fainter the more
-patches share a token). Anyres images get two panels, one for the thumbnail and one for the crops:
-the same picture twice, because both cover all of it. Needs numpy and Pillow only.
+Kept patches stay clear, dropped ones are washed out, merged ones are tinted (the fainter the less
+they count in their token). Anyres images get two panels, one for the thumbnail and one for the
+crops: the same picture twice, because both cover all of it. Needs numpy and Pillow only.
 """
 
 from __future__ import annotations
 
-import functools
 import os
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from vtc.errors import VTCError
-from vtc.functional.anyres import canvas_provenance
+from vtc.panels import INK, WIDTH, Array, cells_of, font, paint_panel, swatch
 from vtc.report import ImageReport, Report
 
-Array = np.ndarray
-
-PAGE, INK, FAINT = (250, 250, 252), (28, 32, 44), (104, 110, 126)
-WASH, OUTSIDE = np.array([26.0, 30.0, 44.0]), np.array([58.0, 61.0, 72.0])
-TINT, GROUP = np.array([255.0, 163.0, 26.0]), np.array([255.0, 112.0, 0.0])
+PAGE, FAINT = (250, 250, 252), (104, 110, 126)
 GAP = 20  # px between panels and around the page
-WIDTH, HEIGHT = 640, 720  # px, the box a panel is fitted into
 ASPECT_TOLERANCE = 0.02
 
 
@@ -62,31 +54,9 @@ def visualize(
     names = ["thumbnail"] if report.tile_grid is None else ["thumbnail", "crops"]
     panels = [paint_panel(picture, report, name, width) for name in names]
     labels = [_label(report, name) for name in names]
-    kinds = [_cells(report, name, picture.size, picture.size).kind for name in names]
+    kinds = [cells_of(report, name, picture.size, picture.size).kind for name in names]
     legend = _legend(report, set(np.concatenate([np.unique(kind) for kind in kinds])))
     return _page(title, _counts(report), panels, labels, legend)
-
-
-def paint_panel(
-    picture: Image.Image, report: ImageReport, name: str = "crops", width: int = WIDTH
-) -> Image.Image:
-    """One bare panel, without texts around it.
-
-    Args:
-        picture: RGB.
-        name: `"thumbnail"` for tile 0 (all there is without crops) or `"crops"`.
-        width: widest panel in pixels; the height is bounded in proportion.
-    """
-    scale = min(width / picture.width, HEIGHT / WIDTH * width / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    large = picture.resize(size, Image.Resampling.LANCZOS)
-    cells = _cells(report, name, size, picture.size)
-    pixels = _wash(np.asarray(large, dtype=float), cells)
-    _edges(pixels, cells)
-    panel = Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
-    if name == "crops":
-        panel = _crop_borders(panel, cells, report)
-    return panel
 
 
 def load_image(image: Image.Image | str | os.PathLike[str] | Array) -> Image.Image:
@@ -115,80 +85,6 @@ def load_image(image: Image.Image | str | os.PathLike[str] | Array) -> Image.Ima
         raise VTCError(f"image: cannot read {image!r}: {error}") from error
 
 
-# -- geometry ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Per-pixel maps of a panel, each `[H, W]`.
-
-    Attributes:
-        share: see `ImageReport.share`; -1 where no token looks.
-        group: token of a merged patch, -1 elsewhere.
-        patch: number of the canvas cell, -1 outside the canvas.
-        tile: tile of the cell, -1 outside the canvas.
-        limits: `(top, left, cells per pixel down, cells per pixel across)` of the picture on the
-            canvas, in cells.
-    """
-
-    share: Array
-    group: Array
-    patch: Array
-    tile: Array
-    limits: tuple[float, float, float, float]
-
-    @property
-    def kind(self) -> Array:
-        """0 no token looks, 1 dropped, 2 merged, 3 kept."""
-        return np.select([self.share < 0, self.group >= 0, self.share > 0], [0, 2, 3], 1)
-
-
-def _cells(
-    report: ImageReport, name: str, size: tuple[int, int], original: tuple[int, int]
-) -> _Cells:
-    """Which cell of the canvas each pixel of a panel of `size` (width, height) lies in."""
-    share, group = report.share.numpy(), report.group.numpy()
-    if name == "thumbnail" or report.tile_grid is None:
-        rows, cols = report.patch_grid
-        patch = np.arange(rows * cols).reshape(rows, cols)
-        tile = np.zeros_like(patch)
-        stretched = report.tile_grid is not None or report.fit == "stretch"
-    else:
-        tile, patch = (x.numpy() for x in canvas_provenance(report.patch_grid, report.tile_grid))
-        rows, cols = tile.shape
-        stretched = report.unpad == "none"
-    top, left, down, across = _placement(rows, cols, original, stretched, crops=name == "crops")
-    width, height = size
-    row = np.floor(top + (np.arange(height) + 0.5) / height * down).astype(int)
-    col = np.floor(left + (np.arange(width) + 0.5) / width * across).astype(int)
-    inside = ((row >= 0) & (row < rows))[:, None] & ((col >= 0) & (col < cols))[None, :]
-    at = (row.clip(0, rows - 1)[:, None], col.clip(0, cols - 1)[None, :])
-    return _Cells(
-        share=np.where(inside, share[tile, patch][at], -1.0),
-        group=np.where(inside, group[tile, patch][at], -1),
-        patch=np.where(inside, np.arange(rows * cols).reshape(rows, cols)[at], -1),
-        tile=np.where(inside, tile[at], -1),
-        limits=(top, left, down / height, across / width),
-    )
-
-
-def _placement(
-    rows: int, cols: int, original: tuple[int, int], stretched: bool, crops: bool
-) -> tuple[float, float, float, float]:
-    """Where the picture lies on a canvas of `rows x cols` cells: `(top, left, height, width)`.
-
-    The crops' canvas holds the whole picture, centred, with padding on two sides. A single tile
-    that was cut out (`ImageReport.fit`) is the other way round: the picture is larger than it.
-    """
-    if stretched:
-        return 0.0, 0.0, float(rows), float(cols)
-    width, height = original
-    fit = min if crops else max
-    cell = fit(rows / height, cols / width)  # cells per pixel of the original
-    down, across = height * cell, width * cell
-    return (rows - down) / 2, (cols - across) / 2, down, across
-
-
 def _check_shape(picture: Image.Image, report: ImageReport) -> None:
     if report.image_size is None:
         return
@@ -203,80 +99,7 @@ def _check_shape(picture: Image.Image, report: ImageReport) -> None:
         )
 
 
-# -- paint -------------------------------------------------------------------------------------
-
-
-def _wash(pixels: Array, cells: _Cells) -> Array:
-    """`[H, W, 3]` floats: clear, tinted, washed out or hatched."""
-    share = cells.share[..., None]
-    grey = pixels @ np.array([0.299, 0.587, 0.114])
-    washed = WASH + 0.34 * grey[..., None]
-    merged = (cells.group >= 0)[..., None]
-    clear = np.where(merged, np.sqrt(share.clip(min=0)), share.clip(min=0))
-    out = washed + clear.clip(max=1) ** 0.7 * (pixels - washed)
-    tint = np.where(merged, 0.10 + 0.26 * clear, 0.0)
-    out = out + tint * (TINT - out)
-    diagonal = np.add.outer(*(np.arange(n) for n in cells.share.shape))
-    hatch = np.where(diagonal % 9 < 2, 1.22, 1.0)[..., None]
-    outside = (OUTSIDE + 0.10 * grey[..., None]) * hatch
-    return np.where(share < 0, outside, out)
-
-
-def _edges(pixels: Array, cells: _Cells) -> None:
-    """Lines, in place: around kept regions, around merged tokens, and a faint grid of patches."""
-    kind = cells.kind
-    for axis in (0, 1):
-        one = tuple(slice(None, -1) if a == axis else slice(None) for a in (0, 1))
-        two = tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))
-        border = cells.patch[one] != cells.patch[two]
-        kept = border & ((kind[one] == 3) != (kind[two] == 3))
-        group = border & ~kept & (cells.group[one] != cells.group[two])
-        grid = border & ~kept & ~group & (kind[one] % 2 == 1)
-        for mask, colour, strength in (
-            (grid, WASH, 0.16),
-            (group, GROUP, 0.8),
-            (kept, np.array([255.0, 255.0, 255.0]), 0.8),
-        ):
-            target = pixels[two]
-            target[mask] += strength * (colour - target[mask])
-
-
-def _crop_borders(panel: Image.Image, cells: _Cells, report: ImageReport) -> Image.Image:
-    """Lines between crops, and each crop's retention in its corner."""
-    assert report.tile_grid is not None
-    draw = ImageDraw.Draw(panel)
-    width, height = panel.size
-    top, left, down, across = cells.limits
-    (rows, cols), (crop_rows, crop_cols) = report.patch_grid, report.tile_grid
-    ys = [(rows * i - top) / down for i in range(crop_rows + 1)]
-    xs = [(cols * i - left) / across for i in range(crop_cols + 1)]
-    for spread, colour in ((2, INK), (0, (64, 196, 255))):
-        for y in ys[1:-1]:
-            draw.rectangle((0, round(y) - 1 - spread // 2, width, round(y) + spread // 2), colour)
-        for x in xs[1:-1]:
-            draw.rectangle((round(x) - 1 - spread // 2, 0, round(x) + spread // 2, height), colour)
-    text_size = min(15, max(11, round(width / 28)))
-    font = _font(text_size)
-    for tile in range(1, report.num_tiles):
-        after, before = report.per_tile[tile]
-        seen = (cells.tile == tile) & (cells.share >= 0)
-        if not seen.any():
-            continue
-        y, x = int(seen.any(1).argmax()), int(seen.any(0).argmax())
-        text = f"{after / before:.0%}" if before else "-"
-        wide = draw.textlength(text, font=font)
-        box = (x + 6, y + 6, x + 18 + wide, y + 13 + text_size)
-        draw.rounded_rectangle(box, 6, INK, (64, 196, 255))
-        draw.text((x + 12, (box[1] + box[3]) / 2), text, (255, 255, 255), font=font, anchor="lm")
-    return panel
-
-
 # -- texts and page ----------------------------------------------------------------------------
-
-
-@functools.cache
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size)
 
 
 def _title(report: Report) -> str:
@@ -313,7 +136,7 @@ def _legend(report: ImageReport, kinds: set[int]) -> list[tuple[str, str]]:
     """`(swatch, text)` of what the panels show."""
     texts = {
         3: ("kept", "kept"),
-        2: ("merged", "merged: fainter where more patches share a token"),
+        2: ("merged", "merged: fainter the less a patch counts in its token"),
         1: ("dropped", "dropped"),
         0: ("outside", "no token looks here"),
     }
@@ -321,23 +144,6 @@ def _legend(report: ImageReport, kinds: set[int]) -> list[tuple[str, str]]:
     if report.tile_grid is not None:
         entries.append(("border", "border of a crop, with its retention"))
     return entries
-
-
-def _swatch(kind: str) -> Image.Image:
-    """A sample of a kind of area: a gradient painted as the panels are."""
-    wide, tall = 34, 20
-    ramp = np.linspace(0.75, 1.0, wide)[None, :, None] * np.array([150.0, 205.0, 130.0])
-    pixels = np.broadcast_to(ramp, (tall, wide, 3)).copy()
-    share = {"kept": 1.0, "merged": 0.25, "dropped": 0.0, "outside": -1.0}.get(kind, 0.0)
-    flat = np.full((tall, wide), 0)
-    group = flat if kind == "merged" else flat - 1
-    cells = _Cells(flat + share, group, flat, flat, (0.0, 0.0, 1.0, 1.0))
-    swatch = Image.fromarray(_wash(pixels, cells).clip(0, 255).astype(np.uint8))
-    if kind == "border":
-        draw = ImageDraw.Draw(swatch)
-        draw.rectangle((0, 8, wide, 11), INK)
-        draw.rectangle((0, 9, wide, 10), (64, 196, 255))
-    return swatch
 
 
 def _page(
@@ -353,9 +159,9 @@ def _page(
     across = max(p.width for p in panels)
     if not stacked:
         across = sum(p.width for p in panels) + GAP * (len(panels) - 1)
-    across = max(across, int(_font(24).getlength(title)), int(_font(17).getlength(counts)), 420)
+    across = max(across, int(font(24).getlength(title)), int(font(17).getlength(counts)), 420)
     lines = _flow(
-        [(kind, text, 34 + 10 + int(_font(15).getlength(text))) for kind, text in legend], across
+        [(kind, text, 34 + 10 + int(font(15).getlength(text))) for kind, text in legend], across
     )
     down = (
         sum(p.height + label_height + GAP for p in panels) - GAP
@@ -366,11 +172,11 @@ def _page(
     height = GAP + header + down + 14 + legend_line * len(lines) + GAP - 6
     page = Image.new("RGB", (across + 2 * GAP, height), PAGE)
     draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP + 12), title, INK, font=_font(24), anchor="lm")
-    draw.text((GAP, GAP + 44), counts, FAINT, font=_font(17), anchor="lm")
+    draw.text((GAP, GAP + 12), title, INK, font=font(24), anchor="lm")
+    draw.text((GAP, GAP + 44), counts, FAINT, font=font(17), anchor="lm")
     x, y = GAP, GAP + header
     for panel, label in zip(panels, labels, strict=True):
-        draw.text((x, y + 10), label, INK, font=_font(16), anchor="lm")
+        draw.text((x, y + 10), label, INK, font=font(16), anchor="lm")
         page.paste(panel, (x, y + label_height))
         if stacked:
             y += panel.height + label_height + GAP
@@ -379,8 +185,8 @@ def _page(
     y = GAP + header + down + 14
     for line in lines:
         for offset, kind, text in line:
-            page.paste(_swatch(kind), (GAP + offset, y + 4))
-            draw.text((GAP + offset + 44, y + 14), text, FAINT, font=_font(15), anchor="lm")
+            page.paste(swatch(kind), (GAP + offset, y + 4))
+            draw.text((GAP + offset + 44, y + 14), text, FAINT, font=font(15), anchor="lm")
         y += legend_line
     return page
 

@@ -165,8 +165,8 @@ class ImageReport:
     def share(self) -> Tensor:
         """Float `[T, N]`: how much of a token each source patch owns.
 
-        1 for a patch that has a token to itself, 1/k for one of k sources of a merged token (summed
-        over the tokens it is part of, at most 1), 0 for a dropped patch, -1 for padding.
+        1 for a patch that has a token to itself; for a merged one its part of the token's weights,
+        summed over the tokens it is in, at most 1; 0 for a dropped patch; -1 for padding.
         """
         tiles, patches = self.num_tiles, self.patch_grid[0] * self.patch_grid[1]
         share = torch.zeros(tiles * patches)
@@ -174,9 +174,7 @@ class ImageReport:
             real = self.patch.cpu() >= 0
             share[self.tile.cpu()[real] * patches + self.patch.cpu()[real]] = 1.0
         else:
-            output, source = self.merged.output.cpu(), self.merged.source.cpu()
-            size = torch.bincount(output, minlength=self.merged.num_outputs)
-            share.index_add_(0, source, 1.0 / size[output].float())
+            share.index_add_(0, self.merged.source.cpu(), self._parts)
         share = share.clamp(max=1.0).reshape(tiles, patches)
         inside = torch.zeros(tiles, patches, dtype=torch.bool)
         real = self.layout.is_patch
@@ -190,13 +188,20 @@ class ImageReport:
         group = torch.full((tiles * patches,), -1)
         if self.merged is not None:
             output, source = self.merged.output.cpu(), self.merged.source.cpu()
-            size = torch.bincount(output, minlength=self.merged.num_outputs)
-            # written last wins: the smallest token, where the patch has its largest part
-            order = torch.argsort(size[output], descending=True, stable=True)
-            order = order[size[output[order]] > 1]
-            for start in order.tolist():
-                group[source[start]] = output[start]
+            several = torch.bincount(output, minlength=self.merged.num_outputs)[output] > 1
+            # ascending, so that the entry with the largest part is written last
+            for entry in torch.argsort(self._parts, stable=True).tolist():
+                if several[entry]:
+                    group[source[entry]] = output[entry]
         return group.reshape(tiles, patches)
+
+    @cached_property
+    def _parts(self) -> Tensor:
+        """Float `[K]`: weight of each merge entry over the sum of its token's weights."""
+        assert self.merged is not None
+        output, weight = self.merged.output.cpu(), self.merged.weight.cpu().float().abs()
+        total = torch.zeros(self.merged.num_outputs).index_add_(0, output, weight)
+        return weight / total[output].clamp(min=torch.finfo(torch.float32).tiny)
 
     # -- plain values ------------------------------------------------------------------------
 

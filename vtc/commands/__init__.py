@@ -1,0 +1,1 @@
+"""Sub-commands of `vtc`, one a file, each with `add(subparsers)`."""

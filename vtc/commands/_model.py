@@ -1,0 +1,125 @@
+"""Models, processors and prompts for the commands; every expected failure is one `VTCError`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vtc.errors import VTCError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on its device, with its processor."""
+
+    name: str
+    model: Any
+    processor: Any
+    device: Any
+
+    def inputs(self, images: Sequence[Image.Image], text: str) -> Any:
+        """What `model.generate` takes: one prompt with all `images`, on the device."""
+        inputs = self.processor(
+            images=list(images), text=self.prompt(text, len(images)), return_tensors="pt"
+        ).to(self.device)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        return inputs
+
+    def prompt(self, text: str, images: int) -> str:
+        """`text` in the model's chat template.
+
+        A text that already holds the image token is taken as a finished prompt; without a chat
+        template the image tokens stand in front.
+        """
+        token = getattr(self.processor, "image_token", "<image>")
+        if token in text:
+            return text
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+            return self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        return f"{token}\n" * images + text
+
+    def decode(self, output: Any, inputs: Any) -> str:
+        """The answer in what `generate` returned."""
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+
+def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:
+    """Load a hub id, a local folder, or `"reference"`.
+
+    Args:
+        device: a torch device; by default the first GPU if there is one.
+        dtype: one of `DTYPES`; `"auto"` is the checkpoint's own on a GPU and float32 on a CPU.
+
+    Raises:
+        VTCError: no such model, no network, no such device, or a package is missing.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    place = _device(device)
+    kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
+    if dtype == "auto" and place.type == "cpu":
+        kind = torch.float32  # half precision is slow on most CPUs
+    if name == "reference":
+        model, processor = _reference(None if kind == "auto" else kind)
+    else:
+        if Path(name).expanduser().is_dir():
+            name = str(Path(name).expanduser())
+        elif name.count("/") > 1 or name.startswith((".", "/", "~")):
+            raise VTCError(f"model: {name!r} is no folder; give a hub id, a folder or 'reference'")
+        model, processor = _pretrained(name, kind)
+    return Loaded(name, model.to(place).eval(), processor, place)
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise VTCError(f"device: cannot use {name!r}: {_first_line(error)}") from error
+    if device.type == "meta":
+        raise VTCError("device: cannot use 'meta', which holds no numbers")
+    return device
+
+
+def _reference(dtype: Any) -> tuple[Any, Any]:
+    from vtc.eval.reference import checkpoint_path, load_reference
+
+    if not (checkpoint_path() / "config.json").is_file():
+        raise VTCError(f"model: the reference checkpoint is missing from {checkpoint_path()}")
+    return load_reference(dtype)
+
+
+def _pretrained(name: str, dtype: Any) -> tuple[Any, Any]:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(name)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+    except ImportError as error:
+        raise VTCError(f"model: {name!r} needs a package: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise VTCError(f"model: cannot load {name!r}: {_first_line(error)}") from error
+    return model, processor
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,77 @@
+"""`vtc show`: a picture of the tokens that a method keeps."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vtc.commands._console import print_json, stdout
+from vtc.commands._model import load
+from vtc.commands.run import add_model_arguments
+from vtc.config import CompressionConfig, add_arguments
+from vtc.errors import VTCError
+from vtc.pictures import load_image, visualize
+
+
+def add(commands: Any) -> None:
+    """Add the sub-command."""
+    parser = commands.add_parser(
+        "show",
+        help="paint the tokens that a method keeps over the image",
+        description="Run one prefill and paint kept, merged and dropped patches over the image.",
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--image", required=True, metavar="FILE")
+    parser.add_argument(
+        "--prompt",
+        default="what is in the image?",
+        help="the question, read by text-guided methods",
+    )
+    parser.add_argument("--output", default="kept.png", metavar="FILE", help="default: kept.png")
+    parser.add_argument("--report", metavar="FILE", help="also save the report as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_arguments(parser, prefix="")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prefill, paint, save."""
+    import torch
+
+    import vtc
+
+    config = CompressionConfig.from_sources(file=args.config, args=args)
+    method = config.create()
+    picture = load_image(args.image)
+    _check_suffix(args.output)
+    loaded = load(args.model, args.device, args.dtype)
+    inputs = loaded.inputs([picture], args.prompt)
+    with (
+        vtc.compress(
+            loaded.model, method, processor=loaded.processor, positions=config.positions
+        ) as handle,
+        torch.inference_mode(),
+    ):
+        loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    report = handle.reports[-1]
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    visualize(picture, report).save(args.output)
+    if args.report:
+        report.save_json(args.report)
+    if args.json:
+        print_json({"output": str(args.output), "report": report.to_dict()})
+    else:
+        console = stdout()
+        console.print(report.table())
+        console.print(f"picture: {args.output}", markup=False)
+
+
+def _check_suffix(path: str) -> None:
+    """Refuse a file type before the model is loaded."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    suffix = Path(path).suffix.lower()
+    if known.get(suffix) not in Image.SAVE:
+        raise VTCError(f"output: got {path!r}, allowed are image files such as kept.png")

@@ -1,0 +1,228 @@
+"""One panel of a kept-token picture: which patch each pixel lies in, and how it is painted.
+
+The picture keeps its own shape. Patches are laid over it where the model saw it: the thumbnail is
+the whole picture squashed to a square; the crops are cut from a resized, centre-padded copy, so
+that their canvas reaches over two edges of the picture; a single tile may be cut from its middle.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vtc.functional.anyres import canvas_provenance
+from vtc.report import ImageReport
+
+Array = np.ndarray
+
+INK, CROP = (28, 32, 44), (64, 196, 255)
+WASH, OUTSIDE = np.array([26.0, 30.0, 44.0]), np.array([58.0, 61.0, 72.0])
+TINT, GROUP = np.array([255.0, 163.0, 26.0]), np.array([255.0, 112.0, 0.0])
+WHITE = np.array([255.0, 255.0, 255.0])
+WIDTH, HEIGHT = 640, 720  # px, the box a panel is fitted into
+
+
+@functools.cache
+def font(size: int) -> Any:
+    """Pillow's own typeface."""
+    return ImageFont.load_default(size)
+
+
+def paint_panel(
+    picture: Image.Image,
+    report: ImageReport,
+    name: str = "crops",
+    width: int = WIDTH,
+    labels: bool = True,
+) -> Image.Image:
+    """One bare panel, without texts around it.
+
+    Args:
+        picture: RGB.
+        name: `"thumbnail"` for tile 0 (all there is without crops) or `"crops"`.
+        width: widest panel in pixels; the height is bounded in proportion.
+        labels: write each crop's retention into its corner.
+    """
+    scale = min(width / picture.width, HEIGHT / WIDTH * width / picture.height)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    large = picture.resize(size, Image.Resampling.LANCZOS)
+    cells = cells_of(report, name, size, picture.size)
+    pixels = _wash(np.asarray(large, dtype=float), cells)
+    _edges(pixels, cells)
+    panel = Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
+    if name == "crops":
+        _crop_borders(panel, cells, report)
+        if labels:
+            _crop_labels(panel, cells, report)
+    return panel
+
+
+# -- geometry ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Per-pixel maps of a panel, each `[H, W]`.
+
+    Attributes:
+        share: see `ImageReport.share`; -1 where no token looks.
+        group: token of a merged patch, -1 elsewhere.
+        patch: number of the canvas cell, -1 outside the canvas.
+        tile: tile of the cell, -1 outside the canvas.
+        limits: `(top, left, cells per pixel down, cells per pixel across)` of the picture on the
+            canvas, in cells.
+    """
+
+    share: Array
+    group: Array
+    patch: Array
+    tile: Array
+    limits: tuple[float, float, float, float]
+
+    @property
+    def kind(self) -> Array:
+        """0 no token looks, 1 dropped, 2 merged, 3 kept."""
+        return np.select([self.share < 0, self.group >= 0, self.share > 0], [0, 2, 3], 1)
+
+
+def cells_of(
+    report: ImageReport, name: str, size: tuple[int, int], original: tuple[int, int]
+) -> Cells:
+    """Which cell of the canvas each pixel of a panel of `size` (width, height) lies in."""
+    share, group = report.share.numpy(), report.group.numpy()
+    if name == "thumbnail" or report.tile_grid is None:
+        rows, cols = report.patch_grid
+        patch = np.arange(rows * cols).reshape(rows, cols)
+        tile = np.zeros_like(patch)
+        stretched = report.tile_grid is not None or report.fit == "stretch"
+    else:
+        tile, patch = (x.numpy() for x in canvas_provenance(report.patch_grid, report.tile_grid))
+        rows, cols = tile.shape
+        stretched = report.unpad == "none"
+    top, left, down, across = _placement(rows, cols, original, stretched, crops=name == "crops")
+    width, height = size
+    row = np.floor(top + (np.arange(height) + 0.5) / height * down).astype(int)
+    col = np.floor(left + (np.arange(width) + 0.5) / width * across).astype(int)
+    inside = ((row >= 0) & (row < rows))[:, None] & ((col >= 0) & (col < cols))[None, :]
+    at = (row.clip(0, rows - 1)[:, None], col.clip(0, cols - 1)[None, :])
+    return Cells(
+        share=np.where(inside, share[tile, patch][at], -1.0),
+        group=np.where(inside, group[tile, patch][at], -1),
+        patch=np.where(inside, np.arange(rows * cols).reshape(rows, cols)[at], -1),
+        tile=np.where(inside, tile[at], -1),
+        limits=(top, left, down / height, across / width),
+    )
+
+
+def _placement(
+    rows: int, cols: int, original: tuple[int, int], stretched: bool, crops: bool
+) -> tuple[float, float, float, float]:
+    """Where the picture lies on a canvas of `rows x cols` cells: `(top, left, height, width)`.
+
+    The crops' canvas holds the whole picture, centred, with padding on two sides. A single tile
+    that was cut out (`ImageReport.fit`) is the other way round: the picture is larger than it.
+    """
+    if stretched:
+        return 0.0, 0.0, float(rows), float(cols)
+    width, height = original
+    fit = min if crops else max
+    cell = fit(rows / height, cols / width)  # cells per pixel of the original
+    down, across = height * cell, width * cell
+    return (rows - down) / 2, (cols - across) / 2, down, across
+
+
+# -- paint -------------------------------------------------------------------------------------
+
+
+def _wash(pixels: Array, cells: Cells) -> Array:
+    """`[H, W, 3]` floats: clear, tinted, washed out or hatched."""
+    share = cells.share[..., None]
+    grey = pixels @ np.array([0.299, 0.587, 0.114])
+    washed = WASH + 0.34 * grey[..., None]
+    merged = (cells.group >= 0)[..., None]
+    clear = np.where(merged, np.sqrt(share.clip(min=0)), share.clip(min=0))
+    out = washed + clear.clip(max=1) ** 0.7 * (pixels - washed)
+    tint = np.where(merged, 0.10 + 0.26 * clear, 0.0)
+    out = out + tint * (TINT - out)
+    diagonal = np.add.outer(*(np.arange(n) for n in cells.share.shape))
+    hatch = np.where(diagonal % 9 < 2, 1.22, 1.0)[..., None]
+    outside = (OUTSIDE + 0.10 * grey[..., None]) * hatch
+    return np.where(share < 0, outside, out)
+
+
+def _edges(pixels: Array, cells: Cells) -> None:
+    """Lines, in place: around kept regions, around merged tokens, and a faint grid of patches."""
+    kind = cells.kind
+    for axis in (0, 1):
+        one = tuple(slice(None, -1) if a == axis else slice(None) for a in (0, 1))
+        two = tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))
+        border = cells.patch[one] != cells.patch[two]
+        kept = border & ((kind[one] == 3) != (kind[two] == 3))
+        group = border & ~kept & (cells.group[one] != cells.group[two])
+        grid = border & ~kept & ~group & (kind[one] % 2 == 1)
+        share = np.maximum(cells.share[one], cells.share[two]).clip(min=0)
+        strong = 0.8 * np.minimum(1.0, 2 * np.sqrt(share))
+        for mask, colour, strength in (
+            (grid, WASH, np.full_like(share, 0.16)),
+            (group, GROUP, strong),
+            (kept, WHITE, np.full_like(share, 0.8)),
+        ):
+            target = pixels[two]
+            target[mask] += strength[mask][:, None] * (colour - target[mask])
+
+
+def _crop_borders(panel: Image.Image, cells: Cells, report: ImageReport) -> None:
+    """Lines between crops."""
+    assert report.tile_grid is not None
+    draw = ImageDraw.Draw(panel)
+    width, height = panel.size
+    top, left, down, across = cells.limits
+    (rows, cols), (crop_rows, crop_cols) = report.patch_grid, report.tile_grid
+    ys = [(rows * i - top) / down for i in range(crop_rows + 1)]
+    xs = [(cols * i - left) / across for i in range(crop_cols + 1)]
+    for spread, colour in ((2, INK), (0, CROP)):
+        for y in ys[1:-1]:
+            draw.rectangle((0, round(y) - 1 - spread // 2, width, round(y) + spread // 2), colour)
+        for x in xs[1:-1]:
+            draw.rectangle((round(x) - 1 - spread // 2, 0, round(x) + spread // 2, height), colour)
+
+
+def _crop_labels(panel: Image.Image, cells: Cells, report: ImageReport) -> None:
+    """Each crop's retention, in the corner of what is seen of it."""
+    draw = ImageDraw.Draw(panel)
+    size = min(15, max(11, round(panel.width / 28)))
+    typeface = font(size)
+    for tile in range(1, report.num_tiles):
+        after, before = report.per_tile[tile]
+        seen = (cells.tile == tile) & (cells.share >= 0)
+        if not seen.any():
+            continue
+        y, x = int(seen.any(1).argmax()), int(seen.any(0).argmax())
+        text = f"{after / before:.0%}" if before else "-"
+        wide = draw.textlength(text, font=typeface)
+        box = (x + 6, y + 6, x + 18 + wide, y + 13 + size)
+        draw.rounded_rectangle(box, 6, INK, CROP)
+        draw.text(
+            (x + 12, (box[1] + box[3]) / 2), text, (255, 255, 255), font=typeface, anchor="lm"
+        )
+
+
+def swatch(kind: str) -> Image.Image:
+    """A sample of a kind of area: a gradient painted as the panels are."""
+    wide, tall = 34, 20
+    ramp = np.linspace(0.75, 1.0, wide)[None, :, None] * np.array([150.0, 205.0, 130.0])
+    pixels = np.broadcast_to(ramp, (tall, wide, 3)).copy()
+    share = {"kept": 1.0, "merged": 0.25, "dropped": 0.0, "outside": -1.0}.get(kind, 0.0)
+    flat = np.full((tall, wide), 0)
+    group = flat if kind == "merged" else flat - 1
+    cells = Cells(flat + share, group, flat, flat, (0.0, 0.0, 1.0, 1.0))
+    swatch = Image.fromarray(_wash(pixels, cells).clip(0, 255).astype(np.uint8))
+    if kind == "border":
+        draw = ImageDraw.Draw(swatch)
+        draw.rectangle((0, 8, wide, 11), INK)
+        draw.rectangle((0, 9, wide, 10), CROP)
+    return swatch
