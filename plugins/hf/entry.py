@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from contextvars import ContextVar
 from dataclasses import replace
+from types import MethodType
 from typing import Any
 
 import torch
@@ -49,14 +50,14 @@ def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """`model.generate` under compression; returns sequences that start with the user's own prompt."""
     patch = model._vtc
-    original = patch.own_generate or type(model).generate
-    kwargs = _by_name(original, (model, *args), kwargs)
-    kwargs.pop("self", None)
+    original = patch.own_generate or MethodType(type(model).generate, model)
+    kwargs = _by_name(type(model).generate, (model, *args), kwargs)
+    del kwargs["self"]
     if kwargs.get("inputs") is not None and kwargs.get("input_ids") is None:
         kwargs["input_ids"] = kwargs.pop("inputs")
     past = getattr(kwargs.get("past_key_values"), "_vtc_compaction", None)
     if not _has_pixels(patch, kwargs) and past is None:
-        return original(model, **kwargs)
+        return original(**kwargs)
 
     prompt = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else None
     with torch.no_grad():
@@ -65,7 +66,7 @@ def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         _shift_lengths(model, short, dropped)
     token = _GAPS.set(compaction is not None and patch.positions == "original")
     try:
-        out = original(model, **short)
+        out = original(**short)
     finally:
         _GAPS.reset(token)
     if compaction is None:
@@ -236,15 +237,15 @@ def _report(patch: Any, encoded: Encoded, runs: list[Tensor], length: int) -> No
 
 def _shift_lengths(model: nn.Module, kwargs: dict[str, Any], dropped: int) -> None:
     """`max_length` and `min_length` count the prompt: count the short one."""
-    config = kwargs.get("generation_config") or model.generation_config
+    configs = [kwargs.get("generation_config"), model.generation_config]
+
+    def setting(name: str) -> Any:
+        values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+        return next((value for value in values if value is not None), None)
+
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if kwargs.get(new) is not None or getattr(config, new, None) is not None:
-            continue
-        value = kwargs.get(total)
-        if value is None:
-            value = getattr(config, total, None)
-        if value:
-            kwargs[total] = max(value - dropped, 0)
+        if setting(total) and setting(new) is None:
+            kwargs[total] = max(setting(total) - dropped, 0)
 
 
 def _with_prompt(out: Any, prompt: Tensor | None, short: int) -> Any:
