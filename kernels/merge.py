@@ -19,8 +19,8 @@ def weighted_merge(
         num_outputs: M; a row without entries is zero.
 
     Returns:
-        `[M, ...]` in the dtype of `values` (float32 for whole numbers). On a GPU the order of the additions is free, so that
-        the last bits of rows with many entries may vary.
+        `[M, ...]` in the dtype of `values` (float32 for whole numbers). On a GPU the order of the
+        additions is free, so that the last bits of rows with many entries may vary.
 
     Bytes: reads `K` rows of `values`, writes `M`.
     """

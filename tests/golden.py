@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from vtc.kernels.cls_attention import cls_attention
-from vtc.kernels.segmented_topk import segmented_topk
 
 from vtc import VisualTokens, create_method
 from vtc.functional import globalcom2 as gc2
 from vtc.functional import recoverable as rc
 from vtc.functional import sampling
 from vtc.functional import token_correlation as tcc
+from vtc.kernels.cls_attention import cls_attention
+from vtc.kernels.segmented_topk import segmented_topk
 
 
 class Mismatch(Exception):
@@ -187,7 +187,7 @@ def gc2_steps(tokens: VisualTokens, method: Any) -> dict[str, Tensor]:
 
 def gc2_full(case: Case) -> None:
     images = len(case.info["tiles"])
-    known_bug = "known_official_bug_batch" in case.info.get("flags", ())
+    known_bug = "KNOWN_BUG" in case.name
     for index in range(images):
         tokens, method = gc2_image(case, index)
         out = method.compress(tokens)
@@ -199,6 +199,11 @@ def gc2_full(case: Case) -> None:
             if not case.differs(f"{prefix}out_tokens", out.features):
                 raise Mismatch(f"{prefix}out_tokens: reproduces the official batch defect")
             continue
+        if tokens.tile_grid is not None:
+            top, bottom, left, right = method.region(tokens)
+            want = case.info.get(f"{prefix}unpadded_grid_wh")
+            for axis, got in enumerate((right - left, bottom - top)):
+                case.expect_value(f"{prefix}unpadded_grid_wh[{axis}]", got, want and want[axis])
         for name, value in gc2_steps(tokens, method).items():
             tolerance = {"crop_ratios": (1e-12, 0.0), "global_scores_split": (1e-6, 1e-5)}
             atol, rtol = tolerance.get(name, (0.0, 0.0))

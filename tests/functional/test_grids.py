@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from vtc.kernels.adaptive_pool import pool_bounds
 
 from vtc import VTCError
 from vtc.functional.anyres import pack_layout, valid_region
 from vtc.functional.grids import even_grid, pooled_axis, valid_rectangles
+from vtc.kernels.adaptive_pool import pool_bounds
 
 
 @given(st.data(), st.integers(1, 30), st.integers(1, 30))

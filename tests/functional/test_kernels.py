@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+
 from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.kernels.merge import weighted_merge
 from vtc.kernels.neighbour_count import neighbour_count
 from vtc.kernels.segmented_topk import segmented_topk
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 40), st.booleans())
 def test_topk_is_a_stable_sort_of_every_row(seed, rows, size, infinite):
     generator = torch.Generator().manual_seed(seed)

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from vtc.kernels.lof import local_outlier_factor
 
 from vtc.functional.recoverable import outliers, share
+from vtc.kernels.lof import local_outlier_factor
 
 sklearn = pytest.importorskip("sklearn.neighbors")
 
@@ -18,7 +18,6 @@ def reference(values: np.ndarray, k: int) -> np.ndarray:
     return model.negative_outlier_factor_
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10**6), st.integers(2, 300), st.integers(1, 30), st.sampled_from("aenu"))
 def test_matches_scikit_learn(seed, size, k, kind):
     rng = np.random.default_rng(seed)
@@ -42,7 +41,6 @@ def test_matches_scikit_learn_with_duplicates(k, copies):
     np.testing.assert_allclose(got, reference(values, k), rtol=1e-3)
 
 
-@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 60), min_size=1, max_size=5))
 def test_masked_rows_of_a_batch_are_what_they_are_alone(seed, sizes):
     generator = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vtc.functional import globalcom2 as gc2
@@ -65,7 +65,6 @@ def test_extents_of_crops_count_each_axis_by_itself():
     ]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 50))
 def test_fence_is_that_of_numpy_over_valid_patches(seed, size):
     generator = torch.Generator().manual_seed(seed)

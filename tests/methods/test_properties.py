@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.methods.images import METHODS, image, images, make
@@ -38,7 +38,6 @@ def check(tokens: VisualTokens, out: CompressedTokens) -> None:
 
 
 @pytest.mark.parametrize("name", EXACT)
-@settings(deadline=None, max_examples=40)
 @given(data=st.data(), tokens=images())
 def test_an_absolute_budget_is_met_exactly(name, data, tokens):
     wanted = data.draw(st.integers(1, tokens.num_patches))
@@ -48,7 +47,6 @@ def test_an_absolute_budget_is_met_exactly(name, data, tokens):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(deadline=None, max_examples=40)
 @given(tokens=images(), retention=st.floats(0.001, 1))
 def test_a_retention_keeps_that_share(name, tokens, retention):
     out = make(name, retention=retention).compress(tokens)
@@ -64,7 +62,6 @@ def test_a_retention_keeps_that_share(name, tokens, retention):
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "globalcom2"])
-@settings(deadline=None, max_examples=15)
 @given(tokens=images())
 def test_tokens_stand_in_the_packed_order(name, tokens):
     out = make(name, retention=0.4).compress(tokens)
@@ -74,7 +71,6 @@ def test_tokens_stand_in_the_packed_order(name, tokens):
 
 
 @pytest.mark.parametrize("name", ["random", "uniform", "pool", "token_correlation", "recoverable"])
-@settings(deadline=None, max_examples=10)
 @given(tokens=images())
 def test_separators_all_stay(name, tokens):
     out = make(name, retention=0.2).compress(tokens)

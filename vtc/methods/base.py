@@ -58,7 +58,7 @@ class Method:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "compress" in cls.__dict__:
-            setattr(cls, "compress", _guarded(cls.__dict__["compress"]))
+            cls.compress = _guarded(cls.__dict__["compress"])  # type: ignore[assignment,method-assign]
 
     def __post_init__(self) -> None:
         if self.retention is not None and self.tokens is not None:
@@ -96,8 +96,8 @@ class Method:
             missing = [n for n in names.values() if n.startswith("cls_")]
             if missing:
                 raise VTCError(
-                    f"method: {self.name!r} needs {', '.join(missing)}, but this vision tower has no "
-                    "CLS token; 'globalcom2' and 'token_correlation' work without"
+                    f"method: {self.name!r} needs {', '.join(missing)}, but this vision tower "
+                    "has no CLS token; 'globalcom2' and 'token_correlation' work without"
                 )
         return {name: SignalRequest(name) for name in dict.fromkeys(names.values())}
 
@@ -138,7 +138,8 @@ class Method:
                 raise VTCError("tokens: one number per image needs for_image() first")
             if self.tokens > tokens.num_patches:
                 raise VTCError(
-                    f"tokens: got {self.tokens}, but the image has {tokens.num_patches} patch tokens"
+                    f"tokens: got {self.tokens}, but the image has {tokens.num_patches} patch "
+                    "tokens"
                 )
             return self.tokens
         # 1e-9: 0.29 * 100 is 28.999999999999996 in floating point and means 29

@@ -77,7 +77,6 @@ class TokenCorrelation(Method):
     paper: ClassVar[str] = "arXiv 2407.14439"
     signals: ClassVar[tuple[str, ...]] = ("keys", "cls_attention")
     adaptive: ClassVar[bool] = True
-    draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +86,11 @@ class TokenCorrelation(Method):
         _fields.layer("shallow_layer", self.shallow_layer)
         _fields.layer("deep_layer", self.deep_layer)
         _fields.whole("seed", self.seed, 0)
+
+    @property
+    def draws(self) -> bool:  # type: ignore[override]
+        """Whether the image's content seed is read."""
+        return self.sample
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         attention = "cls_attention" if has_cls else self.without_cls["cls_attention"]
