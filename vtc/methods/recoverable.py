@@ -71,7 +71,7 @@ class Recoverable(Method):
         text_source: "question". Text that guides: the last user turn, or "official": the prompt's
             first line, which never holds the question [code]. Read by the model side.
         text_encoder: None. Where the text tower comes from when the model has none: a hub id, a
-            folder or a callable. Read by the model side.
+            folder or a pair of callables `(embed, project)`. Read by the model side.
         question: None. The text itself, instead of one found in the prompt. Read by the model side.
         layer: -1. Encoder layer of query and keys [code: index 23, the last of CLIP-L].
     """
