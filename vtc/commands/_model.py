@@ -110,14 +110,35 @@ def _reference(dtype: Any) -> tuple[Any, Any]:
 def _pretrained(name: str, dtype: Any) -> tuple[Any, Any]:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    # Asked once here, because loading would ask again and again for minutes
+    offline = not Path(name).is_dir() and not _hub_answers()
     try:
-        processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(name, local_files_only=offline)
+        model = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, local_files_only=offline
+        )
     except ImportError as error:
         raise VTCError(f"model: {name!r} needs a package: {_first_line(error)}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise VTCError(f"model: cannot load {name!r}: {_first_line(error)}") from error
+        reason = _first_line(error)
+        if offline and isinstance(error, OSError):
+            reason = "the hub cannot be reached, and the local cache does not hold all of it"
+        raise VTCError(f"model: cannot load {name!r}: {reason}") from error
     return model, processor
+
+
+def _hub_answers() -> bool:
+    """Whether the model hub can be reached, proxies and mirrors as set for `huggingface_hub`."""
+    import huggingface_hub
+
+    huggingface_hub.utils.logging.set_verbosity_error()
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP library raises
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,216 @@
+"""The `vtc` command through `main(argv)`: exit status, JSON, and errors of one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vtc.eval.reference as reference
+from vtc.cli import main
+from vtc.commands import _model
+from vtc.commands.methods import describe
+from vtc.registry import list_methods
+from vtc.report import Report
+
+QUESTION = "how many circles are there ?"
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return reference.load_reference()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, loaded):
+    """Load the reference model once; keep the settings of the machine out of it."""
+    monkeypatch.setattr(reference, "load_reference", lambda dtype=None: loaded)
+    for name in ("METHOD", "RETENTION", "TOKENS", "POSITIONS", "OPTIONS"):
+        monkeypatch.delenv(f"VTC_{name}", raising=False)
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for index, (width, height) in enumerate([(128, 128), (200, 90)]):
+        path = tmp_path / f"{index}.png"
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)).save(path)
+        paths.append(str(path))
+    return paths
+
+
+def run(capsys, *argv):
+    status = main(argv)
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def run_json(capsys, *argv):
+    status, out, err = run(capsys, *argv, "--json")
+    assert status == 0, err
+    assert err == "", "with --json nothing is on stderr either"
+    return json.loads(out)
+
+
+# -- methods -------------------------------------------------------------------------------------
+
+
+def test_methods_lists_all(capsys):
+    rows = run_json(capsys, "methods")
+    assert [row["name"] for row in rows] == list_methods()
+    status, out, _ = run(capsys, "methods")
+    assert status == 0 and all(name in out for name in list_methods())
+
+
+def test_methods_takes_a_glob_and_a_name(capsys):
+    rows = run_json(capsys, "methods", "token*")
+    assert [row["name"] for row in rows] == ["token_correlation", "tokenflex"]
+    status, out, _ = run(capsys, "methods", "globalcom2")
+    assert status == 0 and "tau" in out and "retention" in out
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_every_option_is_explained(name):
+    """`vtc methods NAME` reads the `Attributes:` of the docstrings; none may be missing."""
+    row = describe(name)
+    assert row["text"] and row["stage"] in ("vision", "language")
+    assert [option["name"] for option in row["options"] if not option["text"]] == []
+
+
+# -- run -----------------------------------------------------------------------------------------
+
+
+def test_run_gives_a_row_an_image(capsys, images):
+    data = run_json(
+        capsys, "run", "--image", *images, "--prompt", QUESTION, "--method", "uniform",
+        "--retention", "0.25",
+    )  # fmt: skip
+    assert [result["images"] for result in data["results"]] == [[path] for path in images]
+    for result in data["results"]:
+        image = result["report"]["images"][0]
+        assert image["patches_after"] == int(0.25 * image["patches_before"])
+        assert isinstance(result["answer"], str) and "prefill_ratio" not in result
+
+
+def test_run_compares(capsys, images):
+    argv = ["run", "--image", images[0], "--prompt", QUESTION, "--method", "globalcom2",
+            "--retention", "0.1", "--compare", "--rounds", "2"]  # fmt: skip
+    (result,) = run_json(capsys, *argv)["results"]
+    assert isinstance(result["answer_uncompressed"], str)
+    ratio = result["prefill_ratio"]
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and ratio["rounds"] == 2
+    status, out, err = run(capsys, *argv)
+    assert status == 0 and "prefill time" in out and "answering" in err
+
+
+def test_run_without_a_method_changes_nothing(capsys, images, loaded):
+    data = run_json(capsys, "run", "--image", images[0], "--prompt", QUESTION, "--compare")
+    (result,) = data["results"]
+    assert data["config"]["method"] == "none"
+    assert result["answer"] == result["answer_uncompressed"]
+    assert not hasattr(loaded[0], "_vtc")
+
+
+def test_run_together_puts_the_images_into_one_prompt(capsys, images):
+    data = run_json(
+        capsys, "run", "--image", *images, "--prompt", QUESTION, "--together", "--method",
+        "random", "--retention", "0.5,0.25",
+    )  # fmt: skip
+    (result,) = data["results"]
+    shares = [image["retention"] for image in result["report"]["images"]]
+    assert shares == pytest.approx([0.5, 0.25], abs=0.01)
+
+
+def test_sources_of_the_settings(capsys, images, tmp_path, monkeypatch):
+    file = tmp_path / "vtc.yaml"
+    file.write_text("method: globalcom2\nretention: 0.5\noptions: {thumbnail_order: raster}\n")
+    monkeypatch.setenv("VTC_RETENTION", "0.3")
+    data = run_json(
+        capsys, "run", "--image", images[0], "--prompt", QUESTION, "--config", str(file),
+        "--option", "placement=spatial", "--positions", "contiguous",
+    )  # fmt: skip
+    assert data["config"] == {
+        "method": "globalcom2",
+        "retention": 0.3,
+        "tokens": None,
+        "positions": "contiguous",
+        "options": {"thumbnail_order": "raster", "placement": "spatial"},
+    }
+    assert data["results"][0]["report"]["positions"] == "contiguous"
+
+
+# -- show ----------------------------------------------------------------------------------------
+
+
+def test_show_writes_a_picture_and_the_report(capsys, images, tmp_path):
+    kept, report = tmp_path / "new" / "kept.png", tmp_path / "report.json"
+    argv = ["show", "--image", images[1], "--method", "globalcom2", "--tokens", "40",
+            "--output", str(kept), "--report", str(report)]  # fmt: skip
+    data = run_json(capsys, *argv)
+    assert data["output"] == str(kept)
+    assert Image.open(kept).width > 600
+    assert Report.load_json(report).images[0].patches_after == 40
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and str(kept) in out.replace("\n", "")
+
+
+# -- errors --------------------------------------------------------------------------------------
+
+ASK = ["--prompt", QUESTION]
+ERRORS = [
+    (["run", "--image", "missing.png", *ASK], "cannot read 'missing.png': No such file"),
+    (["run", "--image", "{text}", *ASK], "is not an image file"),
+    (["run", "--image", "{image}", *ASK, "--method", "globalcom"], "did you mean 'globalcom2'?"),
+    (["run", "--image", "{image}", *ASK, "--retention", "1.5"], "--retention: got 1.5"),
+    (["run", "--image", "{image}", *ASK, "--retention", ".5,.2"], "got 2 values"),
+    (["run", "--image", "{image}", *ASK, "--tokens", "x"], "--tokens: got 'x'"),
+    (["run", "--image", "{image}", *ASK, "--method", "random", "--tokens", "9999"], "has 320"),
+    (
+        ["run", "--image", "{image}", *ASK, "--method", "globalcom2", "--option", "tua=1"],
+        "did you mean 'tau'?",
+    ),
+    (["run", "--image", "{image}", *ASK, "--config", "no.yaml"], "cannot read 'no.yaml'"),
+    (["run", "--image", "{image}", *ASK, "--model", "./no"], "'./no' is no folder"),
+    (["run", "--image", "{image}", *ASK, "--model", "{folder}"], "cannot load"),
+    (["run", "--image", "{image}", *ASK, "--model", "nobody/nothing"], "hub cannot be reached"),
+    (["run", "--image", "{image}", *ASK, "--device", "abacus"], "device: cannot use 'abacus'"),
+    (["show", "--image", "{image}", "--output", "kept.txt"], "allowed are image files"),
+    (["show", "--image", "{image}", "--output", "{text}/kept.png"], "text.png"),
+    (["methods", "globalcom"], "did you mean 'globalcom2'?"),
+    (["demo", "--methods", "poool"], "did you mean 'pool'?"),
+    (["demo", "--retention", "0"], "retention: got 0"),
+]
+
+
+@pytest.mark.parametrize("argv, message", ERRORS)
+def test_expected_problems_are_one_line(capsys, images, tmp_path, monkeypatch, argv, message):
+    monkeypatch.setattr(_model, "_hub_answers", lambda: False)
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    places = {"text": text, "image": images[0], "folder": tmp_path}
+    status, out, err = run(capsys, *(word.format(**places) for word in argv))
+    last = err.strip().splitlines()[-1]
+    assert status == 1 and out == ""
+    assert last.startswith("vtc: error: ") and message in last
+    assert err.count("vtc: error: ") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["nothing"], ["run"], ["run", "--image", "x"], ["demo", "--scenes", "0"]]
+)
+def test_wrong_usage(capsys, argv):
+    status, _, err = run(capsys, *argv)
+    assert status == 2 and "error" in err
+
+
+def test_help_and_version(capsys):
+    for argv in (
+        ["--help"],
+        ["--version"],
+        *([name, "--help"] for name in ("run", "show", "demo")),
+    ):
+        status, out, _ = run(capsys, *argv)
+        assert status == 0 and "vtc" in out
