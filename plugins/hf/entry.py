@@ -128,7 +128,12 @@ def _shorten(
         if encoded.identity and past is None:
             return new, None, 0
 
-    left = generating or mask is None or not bool(real[:, 0].all())
+    # On the user's side. Rows that needed no padding end together, so that logits[:, -1] are the next
+    # token's, or start together under labels, so that none is predicted from padding.
+    if bool(real.all()):
+        left = generating or kwargs.get("labels") is None
+    else:
+        left = generating or not bool(real[:, 0].all())
     anchors = encoded.anchors if encoded is not None else []
     compaction = build_compaction(
         real[:, seen:], fresh[:, seen:], [_local(run, length, seen) for run in runs], anchors, left
