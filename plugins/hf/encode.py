@@ -94,7 +94,11 @@ def encode(
 
 def _run_encoder(patch: Patch, base: nn.Module, kwargs: dict[str, Any]) -> tuple[Any, Record]:
     accepted = inspect.signature(base.get_image_features).parameters
-    arguments = {k: v for k, v in kwargs.items() if k in accepted and k != "kwargs"}
+    arguments = {k: v for k, v in kwargs.items() if k in accepted and v is not None}
+    for name, parameter in accepted.items():
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            if name not in arguments:
+                raise VTCError(f"{name}: got None, {type(base).__name__} needs it beside the pixels")
     with _awake(base), recording() as record, _live_layers(patch, base, arguments):
         output = base.get_image_features(**arguments, return_dict=True)
     if record.projector_input is None or record.projector_output is None:

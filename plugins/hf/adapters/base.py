@@ -54,7 +54,12 @@ class Adapter:
     def encoder(self, base: nn.Module) -> nn.Module:
         """The part of the vision tower that holds the layers."""
         tower = self.tower(base)
-        return getattr(tower, "vision_model", tower).encoder
+        part = getattr(tower, "vision_model", tower)
+        if not hasattr(part, "encoder"):
+            raise VTCError(
+                f"model: its vision tower is a {type(tower).__name__}, allowed are CLIP and SigLIP"
+            )
+        return part.encoder
 
     def layers(self, base: nn.Module) -> nn.ModuleList:
         """The encoder layers of the vision tower."""

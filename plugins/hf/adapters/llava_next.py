@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vtc.functional.anyres import tile_grid
@@ -21,7 +22,7 @@ class LlavaNext(Adapter):
         pinpoints = [tuple(p) for p in base.config.image_grid_pinpoints]
         tile_size = base.config.vision_config.image_size
         out, start = [], 0
-        for height, width in kwargs["image_sizes"].tolist():
+        for height, width in torch.as_tensor(kwargs["image_sizes"]).tolist():
             grid = tile_grid((height, width), pinpoints, tile_size)
             stop = start + 1 + grid[0] * grid[1]
             out.append(Unit(slice(start, stop), grid, (height, width)))
