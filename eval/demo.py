@@ -118,13 +118,17 @@ def settings(methods: Sequence[str], retentions: Sequence[float]) -> list[Settin
 
 def build(setting: Setting) -> Method:
     """The method of a setting, made for the reference model."""
+    options: dict[str, Any] = {}
+    if setting.method == "tokenflex" and _projector().is_dir():
+        options["projector"] = str(_projector())
+    return vtc.create_method(setting.method, retention=setting.retention, **options)
+
+
+def _projector() -> Path:
+    """Where the reference checkpoint keeps a projector trained for TokenFLEX."""
     from vtc.eval.reference import checkpoint_path
 
-    options: dict[str, Any] = {}
-    projector = checkpoint_path() / "tokenflex"
-    if setting.method == "tokenflex" and projector.is_dir():
-        options["projector"] = str(projector)
-    return vtc.create_method(setting.method, retention=setting.retention, **options)
+    return checkpoint_path() / "tokenflex"
 
 
 def measure(
@@ -161,6 +165,11 @@ def measure(
         raise VTCError(f"scenes: got {scenes}, which gives no questions")
     methods = {setting.name: build(setting) for setting in chosen}
     rows, notes = [], []
+    if any(setting.method == "tokenflex" for setting in chosen) and not _projector().is_dir():
+        notes.append(
+            "tokenflex: without a projector trained for it, pooling in front of the model's own "
+            "projector; an ablation, not TokenFLEX"
+        )
     for setting in chosen:
         row, said = _accuracy(model, processor, setting, methods[setting.name], sample, step)
         rows.append(row)

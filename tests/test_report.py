@@ -114,6 +114,14 @@ def test_round_trip_through_json(tmp_path, size):
     assert json.loads((tmp_path / "report.json").read_text())["images"][0]["kept"][0] == [0, 0, 0]
 
 
+def test_counts_alone_are_no_report():
+    report = merged_report()
+    data = report.to_dict(details=False)
+    assert data["images"][0]["patches_after"] == 3 and "tile" not in data["images"][0]
+    with pytest.raises(VTCError, match="no report in this data"):
+        Report.from_dict(data)
+
+
 def test_round_trip_with_merged_tokens(tmp_path):
     report = merged_report()
     report.save_json(tmp_path / "report.json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -47,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except VTCError as error:
         message = str(error)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vtc":
+            raise
+        message = f"the package {error.name!r} is missing: pip install 'vtc-vlm[all]'"
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # an output folder that cannot be written, a full disk
         name = f": {error.filename}" if error.filename else ""
         message = f"{error.strerror or error}{name}"

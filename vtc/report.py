@@ -205,15 +205,8 @@ class ImageReport:
 
     # -- plain values ------------------------------------------------------------------------
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values: counts to read, and what `from_dict` needs."""
-        merged = None
-        if self.merged is not None:
-            merged = {
-                "output": self.merged.output.tolist(),
-                "source": self.merged.source.tolist(),
-                "weight": self.merged.weight.tolist(),
-            }
+    def counts(self) -> dict[str, Any]:
+        """The numbers a person or a script reads, as plain values."""
         return {
             "sample": self.sample,
             "tokens_before": self.tokens_before,
@@ -228,6 +221,19 @@ class ImageReport:
             "patch_grid": list(self.patch_grid),
             "tile_grid": None if self.tile_grid is None else list(self.tile_grid),
             "image_size": None if self.image_size is None else list(self.image_size),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """`counts`, and everything that `from_dict` needs."""
+        merged = None
+        if self.merged is not None:
+            merged = {
+                "output": self.merged.output.tolist(),
+                "source": self.merged.source.tolist(),
+                "weight": self.merged.weight.tolist(),
+            }
+        return {
+            **self.counts(),
             "newline": self.newline,
             "unpad": self.unpad,
             "fit": self.fit,
@@ -334,16 +340,20 @@ class Report:
             )
         return table
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that `json` can write."""
+    def to_dict(self, details: bool = True) -> dict[str, Any]:
+        """Plain values that `json` can write.
+
+        Args:
+            details: with every token; otherwise only the counts, which cannot be read back.
+        """
         return {
-            "format": FORMAT,
+            "format": FORMAT if details else None,
             "method": self.method,
             "settings": dict(self.settings),
             "positions": self.positions,
             "seconds": self.seconds,
             "notes": list(self.notes),
-            "images": [image.to_dict() for image in self.images],
+            "images": [i.to_dict() if details else i.counts() for i in self.images],
         }
 
     @classmethod

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--retention", nargs="+", type=float, metavar="SHARE", help="default: 0.5 0.25 0.1"
     )
-    parser.add_argument("--rounds", type=_count, default=15, help="timed rounds, default 15")
+    parser.add_argument("--rounds", type=_count, default=20, help="timed rounds, default 20")
     parser.add_argument("--no-pictures", action="store_true", help="only the table")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
             "model": args.model,
             "prompt": args.prompt,
             "config": config.to_dict(),
-            "results": [{**r, "report": r["report"].to_dict()} for r in results],
+            "results": [{**r, "report": r["report"].to_dict(details=False)} for r in results],
         }
         for result in data["results"]:
             if result.get("prefill_ratio") is not None:

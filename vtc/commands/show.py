@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         report.save_json(args.report)
     if args.json:
-        print_json({"output": str(args.output), "report": report.to_dict()})
+        print_json({"output": str(args.output), "report": report.to_dict(details=False)})
     else:
         console = stdout()
         console.print(report.table())
