@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests import golden_discrete
 from vtc import VisualTokens, create_method
 from vtc.functional import globalcom2 as gc2
 from vtc.functional import recoverable as rc
@@ -44,8 +45,13 @@ class Case:
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = path.stem
+        self.name, self.folder = path.stem, path.parent
         self.info: dict[str, Any] = json.loads(path.read_text())
+        for name, about in self.info.get("tensors", {}).items():
+            if isinstance(about, list):  # the discrete cases mark inputs by name
+                mark = "INPUT" if name.startswith(("in.", "w.")) else "EXPECTED"
+                shaped = {"meaning": mark, "dtype": about[0], "shape": about[1]}
+                self.info["tensors"][name] = shaped
         self._tensors = load_file(path.with_suffix(".safetensors"))
         self._compared: set[str] = set()
 
@@ -351,6 +357,7 @@ RUNNERS: dict[str, Callable[[Case], None]] = {
     "rc_full": rc_full,
     "rc_lof": rc_lof,
     "tcc_unofficial": tcc_unofficial,
+    **golden_discrete.RUNNERS,
 }
 
 

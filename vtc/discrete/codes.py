@@ -1,0 +1,108 @@
+"""Codes as bits and as numbers, and statistics of codes.
+
+The most significant bit comes first everywhere, as in ELM (arXiv 2410.16257).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vtc.discrete.types import CodeSpace, bit_width, check_codes
+from vtc.errors import VTCError
+
+
+def pack_bits(bits: Tensor, parts: int = 1) -> Tensor:
+    """Bits `[..., n]` to numbers `[..., parts]`: contiguous groups, most significant bit first.
+
+    Raises:
+        VTCError: n does not divide by `parts`, or a number would need more than 62 bits.
+    """
+    count = bits.shape[-1]
+    if parts < 1 or count % parts:
+        raise VTCError(f"parts: got {parts}, but there are {count} bits")
+    width = count // parts
+    if width > 62:
+        raise VTCError(f"parts: got {parts}, but {width} bits do not fit in one number (62 do)")
+    weight = 2 ** torch.arange(width - 1, -1, -1, device=bits.device)
+    return (bits.unflatten(-1, (parts, width)).long() * weight).sum(-1)
+
+
+def unpack_bits(ids: Tensor, width: int) -> Tensor:
+    """Numbers `[..., K]` to bits `[..., K * width]` (int64), the inverse of `pack_bits`.
+
+    Raises:
+        VTCError: a number does not fit in `width` bits.
+    """
+    if not 1 <= width <= 62:
+        raise VTCError(f"width: got {width}, allowed are 1 to 62")
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= 2**width):
+        raise VTCError(f"ids: got up to {int(ids.max())}, but {width} bits are given")
+    shift = torch.arange(width - 1, -1, -1, device=ids.device)
+    return (ids.long().unsqueeze(-1) >> shift & 1).flatten(-2)
+
+
+def regroup(ids: Tensor, source: CodeSpace, target: CodeSpace) -> Tensor:
+    """The same bits under another decomposition, `[..., K]` to `[..., K']`.
+
+    Raises:
+        VTCError: the two spaces do not hold the same bits.
+    """
+    widths = [bit_width(size) for size in source.vocab]
+    if sum(widths) != sum(bit_width(size) for size in target.vocab):
+        raise VTCError(f"target: {target.vocab} has other bits than {source.vocab}")
+    check_codes(ids, source.vocab)
+    bits = torch.cat(
+        [unpack_bits(ids[..., k : k + 1], width) for k, width in enumerate(widths)], dim=-1
+    )
+    groups = bits.split([bit_width(size) for size in target.vocab], dim=-1)
+    return torch.cat([pack_bits(group) for group in groups], dim=-1)
+
+
+def bit_table(width: int, device: torch.device | str | None = None) -> Tensor:
+    """All bit patterns of `width` bits, int64 `[2**width, width]`, row i holding the number i."""
+    return unpack_bits(torch.arange(2**width, device=device).unsqueeze(-1), width)
+
+
+def hamming_soft_labels(bits: Tensor, radius: int, decay: float = 3.0) -> Tensor:
+    """Soft targets over all codes: weight `exp(-decay * distance)` within a Hamming radius.
+
+    Args:
+        bits: `[..., d]` in {0, 1}.
+        radius: largest Hamming distance that gets weight.
+        decay: fall of the weight with the distance.
+
+    Returns:
+        `[..., 2**d]`, rows sum to 1.
+    """
+    table = bit_table(bits.shape[-1], bits.device).to(bits)
+    distance = (bits.unsqueeze(-2) != table).sum(-1)
+    weight = torch.exp(-decay * distance.float()) * (distance <= radius)
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def code_histogram(ids: Tensor, vocab: int) -> Tensor:
+    """Share of each code among all of `ids`, float `[vocab]`."""
+    count = torch.bincount(ids.flatten(), minlength=vocab).float()
+    return count / count.sum().clamp(min=1)
+
+
+def perplexity(histogram: Tensor) -> Tensor:
+    """`exp(entropy)` of `[vocab]` shares: how many codes are used as if all were used alike."""
+    return torch.exp(-(histogram * (histogram + 1e-10).log()).sum())
+
+
+def code_usage(ids: Tensor, vocab: int) -> float:
+    """Share of the vocabulary that occurs in `ids` at least once."""
+    return float((code_histogram(ids, vocab) > 0).float().mean())
+
+
+def bit_entropy(bits: Tensor) -> Tensor:
+    """Mean entropy of the single bits in bits, 1 when each is set half of the time.
+
+    Args:
+        bits: `[..., n]` in {0, 1}; the rate of each of the n bits is taken over all the rest.
+    """
+    rate = bits.flatten(0, -2).float().mean(0)
+    entropy = torch.special.entr(rate) + torch.special.entr(1 - rate)
+    return entropy.mean() / torch.log(torch.tensor(2.0, device=bits.device))

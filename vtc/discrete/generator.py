@@ -1,0 +1,375 @@
+"""`Generator`: a backbone, a head and a plan; trained by an objective, sampled by a sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.discrete import masks, samplers
+from vtc.discrete.backbone import KVCache, Rope, TimeEmbedding, Transformer, TransformerConfig
+from vtc.discrete.heads import HEADS, Head, VelocityHead
+from vtc.discrete.noise import Noise, as_noise
+from vtc.discrete.plans import Plan, create_plan
+from vtc.discrete.registry import call
+from vtc.discrete.schedules import Guidance
+from vtc.discrete.types import CodeSpace
+from vtc.errors import VTCError
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """What a `Generator` makes and how it is told what to make.
+
+    Attributes:
+        space: tokens and sub-codes. For continuous latents `channels` is set and only tokens and
+            grid count.
+        transformer: the backbone; with rotary axes it has two, row and column (`(1, N)` is the grid
+            of a 1-D code).
+        head: "index", "tied" or "bit"; unused for latents.
+        plan: see `plans.create_plan`.
+        classes: number of classes, 0 for none.
+        class_as: "token", in front of the sequence, or "adaptive", added to the condition of adaLN.
+        time: what adaLN reads of the time: "none", "scalar" or "sinusoid".
+        drop: share of samples whose class is dropped in training.
+        channels: C of continuous latents, 0 for codes.
+    """
+
+    space: CodeSpace
+    transformer: TransformerConfig
+    head: str = "index"
+    plan: str = "raster"
+    classes: int = 0
+    class_as: str = "token"
+    time: str = "none"
+    drop: float = 0.1
+    channels: int = 0
+
+    def __post_init__(self) -> None:
+        if self.class_as not in ("token", "adaptive"):
+            raise VTCError(f"class_as: got {self.class_as!r}, available are token, adaptive")
+        if self.time not in ("none", "scalar", "sinusoid"):
+            raise VTCError(f"time: got {self.time!r}, available are none, scalar, sinusoid")
+        if self.time != "none" and not self.transformer.adaptive:
+            raise VTCError(f"time: got {self.time!r}, which needs an adaptive transformer")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What to make.
+
+    Attributes:
+        labels: int64 `[B]`, None without classes; `classes` itself stands for no class.
+        context: features in front of the keys, one `[B, T, C]` a layer; None without.
+        valid: bool `[B, T]`, False for padding of the context.
+    """
+
+    labels: Tensor | None = None
+    context: tuple[Tensor, ...] | None = None
+    valid: Tensor | None = None
+
+    def followed_by(self, other: Condition) -> Condition:
+        """The rows of both, one after the other."""
+
+        def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+            return None if a is None or b is None else torch.cat([a, b])
+
+        context = None
+        if self.context is not None and other.context is not None:
+            pairs = zip(self.context, other.context, strict=True)
+            context = tuple(torch.cat(pair) for pair in pairs)
+        return Condition(join(self.labels, other.labels), context, join(self.valid, other.valid))
+
+
+class Generator(nn.Module):
+    """A model of the codes, or of the continuous latents, of an image.
+
+    Everything inside is in the order of the plan; `sample` and the objectives take and give raster
+    order.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config, self.space = config, config.space
+        self.plan: Plan = create_plan(config.plan, config.space.grid or (1, config.space.tokens))
+        dim = config.transformer.dim
+        self.head: Head
+        if config.channels:
+            self.head = VelocityHead(dim, config.channels)
+        else:
+            self.head = call(HEADS, "head", config.head, dim=dim, space=config.space)
+        self.backbone = Transformer(config.transformer)
+        self.start = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.classes: nn.Embedding | None = None
+        if config.classes:
+            self.classes = nn.Embedding(config.classes + 1, dim)
+            nn.init.normal_(self.classes.weight, std=0.02)
+        self.time: TimeEmbedding | None = None
+        if config.time != "none":
+            self.time = TimeEmbedding(dim, 0 if config.time == "scalar" else 256)
+
+    # -- conditions --------------------------------------------------------------------------
+
+    def condition(self, given: Condition | Tensor | None) -> Condition:
+        """A `Condition` from labels, or as it is.
+
+        Raises:
+            VTCError: labels without classes or out of range, or no labels where there are classes.
+        """
+        given = given if isinstance(given, Condition) else Condition(given)
+        if (given.labels is None) != (self.classes is None):
+            raise VTCError(
+                f"labels: got {given.labels}, the model has {self.config.classes} classes"
+            )
+        if given.labels is not None and given.labels.numel():
+            low, high = int(given.labels.min()), int(given.labels.max())
+            if low < 0 or high > self.config.classes:
+                raise VTCError(
+                    f"labels: got {low} to {high}, allowed are 0 to {self.config.classes} (no class)"
+                )
+        return given
+
+    def without_class(self, given: Condition) -> Condition:
+        """The same condition with no class."""
+        if given.labels is None:
+            raise VTCError("null: guidance of a model without classes needs a null condition")
+        return replace(given, labels=torch.full_like(given.labels, self.config.classes))
+
+    def drop_labels(self, given: Condition, noise: Noise) -> Condition:
+        """In training, the class of a share of the rows is dropped."""
+        if given.labels is None or not self.training or not self.config.drop:
+            return given
+        like = self.start
+        drop = noise.uniform((len(given.labels),), like) < self.config.drop
+        return replace(given, labels=given.labels.masked_fill(drop, self.config.classes))
+
+    # -- the network -------------------------------------------------------------------------
+
+    def run(
+        self,
+        x: Tensor,
+        given: Condition,
+        mask: Tensor | None = None,
+        t: Tensor | None = None,
+        rope: Rope | None = None,
+        cache: KVCache | None = None,
+        commit: bool = True,
+    ) -> Tensor:
+        """Embedded positions `[B, L, D]` through the backbone.
+
+        Args:
+            x: embedded positions.
+            given: the condition.
+            mask: see `Transformer.forward`.
+            t: times, `[B, 1]` or `[B, L]`.
+            rope: table of the positions.
+            cache: see `Transformer.forward`.
+            commit: see `Transformer.forward`.
+        """
+        vector = None
+        if self.config.transformer.adaptive:
+            vector = x.new_zeros(len(x), 1, x.shape[-1])
+            if self.classes is not None and self.config.class_as == "adaptive":
+                vector = vector + self.classes(given.labels).unsqueeze(1)
+            if self.time is not None:
+                if t is None:
+                    raise VTCError("t: got none, but this generator reads the time")
+                vector = vector + self.time(t)
+        return self.backbone(
+            x, mask, rope, vector, given.context, given.valid, cache=cache, commit=commit
+        )
+
+    def first(self, given: Condition, batch: int) -> Tensor:
+        """What stands in front of the sequence: the class or a learned start, `[B, 1, D]`."""
+        if self.classes is not None and self.config.class_as == "token":
+            return self.classes(given.labels).unsqueeze(1)
+        return self.start.expand(batch, -1, -1)
+
+    def positions(self, first: bool = True) -> Rope | None:
+        """Rotary table of the sequence, with the position of `first` as the origin."""
+        coordinates = self.plan.coordinates.repeat_interleave(self.head.repeat, dim=0)
+        return self.backbone.rope(F.pad(coordinates, (0, 0, int(first), 0)))
+
+    def next_logits(self, ids: Tensor, given: Condition) -> Tensor:
+        """Logits of every token given the ones before, in the order of the plan.
+
+        Args:
+            ids: `[B, N, K]` in the order of the plan.
+            given: the condition.
+        """
+        if self.head.repeat > 1:
+            raise VTCError("head: a 'tied' head predicts masked tokens only, take 'index' or 'bit'")
+        x = torch.cat([self.first(given, len(ids)), self.head.embed(ids[:, :-1])], dim=1)
+        rope = _rows(self.positions(), slice(0, x.shape[1]))
+        return self.head(self.run(x, given, masks.causal(x.shape[1]), rope=rope))
+
+    def masked_logits(
+        self, ids: Tensor, unknown: Tensor, given: Condition, mask: Tensor | None = None
+    ) -> Tensor:
+        """Logits of every token, where `unknown` `[B, N]` tokens are hidden.
+
+        Args:
+            ids: `[B, N, K]` in the order of the plan.
+            unknown: True at hidden tokens.
+            given: the condition.
+            mask: bool `[N, N]` among the tokens; None for all. The first position, which sees
+                itself alone then, is seen by all.
+        """
+        x = torch.cat([self.first(given, len(ids)), self.head.embed(ids, unknown)], dim=1)
+        if mask is not None:
+            mask = mask.repeat_interleave(self.head.repeat, 0).repeat_interleave(
+                self.head.repeat, 1
+            )
+            mask = F.pad(masks.with_prefix(mask, 1), (0, 0, 1, 0))
+            mask[0, 0] = True
+        h = self.run(x, given, mask, rope=self.positions())
+        return self.head(h[:, 1:])
+
+    def flip_logits(self, bits: Tensor, t: Tensor, given: Condition) -> Tensor:
+        """Logit that each noisy bit was flipped: `[B, N, n]` at times `[B]`."""
+        x = self.head.embed(bits)
+        return self.head(self.run(x, given, t=t.unsqueeze(1), rope=self.positions(first=False)))
+
+    def velocities(self, x: Tensor, t: Tensor, given: Condition) -> Tensor:
+        """Velocities of all groups at once, each seeing the noisy groups before it.
+
+        Args:
+            x: noisy latents `[B, L, C]` in the order of the plan.
+            t: times `[B, groups]`.
+            given: the condition.
+        """
+        per_position = t[:, self.plan.group_of().to(t.device)]
+        rope, mask = self.positions(first=False), self.plan.mask()
+        return self.head(self.run(self.head.embed(x), given, mask, per_position, rope))
+
+    # -- sampling ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        given: Condition | Tensor | None = None,
+        sampler: str = "ar",
+        batch: int = 0,
+        guidance: Guidance | float | None = None,
+        null: Condition | None = None,
+        seed: samplers.Seed = None,
+        **options: Any,
+    ) -> Tensor:
+        """Draw codes, or latents.
+
+        Args:
+            given: labels `[B]`, or a `Condition`.
+            sampler: "ar", "maskgit", "bit_diffusion" or "next_x".
+            batch: how many, where the condition does not tell.
+            guidance: scale, or a `Guidance`; None for the conditional model alone.
+            null: the condition that guidance leads away from; no class by default.
+            seed: source of randomness.
+            options: of `samplers.sample_<sampler>`.
+
+        Returns:
+            ids int64 `[B, N, K]`, or latents `[B, N, C]`, in raster order.
+        """
+        if sampler not in ("ar", "maskgit", "bit_diffusion", "next_x"):
+            raise VTCError(
+                f"sampler: got {sampler!r}, available are ar, maskgit, bit_diffusion, next_x"
+            )
+        given = self.condition(given)
+        sized = given.labels if given.labels is not None else given.valid
+        if sized is None and given.context:
+            sized = given.context[0]
+        batch = batch if sized is None else len(sized)
+        if batch < 1:
+            raise VTCError("batch: got 0, say how many samples are wanted")
+        if isinstance(guidance, (int, float)):
+            guidance = Guidance(float(guidance))
+        if guidance is not None:
+            given = given.followed_by(null or self.without_class(given))
+        was_training = self.training
+        self.eval()
+        try:
+            out = self._sample(given, sampler, batch, guidance, as_noise(seed), options)
+        finally:
+            self.train(was_training)
+        return out
+
+    def _sample(
+        self,
+        given: Condition,
+        sampler: str,
+        batch: int,
+        guidance: Guidance | None,
+        noise: Noise,
+        options: dict[str, Any],
+    ) -> Tensor:
+        common = {"guidance": guidance, "seed": noise, **options}
+        if sampler == "ar":
+            step = Stepper(self, given, batch * (1 if guidance is None else 2))
+            return self.plan.restore(samplers.sample_ar(step, self.space, batch, **common))
+        common["device"] = self.start.device
+        if sampler == "maskgit":
+            ids = samplers.sample_maskgit(
+                lambda ids, unknown: self.masked_logits(ids, unknown, given),
+                self.space,
+                batch,
+                **common,
+            )
+            return self.plan.restore(ids)
+        if sampler == "bit_diffusion":
+            bits = samplers.sample_bit_diffusion(
+                lambda bits, t: self.flip_logits(bits, t, given), self.space, batch, **common
+            )
+            return self.plan.restore(bits)
+        model = GroupStepper(self, given)
+        return samplers.sample_next_x(model, self.plan, self.config.channels, batch, **common)
+
+
+class Stepper:
+    """The next token's logits, with the keys and values of finished tokens in a cache."""
+
+    def __init__(self, model: Generator, given: Condition, rows: int) -> None:
+        self.model, self.given, self.rows = model, given, rows
+        self.cache, self.rope = KVCache(), model.positions()
+
+    def __call__(self, last: Tensor | None) -> Tensor:
+        """See `samplers.sample_ar`."""
+        model = self.model
+        x = model.first(self.given, self.rows) if last is None else model.head.embed(last)
+        here = self.cache.length
+        rope = _rows(self.rope, slice(here, here + 1))
+        return model.head(model.run(x, self.given, rope=rope, cache=self.cache))
+
+
+class GroupStepper:
+    """Velocities of one group after another; finished groups enter the cache at time 0."""
+
+    def __init__(self, model: Generator, given: Condition) -> None:
+        self.model, self.given = model, given
+        self.cache, self.rope = KVCache(), model.positions(first=False)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """See `samplers.GroupModel`."""
+        return self._run(x, t, commit=False)
+
+    def commit(self, x: Tensor) -> None:
+        """See `samplers.GroupModel`."""
+        self._run(x, torch.zeros_like(x[:, 0, 0]), commit=True)
+
+    def _run(self, x: Tensor, t: Tensor, commit: bool) -> Tensor:
+        here = self.cache.length
+        rope = _rows(self.rope, slice(here, here + x.shape[1]))
+        h = self.model.run(
+            self.model.head.embed(x),
+            self.given,
+            t=t.unsqueeze(1),
+            rope=rope,
+            cache=self.cache,
+            commit=commit,
+        )
+        return self.model.head(h)
+
+
+def _rows(rope: Rope | None, rows: slice) -> Rope | None:
+    return None if rope is None else (rope[0][rows], rope[1][rows])

@@ -1,0 +1,192 @@
+"""Training losses of tokenizers and of what is built on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.errors import VTCError
+
+# -- reconstruction ---------------------------------------------------------------------------------
+
+
+def reconstruction_loss(
+    output: Tensor,
+    target: Tensor,
+    kind: str = "l1",
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+    perceptual_weight: float = 1.0,
+) -> Tensor:
+    """Pixel loss, plus an optional perceptual one.
+
+    Args:
+        output: `[B, 3, H, W]` in [-1, 1].
+        target: the same shape.
+        kind: "l1", "mse" or "smooth_l1".
+        perceptual: a function of both images, for example an LPIPS network.
+        perceptual_weight: weight of its mean.
+    """
+    kinds = {"l1": F.l1_loss, "mse": F.mse_loss, "smooth_l1": F.smooth_l1_loss}
+    if kind not in kinds:
+        raise VTCError(f"kind: got {kind!r}, available are {', '.join(kinds)}")
+    if output.shape != target.shape:
+        raise VTCError(f"output: got {tuple(output.shape)} for a target of {tuple(target.shape)}")
+    loss = kinds[kind](output, target)
+    if perceptual is not None:
+        loss = loss + perceptual_weight * perceptual(output, target).mean()
+    return loss
+
+
+# -- adversarial ------------------------------------------------------------------------------------
+
+
+class PatchDiscriminator(nn.Module):
+    """Convolutions that call each patch real or made (PatchGAN, arXiv 1611.07004).
+
+    Args:
+        channels: image channels.
+        width: channels of the first layer, doubled per layer up to 8 times.
+        layers: stride-2 layers.
+    """
+
+    def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        size = width
+        for layer in range(1, layers + 1):
+            previous, size = size, width * min(2**layer, 8)
+            stride = 2 if layer < layers else 1
+            parts += [
+                nn.Conv2d(previous, size, 4, stride, 1, bias=False),
+                nn.BatchNorm2d(size),
+                nn.LeakyReLU(0.2),
+            ]
+        self.net = nn.Sequential(*parts, nn.Conv2d(size, 1, 4, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`[B, 3, H, W]` to logits `[B, 1, h, w]`, large for real."""
+        return self.net(image)
+
+
+def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Half the sum of both hinge terms of discriminator logits."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """What the autoencoder adds: the negative mean logit of its images."""
+    return -fake.mean()
+
+
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, limit: float = 1.0
+) -> Tensor:
+    """Weight that gives both losses gradients of like norm at the decoder's last weight (VQGAN)."""
+    wanted = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
+    given = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (wanted / (given + 1e-4)).clamp(0, limit).detach()
+
+
+class LeCam(nn.Module):
+    """Keeps discriminator logits near running means of the other side (arXiv 2104.03310).
+
+    Args:
+        decay: of the running means.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real_mean", torch.zeros(()))
+        self.register_buffer("fake_mean", torch.zeros(()))
+
+    real_mean: Tensor
+    fake_mean: Tensor
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The penalty for a batch of logits; the means are then moved."""
+        loss = F.relu(real - self.fake_mean).square().mean()
+        loss = loss + F.relu(self.real_mean - fake).square().mean()
+        with torch.no_grad():
+            self.real_mean.lerp_(real.mean().detach(), 1 - self.decay)
+            self.fake_mean.lerp_(fake.mean().detach(), 1 - self.decay)
+        return loss
+
+
+# -- semantics --------------------------------------------------------------------------------------
+
+
+def cosine_distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of `1 - cosine` along the last axis; the teacher gets no gradient."""
+    return 1 - F.cosine_similarity(student, teacher.detach(), dim=-1).mean()
+
+
+def embedding_distillation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance to an embedding that gets no gradient."""
+    return F.mse_loss(student, teacher.detach())
+
+
+def contrastive_last_token(
+    image: Tensor, text: Tensor, temperature: Tensor | float, smoothing: float = 0.1
+) -> Tensor:
+    """Symmetric contrastive loss of paired features (SEED, arXiv 2310.01218).
+
+    A causal encoder's last token is the only one that has seen all others, so it stands for the
+    image.
+
+    Args:
+        image: `[B, D]`, last tokens; `[B, N, D]` takes the last of N. Normalised here.
+        text: `[B, D]`, paired row by row.
+        temperature: divides the cosine similarity.
+        smoothing: label smoothing.
+    """
+    if image.dim() == 3:
+        image = image[:, -1]
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    logits = image @ text.transpose(0, 1) / temperature
+    target = torch.arange(len(image), device=image.device)
+    forth = F.cross_entropy(logits, target, label_smoothing=smoothing)
+    back = F.cross_entropy(logits.transpose(0, 1), target, label_smoothing=smoothing)
+    return (forth + back) / 2
+
+
+def joint_caption_loss(caption: Tensor, tokenizer: Tensor | float, alpha: float = 0.25) -> Tensor:
+    """End-to-end tokenizer tuning: caption loss + alpha * tokenizer loss (arXiv 2505.10562)."""
+    return caption + alpha * tokenizer
+
+
+# -- classification ---------------------------------------------------------------------------------
+
+
+def smoothed_cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Cross-entropy of each row of `[R, V]` against `(1 - s) * onehot + s / V`, not reduced."""
+    return F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none")
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each row against a distribution `[R, V]`, not reduced."""
+    return -(target * logits.log_softmax(dim=-1)).sum(-1)
+
+
+def focal_loss(
+    logits: Tensor, bits: Tensor, alpha: float | None = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Binary cross-entropy that fades where the model is sure (arXiv 1708.02002), not reduced.
+
+    Args:
+        logits: any shape.
+        bits: targets in {0, 1}.
+        alpha: weight of ones, `1 - alpha` that of zeros; None for neither; -1 balances both by
+            their rate in the batch.
+        gamma: exponent of the miss.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, bits, reduction="none")
+    miss = torch.where(bits > 0.5, torch.sigmoid(-logits), torch.sigmoid(logits))
+    loss = loss * miss**gamma
+    if alpha is None:
+        return loss
+    share = 1 - bits.mean() if alpha == -1 else alpha
+    return loss * torch.where(bits > 0.5, share, 1 - share)

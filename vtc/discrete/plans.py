@@ -1,0 +1,192 @@
+"""Decoding plans: in which order, and in groups of which size, the tokens of a grid are made.
+
+Single tokens, cells, strided subsamples, the whole image and a pyramid of scales are the "X" of
+next-X prediction (xAR, arXiv 2502.20388); a plan is a permutation and a list of group sizes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vtc.discrete import masks
+from vtc.errors import VTCError
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Order and groups of a token grid.
+
+    Attributes:
+        grid: `(rows, cols)`; `(1, N)` for a 1-D code.
+        order: int64 `[L]`, raster index of each position of the sequence.
+        sizes: group sizes, they sum to L.
+        coordinates: float `[L, 2]`, row and column of each position, in units of the grid.
+    """
+
+    grid: tuple[int, int]
+    order: Tensor
+    sizes: tuple[int, ...]
+    coordinates: Tensor
+
+    @property
+    def length(self) -> int:
+        """L, positions of the sequence."""
+        return sum(self.sizes)
+
+    @property
+    def groups(self) -> int:
+        """Number of groups."""
+        return len(self.sizes)
+
+    @property
+    def starts(self) -> list[int]:
+        """First position of each group."""
+        return [sum(self.sizes[:index]) for index in range(self.groups)]
+
+    def group_of(self) -> Tensor:
+        """Int64 `[L]`, the group of each position."""
+        return torch.repeat_interleave(torch.arange(self.groups), torch.tensor(self.sizes))
+
+    def mask(self) -> Tensor:
+        """Bool `[L, L]`: own group whole, earlier groups whole."""
+        return masks.block_causal(self.sizes)
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Raster `[B, N, ...]` into decoding order `[B, L, ...]`."""
+        self._check(x, self.grid[0] * self.grid[1])
+        return x[:, self.order.to(x.device)]
+
+    def restore(self, x: Tensor) -> Tensor:
+        """Decoding order `[B, L, ...]` back to raster `[B, N, ...]`."""
+        self._check(x, self.length)
+        return x[:, self.order.argsort().to(x.device)]
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Raster `[B, N, ...]` as one tensor a group."""
+        return list(self.arrange(x).split(list(self.sizes), dim=1))
+
+    def merge(self, parts: list[Tensor]) -> Tensor:
+        """The groups, in decoding order, back to raster."""
+        return self.restore(torch.cat(parts, dim=1))
+
+    @staticmethod
+    def _check(x: Tensor, expected: int) -> None:
+        if x.shape[1] != expected:
+            raise VTCError(f"x: got {x.shape[1]} positions, the plan has {expected}")
+
+
+@dataclass(frozen=True, eq=False)
+class Pyramid(Plan):
+    """Area-pooled copies of the grid from coarse to fine, each one group.
+
+    The sequence is longer than the grid; `restore` returns the finest scale, the last group.
+
+    Attributes:
+        scales: `(rows, cols)` of each group, the last is the grid.
+    """
+
+    scales: tuple[tuple[int, int], ...] = ()
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """Raster `[B, N, C]` into its pooled copies `[B, L, C]`, coarse to fine."""
+        self._check(x, self.grid[0] * self.grid[1])
+        image = x.transpose(1, 2).unflatten(2, self.grid)
+        pooled = [F.adaptive_avg_pool2d(image, scale).flatten(2) for scale in self.scales]
+        return torch.cat(pooled, dim=2).transpose(1, 2)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """The finest scale of `[B, L, C]`, `[B, N, C]`."""
+        self._check(x, self.length)
+        return x[:, -self.sizes[-1] :]
+
+
+def raster(grid: tuple[int, int]) -> Plan:
+    """One token at a time, row by row."""
+    return _plan(grid, _raster_index(grid).flatten(), (1,) * (grid[0] * grid[1]))
+
+
+def whole(grid: tuple[int, int]) -> Plan:
+    """The whole image as one group."""
+    return _plan(grid, _raster_index(grid).flatten(), (grid[0] * grid[1],))
+
+
+def cell(grid: tuple[int, int], size: int) -> Plan:
+    """Cells of `size` x `size` neighbours: raster of cells, raster inside a cell.
+
+    Raises:
+        VTCError: the grid does not divide into such cells.
+    """
+    _divides(grid, size)
+    tiles = _raster_index(grid).unflatten(1, (-1, size)).unflatten(0, (-1, size))
+    order = tiles.transpose(1, 2).flatten()  # [rows, size, cols, size] -> cell by cell
+    return _plan(grid, order, (size * size,) * (grid[0] * grid[1] // size**2))
+
+
+def subsample(grid: tuple[int, int], stride: int) -> Plan:
+    """Strided groups: group (a, b) holds the rows = a and columns = b modulo `stride`.
+
+    Raises:
+        VTCError: the grid does not divide by the stride.
+    """
+    _divides(grid, stride)
+    tiles = _raster_index(grid).unflatten(1, (-1, stride)).unflatten(0, (-1, stride))
+    order = tiles.permute(1, 3, 0, 2).flatten()
+    return _plan(grid, order, (grid[0] * grid[1] // stride**2,) * stride**2)
+
+
+def pyramid(grid: tuple[int, int]) -> Pyramid:
+    """Scales 1, 2, 4, ... up to the grid, each a group.
+
+    Raises:
+        VTCError: the grid is not square.
+    """
+    if grid[0] != grid[1]:
+        raise VTCError(f"grid: got {grid}, a pyramid needs a square grid")
+    sides = [2**k for k in range(grid[0].bit_length()) if 2**k < grid[0]] + [grid[0]]
+    coordinates = []
+    for side in sides:
+        centre = (torch.arange(side) + 0.5) * grid[0] / side - 0.5
+        coordinates.append(torch.cartesian_prod(centre, centre))
+    sizes = tuple(side * side for side in sides)
+    return Pyramid(
+        grid=grid,
+        order=torch.arange(grid[0] * grid[1]),
+        sizes=sizes,
+        coordinates=torch.cat(coordinates),
+        scales=tuple((side, side) for side in sides),
+    )
+
+
+PLANS = {"raster": raster, "whole": whole, "cell": cell, "subsample": subsample, "pyramid": pyramid}
+
+
+def create_plan(name: str, grid: tuple[int, int]) -> Plan:
+    """A plan by name: `raster`, `whole`, `pyramid`, `cell:SIZE` or `subsample:STRIDE`.
+
+    Raises:
+        VTCError: unknown name or a number that is missing or does not fit the grid.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in PLANS:
+        raise VTCError(f"plan: got {name!r}, available are {', '.join(PLANS)}")
+    if (kind in ("cell", "subsample")) != number.isdigit():
+        raise VTCError(f"plan: got {name!r}, write for example 'cell:2', 'subsample:2' or 'raster'")
+    return PLANS[kind](grid, int(number)) if number else PLANS[kind](grid)  # type: ignore[operator]
+
+
+def _raster_index(grid: tuple[int, int]) -> Tensor:
+    return torch.arange(grid[0] * grid[1]).view(grid)
+
+
+def _plan(grid: tuple[int, int], order: Tensor, sizes: tuple[int, ...]) -> Plan:
+    coordinates = torch.stack([order // grid[1], order % grid[1]], dim=1).float()
+    return Plan(grid, order, sizes, coordinates)
+
+
+def _divides(grid: tuple[int, int], size: int) -> None:
+    if size < 1 or grid[0] % size or grid[1] % size:
+        raise VTCError(f"size: got {size}, it does not divide the grid {grid}")

@@ -1,0 +1,164 @@
+"""Quantisers of vector-quantize-pytorch behind the interface of this module.
+
+Its options and return orders stay in this file. Its rotation trick, on by default, is off here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.discrete.codes import code_usage
+from vtc.discrete.noise import Noise
+from vtc.discrete.quantizers.base import Quantizer, projection
+from vtc.discrete.types import Quantized
+from vtc.errors import VTCError
+
+#: Bits a group of a lookup-free code may have: its entropy term enumerates every code of a group.
+LARGEST_GROUP = 16
+
+
+class LibraryQuantizer(Quantizer):
+    """A vector-quantize-pytorch module between two linear maps.
+
+    Made by the functions below. `look_up` turns the module's ids, `[B, N]` or `[B, N, K]`, into
+    codes `[B, N, code_dim]`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        code_dim: int,
+        vocab: tuple[int, ...],
+        inner: nn.Module,
+        look_up: Callable[[Tensor], Tensor],
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(dim, vocab)
+        self.down, self.up = projection(dim, code_dim), projection(code_dim, dim)
+        self.inner, self.weight = inner, weight
+        self._look_up = look_up
+
+    def forward(self, h: Tensor, noise: Noise | None = None) -> Quantized:
+        """See `Quantizer.forward`; the module draws nothing through `noise`."""
+        self._check(h)
+        code, ids, *rest = self.inner(self.down(h))
+        loss = rest[0].sum() if rest else code.new_zeros(())
+        ids = ids.long() if ids.dim() == 3 else ids.long().unsqueeze(-1)
+        usage = sum(code_usage(ids[..., k], v) for k, v in enumerate(self.vocab)) / len(self.vocab)
+        aux = {"usage": torch.tensor(usage)}
+        return Quantized(self.up(code), ids, self.weight * loss, aux)
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        inner_ids = ids if len(self.vocab) > 1 else ids.squeeze(-1)
+        return self.up(self._look_up(inner_ids))
+
+
+def ema_vq(
+    dim: int,
+    size: int,
+    code_dim: int = 0,
+    decay: float = 0.99,
+    reset_below: float = 0.0,
+    kmeans: bool = False,
+    cosine: bool = False,
+    weight: float = 1.0,
+    eps: float = 1e-5,
+) -> LibraryQuantizer:
+    """Nearest-neighbour codes whose codebook is a moving average of the features.
+
+    Args:
+        dim: width of the features.
+        size: rows of the codebook.
+        code_dim: width of a code, `dim` when 0.
+        decay: of the moving average.
+        reset_below: codes whose average count falls below are moved to random features.
+        kmeans: start from k-means of the first batch.
+        cosine: compare directions instead of distances.
+        weight: of the commitment loss.
+        eps: of the Laplace smoothing of counts.
+    """
+    code_dim = code_dim or dim
+    inner = _library().VectorQuantize(
+        dim=code_dim,
+        codebook_size=size,
+        decay=decay,
+        eps=eps,
+        kmeans_init=kmeans,
+        threshold_ema_dead_code=reset_below,
+        use_cosine_sim=cosine,
+        rotation_trick=False,
+    )
+    return LibraryQuantizer(dim, code_dim, (size,), inner, inner.get_output_from_indices, weight)
+
+
+def lfq(
+    dim: int, bits: int, groups: int = 1, entropy: float = 0.1, spherical: bool = False
+) -> LibraryQuantizer:
+    """Signs of the features as bits (lookup-free quantisation, arXiv 2310.05737).
+
+    Args:
+        dim: width of the features.
+        bits: bits a token.
+        groups: sub-codes of a token; most significant bit first inside each.
+        entropy: weight of the entropy term.
+        spherical: put features on the sphere first (binary spherical quantisation,
+            arXiv 2406.07548).
+    """
+    if groups < 1 or bits % groups:
+        raise VTCError(f"groups: got {groups}, they do not divide {bits} bits")
+    width = bits // groups
+    if width > LARGEST_GROUP:
+        raise VTCError(
+            f"groups: got {groups}, which leaves {width} bits a group; at most {LARGEST_GROUP} fit, "
+            "take more groups or the 'bernoulli' quantiser"
+        )
+    inner = _library().LFQ(
+        dim=bits,
+        codebook_size=2**width,
+        num_codebooks=groups,
+        has_projections=False,
+        entropy_loss_weight=entropy,
+        spherical=spherical,
+    )
+    return LibraryQuantizer(dim, bits, (2**width,) * groups, inner, inner.indices_to_codes)
+
+
+def bsq(dim: int, bits: int, groups: int = 1, entropy: float = 0.005) -> LibraryQuantizer:
+    """Binary spherical quantisation; see `lfq`."""
+    return lfq(dim, bits, groups, entropy, spherical=True)
+
+
+def fsq(dim: int, levels: tuple[int, ...]) -> LibraryQuantizer:
+    """Each of a few dimensions rounded to `levels` values (arXiv 2309.15505), one code a token."""
+    inner = _library().FSQ(levels=list(levels))
+    size = 1
+    for level in levels:
+        size *= level
+    return LibraryQuantizer(dim, len(levels), (size,), inner, inner.indices_to_codes)
+
+
+def sim_vq(dim: int, size: int, code_dim: int = 0, beta: float = 0.25) -> LibraryQuantizer:
+    """A frozen codebook seen through one learned linear map (SimVQ, arXiv 2411.02038)."""
+    code_dim = code_dim or dim
+    inner = _library().SimVQ(
+        dim=code_dim,
+        codebook_size=size,
+        rotation_trick=False,
+        input_to_quantize_commit_loss_weight=beta,
+    )
+    return LibraryQuantizer(dim, code_dim, (size,), inner, inner.indices_to_codes)
+
+
+def _library() -> Any:
+    try:
+        import vector_quantize_pytorch
+    except ImportError as error:
+        raise VTCError(
+            "quantizer: this one needs vector-quantize-pytorch, install it with "
+            "`pip install vtc-vlm[discrete]`; 'bernoulli', 'vq' and 'ibq' work without"
+        ) from error
+    return vector_quantize_pytorch
