@@ -219,10 +219,9 @@ def _live_layers(patch: Patch, base: nn.Module, arguments: dict[str, Any]) -> It
         return
     # From the front, since counting from the back would now start at another layer
     arguments["vision_feature_layer"] = wanted[0] if isinstance(feature_layer, int) else wanted
-    layers = patch.adapter.layers(base)
     encoder = patch.adapter.encoder(base)
-    encoder.layers = layers[:live]
+    encoder.layers = patch.layers[:live]
     try:
         yield
     finally:
-        encoder.layers = layers
+        encoder.layers = patch.layers  # not what was found: another thread may have shortened it

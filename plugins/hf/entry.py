@@ -1,4 +1,4 @@
-"""The two ways into a model: a forward pre-hook on the model and a bound `generate`.
+"""The two ways into a model: a forward pre-hook on the model and its own `generate`.
 
 Both encode and compress the images first, drop the surplus placeholders, and call transformers with
 the short prompt and the encoded images. The functions take the model as their argument and read their

@@ -1,14 +1,14 @@
 """Put a method on a live model and take it off again.
 
 What a patched model carries, all on the instance, nothing on a class: the attribute `_vtc` (a `Patch`),
-a forward pre-hook, a bound `generate`, a forward hook on the projector, and a shadow config on each
+a forward pre-hook, a `generate`, a forward hook on the projector, and a shadow config on each
 probed vision attention module. `remove` takes away exactly these.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-import types
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ class Patch:
         adapter: what is known of the model family.
         positions: position policy.
         requests: the signals the method reads, by name.
-        depth: encoder layers of the vision tower.
+        layers: the encoder layers of the vision tower.
         deepest: the deepest encoder layer that a signal is read from, -1 for none.
         text_encoder: for text-guided methods, else None.
         tokenizer: reads the prompt for text-guided methods, else None.
@@ -50,7 +50,7 @@ class Patch:
     adapter: Adapter
     positions: str
     requests: dict[str, SignalRequest]
-    depth: int
+    layers: nn.ModuleList
     deepest: int
     text_encoder: Any = None
     tokenizer: Any = None
@@ -58,6 +58,11 @@ class Patch:
     reports: list[Report] = field(default_factory=list)
     own_generate: Any = None
     probed: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def depth(self) -> int:
+        """Encoder layers of the vision tower."""
+        return len(self.layers)
 
 
 class Handle:
@@ -93,10 +98,11 @@ class Handle:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.active:
-            _detach(self.model)
-            if self._before is not None:
-                _attach(self.model, self._before)
+        if getattr(self.model, "_vtc", None) is self._before:
+            return
+        remove(self.model)
+        if self._before is not None:
+            _attach(self.model, self._before)
 
 
 def apply(
@@ -176,7 +182,8 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     adapter.check(base)
     has_cls = adapter.has_cls(base)
     requests = method.requests(has_cls)
-    depth = len(adapter.layers(base))
+    layers = adapter.layers(base)
+    depth = len(layers)
     whole = {"last_hidden", "patch_embedding"}
     deepest = -1
     for request in requests.values():
@@ -188,7 +195,7 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     notes = []
     if not has_cls and any(r.kind == "attention_received" for r in requests.values()):
         notes.append("the vision tower has no CLS token: attention received is used in its place")
-    patch = Patch(method, adapter, positions, requests, depth, deepest, notes=notes)
+    patch = Patch(method, adapter, positions, requests, layers, deepest, notes=notes)
     kinds = {request.kind for request in requests.values()}
     if kinds & {"text_embedding", "patch_embedding"}:
         official = getattr(method, "text_source", "question") == "official"
@@ -215,7 +222,8 @@ def _attach(model: nn.Module, patch: Patch) -> None:
     model._vtc = patch
     if hasattr(model, "generate"):
         patch.own_generate = model.__dict__.get("generate")
-        model.generate = types.MethodType(entry.generate, model)
+        # Not a bound method: unpickling would look it up on the class
+        model.generate = functools.partial(entry.generate, model)
 
 
 def _detach(model: nn.Module) -> None:

@@ -61,21 +61,24 @@ def _probe(
         record.attention.setdefault(shadow.vtc_layer, (query, key, scale))
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function = ALL_ATTENTION_FUNCTIONS.get_interface(shadow.vtc_config._attn_implementation, eager)
-    module.config = shadow.vtc_config  # FlashAttention reads its own name from the module
-    try:
-        return function(module, query, key, value, attention_mask, **kw)
-    finally:
-        module.config = shadow
+    # FlashAttention reads its own name from the module. A shallow copy tells it, since another thread
+    # may be running the module itself.
+    twin = copy.copy(module)
+    twin.config = shadow.vtc_config
+    return function(twin, query, key, value, attention_mask, **kw)
+
+
+# transformers asks "is flash attention meant?" by looking for the word in the name
+_NAMES = ("vtc_probe", "vtc_probe_flash")
+for _name in _NAMES:
+    AttentionInterface.register(_name, _probe)
 
 
 def attach(module: nn.Module, layer: int) -> None:
     """Make `module` (an attention module of encoder layer `layer`) report to `recording()`."""
     real = module.config
-    # transformers asks "is flash attention meant?" by looking for the word in the name
-    name = "vtc_probe_flash" if "flash" in (real._attn_implementation or "") else "vtc_probe"
-    AttentionInterface.register(name, _probe)
     shadow = copy.copy(real)
-    shadow._attn_implementation_internal = name
+    shadow._attn_implementation_internal = _NAMES["flash" in (real._attn_implementation or "")]
     shadow.vtc_layer = layer
     shadow.vtc_config = real
     module.config = shadow
