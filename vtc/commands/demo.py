@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vtc.commands._arguments import positive
 from vtc.commands._console import print_json, progress, stdout
 from vtc.commands._model import load
 
@@ -38,15 +39,15 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", default="demo_output", metavar="DIR")
-    parser.add_argument("--scenes", type=_count, default=40, help="test scenes, default 40")
+    parser.add_argument("--scenes", type=positive, default=40, help="test scenes, default 40")
     parser.add_argument(
-        "--questions", type=_count, default=8, help="most questions about a scene, default 8"
+        "--questions", type=positive, default=8, help="most questions about a scene, default 8"
     )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument(
         "--retention", nargs="+", type=float, metavar="SHARE", help="default: 0.5 0.25 0.1"
     )
-    parser.add_argument("--rounds", type=_count, default=20, help="timed rounds, default 20")
+    parser.add_argument("--rounds", type=positive, default=20, help="timed rounds, default 20")
     parser.add_argument("--no-pictures", action="store_true", help="only the table")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -131,10 +132,3 @@ def _print(result: Demo) -> None:
     console.print(table)
     for text in caption(result):
         console.print(f"[dim]{escape(text)}[/dim]", highlight=False)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, allowed are whole numbers >= 1")
-    return value

@@ -6,8 +6,9 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from vtc.commands._arguments import add_model, positive
 from vtc.commands._console import print_json, progress, stdout
-from vtc.commands._model import DTYPES, Loaded, load
+from vtc.commands._model import Loaded, load
 from vtc.config import CompressionConfig, add_arguments
 from vtc.methods.base import Method
 from vtc.pictures import load_image
@@ -31,7 +32,7 @@ def add(commands: Any) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_model_arguments(parser)
+    add_model(parser)
     parser.add_argument(
         "--image", nargs="+", required=True, action="extend", metavar="FILE", help="image files"
     )
@@ -40,23 +41,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="also without compression, with prefill times"
     )
-    parser.add_argument("--rounds", type=_positive, default=5, help="timed rounds, default 5")
+    parser.add_argument("--rounds", type=positive, default=5, help="timed rounds, default 5")
     parser.add_argument(
-        "--max-new-tokens", type=_positive, metavar="N", help="default: the model's own, or 64"
+        "--max-new-tokens", type=positive, metavar="N", help="default: the model's own, or 64"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_arguments(parser, prefix="")
     parser.set_defaults(run=run)
-
-
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `run` and `show` share."""
-    parser.add_argument(
-        "--model", default="reference", help="hub id, folder, or 'reference' (default)"
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
-    parser.add_argument("--device", help="torch device, default: a GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -186,14 +177,10 @@ def _print(
     for note in dict.fromkeys(note for result in results for note in result["report"].notes):
         console.print(f"note: {escape(note)}")
     if args.compare:
-        console.print(
-            "[dim]prefill time: median (quartiles) of compressed / uncompressed, "
-            f"{args.rounds} interleaved rounds, selection included[/dim]"
+        note = (
+            "prefill time: median (quartiles) of compressed / uncompressed, "
+            f"{args.rounds} interleaved rounds, selection included"
         )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, allowed are whole numbers >= 1")
-    return value
+        if "text_embedding" in config.create().signals:
+            note += "; the question was embedded before"
+        console.print(f"[dim]{note}[/dim]")

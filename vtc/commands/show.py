@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vtc.commands._arguments import add_model
 from vtc.commands._console import print_json, stdout
 from vtc.commands._model import load
-from vtc.commands.run import add_model_arguments
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.pictures import load_image, visualize
@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
         help="paint the tokens that a method keeps over the image",
         description="Run one prefill and paint kept, merged and dropped patches over the image.",
     )
-    add_model_arguments(parser)
+    add_model(parser)
     parser.add_argument("--image", required=True, metavar="FILE")
     parser.add_argument(
         "--prompt",
