@@ -350,13 +350,16 @@ class PatchEncoder(nn.Module):
 
     def __init__(self, config: TransformerConfig, patch: int, size: int, channels: int = 3) -> None:
         super().__init__()
-        self.stride, self.dim, self.channels = patch, config.dim, channels
+        self.size, self.dim, self.channels = size, config.dim, channels
         self.patches = nn.Conv2d(channels, config.dim, patch, stride=patch)
-        self.transformer = Transformer(replace(config, positions=(size // patch) ** 2))
+        side, _ = check_grid((size, size), patch)
+        self.transformer = Transformer(replace(config, positions=side * side))
 
     def code_shape(self, size: Sequence[int]) -> tuple[int, tuple[int, int]]:
-        """Tokens and grid for an image of `size`."""
-        grid = check_grid(size, self.stride)
+        """Tokens and grid; the size is fixed."""
+        if tuple(size) != (self.size, self.size):
+            raise VTCError(f"size: got {tuple(size)}, this encoder takes {self.size} x {self.size}")
+        grid = check_grid(size, self.patches.stride[0])
         return grid[0] * grid[1], grid
 
     def forward(self, image: Tensor) -> Tensor:
@@ -382,26 +385,32 @@ class TimmEncoder(nn.Module):
         super().__init__()
         try:
             import timm
-        except ImportError as error:
+        except (
+            ImportError,
+            RuntimeError,
+        ) as error:  # RuntimeError: a torchvision that does not fit
             raise VTCError(
-                f"encoder: {name!r} needs timm, install it with `pip install vtc-vlm[discrete]`"
+                f"encoder: {name!r} needs timm, which cannot be imported ({error}); install it with "
+                "`pip install vtc-vlm[discrete]`"
             ) from error
-        self.model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        self.model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         self.dim = int(self.model.num_features)
-        self.stride = 1
         self.model.requires_grad_(not frozen)
+        self._counts: dict[tuple[int, ...], int] = {}
 
     def code_shape(self, size: Sequence[int]) -> tuple[int, None]:
-        """Number of features, found by running a blank image."""
-        with torch.no_grad():
-            return self(torch.zeros(1, self.channels, *size)).shape[1], None
+        """Number of features, found by running a blank image once a size."""
+        size = tuple(size)
+        if size not in self._counts:
+            blank = torch.zeros(1, self.channels, *size, device=next(self.parameters()).device)
+            with torch.no_grad():
+                self._counts[size] = self(blank).shape[1]
+        return self._counts[size], None
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` to `[B, N, dim]`; maps are read in raster order."""
         features = self.model.forward_features(image)
-        if features.dim() == 4:
-            return features.flatten(2).transpose(1, 2)
-        return features
+        return features.flatten(2).transpose(1, 2) if features.dim() == 4 else features
 
 
 class QueryEncoder(nn.Module):
@@ -424,7 +433,8 @@ class QueryEncoder(nn.Module):
         super().__init__()
         if not config.cross_dim:
             raise VTCError("config: a QueryEncoder needs `cross_dim`")
-        self.features, self.causal, self.dim = features, causal, config.dim
+        self.features: Any = features
+        self.causal, self.dim = causal, config.dim
         self.channels = getattr(features, "channels", 3)
         self.queries = nn.Parameter(0.02 * torch.randn(queries, config.dim))
         self.norm = nn.LayerNorm(config.dim, eps=config.norm_eps)
@@ -433,7 +443,7 @@ class QueryEncoder(nn.Module):
     def code_shape(self, size: Sequence[int]) -> tuple[int, None]:
         """Tokens, whatever the size, and no grid."""
         if self.features is not None:
-            self.features.code_shape(size)  # type: ignore[operator]
+            self.features.code_shape(size)
         return self.queries.shape[0], None
 
     def forward(self, source: Tensor) -> Tensor:

@@ -292,7 +292,7 @@ class Block(nn.Module):
         """One layer; see `Transformer.forward`. `offset` is the position of the first row of x."""
         shift_a = scale_a = shift_f = scale_f = 0.0
         gate_a = gate_f = 1.0
-        if self.modulation is not None:
+        if self.modulation is not None and condition is not None:
             parts = self.modulation(F.silu(condition)).chunk(6, dim=-1)
             shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = parts
 
@@ -360,7 +360,7 @@ class Transformer(nn.Module):
             raise VTCError(
                 f"coordinates: got {coordinates.shape[-1]} axes, rope has {len(self.config.rope)}"
             )
-        device = self.blocks[0].attention.out.weight.device  # type: ignore[union-attr]
+        device = next(self.parameters()).device
         return rope_table(coordinates.to(device), self.config.rope, self.config.rope_base)
 
     def forward(
@@ -417,7 +417,7 @@ class Transformer(nn.Module):
         if cache is not None and commit:
             cache.length += x.shape[1]
         x = self.norm(x)
-        if self.modulation is not None:
+        if self.modulation is not None and condition is not None:
             shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
             x = x * (1 + scale) + shift
         return x
@@ -476,7 +476,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """`[...]` to `[..., dim]`."""
-        weight = self.net[0].weight
-        if not self.frequencies:
-            return self.net(t.unsqueeze(-1).to(weight.dtype))  # type: ignore[union-attr]
-        return self.net(sinusoid((1000 * t).floor(), self.frequencies).to(weight.dtype))  # type: ignore
+        if self.frequencies:
+            x = sinusoid((1000 * t).floor(), self.frequencies)
+        else:
+            x = t.unsqueeze(-1)
+        return self.net(x.to(next(self.parameters()).dtype))

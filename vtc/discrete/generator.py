@@ -13,7 +13,7 @@ from vtc.discrete import masks, samplers
 from vtc.discrete.backbone import KVCache, Rope, TimeEmbedding, Transformer, TransformerConfig
 from vtc.discrete.heads import HEADS, Head, VelocityHead
 from vtc.discrete.noise import Noise, as_noise
-from vtc.discrete.plans import Plan, create_plan
+from vtc.discrete.plans import Plan, Pyramid, create_plan
 from vtc.discrete.registry import call
 from vtc.discrete.schedules import Guidance
 from vtc.discrete.types import CodeSpace
@@ -36,6 +36,8 @@ class GeneratorConfig:
         time: what adaLN reads of the time: "none", "scalar" or "sinusoid".
         drop: share of samples whose class is dropped in training.
         channels: C of continuous latents, 0 for codes.
+        objective: what `loss` trains, see `objectives`.
+        sampler: what `sample` runs by default: "ar", "maskgit", "bit_diffusion" or "next_x".
     """
 
     space: CodeSpace
@@ -47,6 +49,8 @@ class GeneratorConfig:
     time: str = "none"
     drop: float = 0.1
     channels: int = 0
+    objective: str = "next_token"
+    sampler: str = "ar"
 
     def __post_init__(self) -> None:
         if self.class_as not in ("token", "adaptive"):
@@ -95,6 +99,9 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.space = config, config.space
         self.plan: Plan = create_plan(config.plan, config.space.grid or (1, config.space.tokens))
+        self.recipe: dict[str, Any] = {}
+        if isinstance(self.plan, Pyramid) and not config.channels:
+            raise VTCError("plan: got 'pyramid', which averages, so it is for latents only")
         dim = config.transformer.dim
         self.head: Head
         if config.channels:
@@ -245,13 +252,21 @@ class Generator(nn.Module):
         rope, mask = self.positions(first=False), self.plan.mask()
         return self.head(self.run(self.head.embed(x), given, mask, per_position, rope))
 
+    def loss(
+        self, codes: Tensor, given: Condition | Tensor | None = None, seed: samplers.Seed = None
+    ) -> dict[str, Tensor]:
+        """Loss of the objective that the config names, see `objectives.Objective.loss`."""
+        from vtc.discrete.objectives import create_objective
+
+        return create_objective(self.config.objective).loss(self, codes, given, seed)
+
     # -- sampling ----------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
         self,
         given: Condition | Tensor | None = None,
-        sampler: str = "ar",
+        sampler: str = "",
         batch: int = 0,
         guidance: Guidance | float | None = None,
         null: Condition | None = None,
@@ -262,7 +277,7 @@ class Generator(nn.Module):
 
         Args:
             given: labels `[B]`, or a `Condition`.
-            sampler: "ar", "maskgit", "bit_diffusion" or "next_x".
+            sampler: "ar", "maskgit", "bit_diffusion" or "next_x"; the config's by default.
             batch: how many, where the condition does not tell.
             guidance: scale, or a `Guidance`; None for the conditional model alone.
             null: the condition that guidance leads away from; no class by default.
@@ -272,6 +287,7 @@ class Generator(nn.Module):
         Returns:
             ids int64 `[B, N, K]`, or latents `[B, N, C]`, in raster order.
         """
+        sampler = sampler or self.config.sampler
         if sampler not in ("ar", "maskgit", "bit_diffusion", "next_x"):
             raise VTCError(
                 f"sampler: got {sampler!r}, available are ar, maskgit, bit_diffusion, next_x"

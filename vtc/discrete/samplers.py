@@ -246,7 +246,7 @@ def sample_bit_diffusion(
         chance = torch.sigmoid(logits)
         if step == steps - 1:
             return (chance > 0.5).long()
-        chance = noisy_probability(chance, torch.tensor(after))
+        chance = noisy_probability(chance, after)
         if posterior:
             back = bits - (now - after) * (bits - 0.5)
             one, zero = chance * back, (1 - chance) * (1 - back)

@@ -139,7 +139,7 @@ def bit_noise(kind: str, steps: int) -> BitNoise:
     return BitNoise(keep.float(), (1 - keep).float() / 2, step.float())
 
 
-def noisy_probability(bits: Tensor, time: Tensor) -> Tensor:
+def noisy_probability(bits: Tensor, time: Tensor | float) -> Tensor:
     """Probability of a 1 after noise of strength `time`: `(1 - t) * bit + t / 2`.
 
     `bits` may be probabilities; `time` broadcasts against them. 0 is clean, 1 a fair coin.

@@ -53,9 +53,7 @@ class IndexBackpropQuantizer(Quantizer):
     def forward(self, h: Tensor, noise: Noise | None = None) -> Quantized:
         """See `Quantizer.forward`."""
         self._check(h)
-        z, codebook = self.down(h), self.codebook
-        if self.scale:
-            z, codebook = F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)
+        z, codebook = self._unit(self.down(h)), self._unit(self.codebook)
         probability = ((self.scale or 1.0) * z @ codebook.transpose(0, 1)).softmax(dim=-1)
         ids = probability.argmax(dim=-1)
         choice = F.one_hot(ids, self.vocab[0]).to(probability)
@@ -64,6 +62,8 @@ class IndexBackpropQuantizer(Quantizer):
         aux = {"perplexity": perplexity(code_histogram(ids, self.vocab[0]))}
         return Quantized(self.up(code), ids.unsqueeze(-1), loss, aux)
 
+    def _unit(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) if self.scale else x
+
     def _embed(self, ids: Tensor) -> Tensor:
-        codebook = F.normalize(self.codebook, dim=-1) if self.scale else self.codebook
-        return self.up(F.embedding(ids.squeeze(-1), codebook))
+        return self.up(F.embedding(ids.squeeze(-1), self._unit(self.codebook)))

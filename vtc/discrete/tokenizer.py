@@ -1,0 +1,143 @@
+"""`ImageTokenizer`: an encoder, a quantiser and a decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.discrete.codes import regroup
+from vtc.discrete.losses import reconstruction_loss
+from vtc.discrete.noise import Noise
+from vtc.discrete.quantizers.base import Quantizer
+from vtc.discrete.types import CodeSpace, Quantized, check_codes
+from vtc.errors import VTCError
+
+
+class ImageTokenizer(nn.Module):
+    """Images to codes and back.
+
+    Everything is differentiable, the codes by their straight-through gradient, so a loss on
+    `encode(image).z` reaches the encoder.
+
+    Args:
+        encoder: see `autoencoders`.
+        quantizer: for features of the encoder's width.
+        decoder: takes `(z, size)`.
+        size: `(height, width)` in pixels that `space` and `decode` mean by default.
+        parts: show the bits of a token as this many sub-codes (ELM); 0 shows what the quantiser
+            gives.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        quantizer: Quantizer,
+        decoder: nn.Module,
+        size: tuple[int, int],
+        parts: int = 0,
+    ) -> None:
+        super().__init__()
+        if encoder.dim != quantizer.dim:
+            raise VTCError(f"quantizer: has width {quantizer.dim}, the encoder {encoder.dim}")
+        self.encoder: Any = encoder
+        self.quantizer, self.decoder = quantizer, decoder
+        self.size, self.parts = size, parts
+        self.recipe: dict[str, Any] = {}
+        self.space_of(size)  # a size or parts that do not fit fail here
+
+    @property
+    def space(self) -> CodeSpace:
+        """The codes of an image of the default size."""
+        return self.space_of(self.size)
+
+    def space_of(self, size: Sequence[int]) -> CodeSpace:
+        """The codes of an image of `size` pixels.
+
+        Raises:
+            VTCError: the size does not divide into tokens.
+        """
+        raw = self._raw_space(size)
+        return raw.split(self.parts) if self.parts else raw
+
+    def _raw_space(self, size: Sequence[int]) -> CodeSpace:
+        tokens, grid = self.encoder.code_shape(size)
+        return CodeSpace(tokens, self.quantizer.vocab, grid)
+
+    def encode(self, image: Tensor, noise: Noise | None = None) -> Quantized:
+        """Codes of images `[B, C, H, W]` in [-1, 1].
+
+        Raises:
+            VTCError: wrong number of channels, or a size that does not divide into tokens.
+        """
+        channels = self.encoder.channels
+        if image.dim() != 4 or image.shape[1] != channels:
+            raise VTCError(
+                f"image: got shape {tuple(image.shape)}, expected [batch, {channels}, height, width]"
+            )
+        if not image.is_floating_point():
+            raise VTCError(f"image: got {image.dtype}, expected floating point in [-1, 1]")
+        raw = self._raw_space(image.shape[2:])
+        out = self.quantizer(self.encoder(image), noise)
+        if self.parts:
+            out.ids = regroup(out.ids, raw, raw.split(self.parts))
+        return out
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Codes `[B, n, K]` to what the decoder reads, `[B, n, D]`.
+
+        Raises:
+            VTCError: wrong number of sub-codes or a code out of range.
+        """
+        if self.parts:
+            raw = self._raw_space(self.size)
+            check_codes(ids, raw.split(self.parts).vocab)
+            ids = regroup(ids, raw.split(self.parts), raw)
+        return self.quantizer.embed(ids)
+
+    def decode(self, code: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Images from `Quantized.z` or from ids.
+
+        Args:
+            code: `[B, n, D]` floating point, or ids int64 `[B, n, K]`. A decoder of 1-D tokens takes
+                a prefix too.
+            size: `(height, width)` of the result; 1-D tokens can be drawn at any.
+
+        Returns:
+            `[B, C, *size]`, not clamped.
+        """
+        z = code if code.is_floating_point() else self.embed(code)
+        return self.decoder(z, tuple(size or self.size))
+
+    def forward(
+        self, image: Tensor, noise: Noise | None = None, keep: int = 0
+    ) -> tuple[Tensor, Quantized]:
+        """The image again, and its codes.
+
+        Args:
+            image: `[B, C, H, W]`.
+            noise: of quantisers that draw.
+            keep: decode only the first tokens of a 1-D code; 0 for all.
+        """
+        out = self.encode(image, noise)
+        z = out.z[:, :keep] if keep else out.z
+        return self.decode(z, image.shape[2:]), out
+
+    def loss(
+        self,
+        image: Tensor,
+        kind: str = "mse",
+        perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
+        noise: Noise | None = None,
+        keep: int = 0,
+    ) -> dict[str, Tensor]:
+        """`loss` = reconstruction + quantiser; the two apart, and the quantiser's diagnostics.
+
+        See `losses.reconstruction_loss` for `kind` and `perceptual`, `forward` for the rest.
+        """
+        output, out = self(image, noise, keep)
+        pixels = reconstruction_loss(output, image, kind, perceptual)
+        parts = {"reconstruction": pixels.detach(), "quantizer": torch.as_tensor(out.loss).detach()}
+        return {"loss": pixels + out.loss, **parts, **out.aux}
