@@ -17,7 +17,7 @@ from transformers import (
 
 from vtc.functional.anyres import pack_layout, tile_grid
 
-IMAGE, PAD, EOS, VOCAB = 90, 0, 2, 96
+IMAGE, PAD, BOS, EOS, VOCAB = 90, 0, 1, 2, 96
 TILE, PATCH = 32, 8  # 4 x 4 patches a tile
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
 FAMILIES = ("llava-clip", "llava-siglip", "next-clip", "next-siglip", "vipllava")
@@ -37,7 +37,7 @@ def _vision(kind: str):
     )
 
 
-def build(family: str, seed: int = 0, attention: str = "sdpa"):
+def build(family: str, seed: int = 0, attention: str = "sdpa", **config):
     """A random model in eval mode; large weights, so that tokens matter to the logits."""
     torch.manual_seed(seed)
     text = LlamaConfig(
@@ -49,12 +49,12 @@ def build(family: str, seed: int = 0, attention: str = "sdpa"):
         num_key_value_heads=2,
         max_position_embeddings=512,
         pad_token_id=PAD,
-        bos_token_id=1,
+        bos_token_id=BOS,
         eos_token_id=EOS,
         initializer_range=0.2,
     )
     name, _, tower = family.partition("-")
-    common = dict(text_config=text, image_token_index=IMAGE, image_token_id=IMAGE)
+    common = dict(text_config=text, image_token_index=IMAGE, image_token_id=IMAGE, **config)
     if name == "vipllava":
         config = VipLlavaConfig(
             vision_config=_vision("clip"), vision_feature_layers=[-2, -3, 1], **common
@@ -62,7 +62,11 @@ def build(family: str, seed: int = 0, attention: str = "sdpa"):
         model = VipLlavaForConditionalGeneration(config)
     else:
         strategy = "full" if tower == "siglip" else "default"
-        common.update(vision_config=_vision(tower), vision_feature_select_strategy=strategy)
+        common = {
+            "vision_config": _vision(tower),
+            "vision_feature_select_strategy": strategy,
+            **common,
+        }
         if name == "llava":
             model = LlavaForConditionalGeneration(LlavaConfig(**common))
         else:
@@ -105,7 +109,7 @@ def inputs(
 
     texts, pixels, sizes = [], [], []
     for images in rows:
-        ids = [1, *words(int(torch.randint(2, 6, (1,), generator=rng)))]
+        ids = [BOS, *words(int(torch.randint(2, 6, (1,), generator=rng)))]
         for size in images:
             ids += [IMAGE] * visual_tokens(family, size) + words(3)
             tiles = 1
@@ -132,4 +136,35 @@ def inputs(
         out["image_sizes"] = torch.tensor(sizes)
     else:
         out["pixel_values"] = torch.cat(pixels).to(dtype)
+    return out
+
+
+#: batches as sizes (height, width) of each row's images; every one mixes what it can
+ONE = [[(40, 60)]]
+MIXED = [[(40, 60)], [], [(70, 20), (30, 90)], [(64, 64)]]
+
+
+def row(batch: dict[str, torch.Tensor], rows: list[list[tuple[int, int]]], index: int) -> dict:
+    """Row `index` of a batch from `inputs`, alone and without padding."""
+    keep = batch["attention_mask"][index].bool()
+    first = sum(map(len, rows[:index]))
+    mine = slice(first, first + len(rows[index]))
+    out = {key: batch[key][index][keep][None] for key in ("input_ids", "attention_mask")}
+    if rows[index]:
+        for key in ("pixel_values", "image_sizes"):
+            if key in batch:
+                out[key] = batch[key][mine]
+    return out
+
+
+def snapshot(model: torch.nn.Module) -> dict:
+    """Everything a patch could leave behind: attributes, configs, hooks and children of each module."""
+    out: dict = {"state": list(model.state_dict()), "config": model.config.to_dict()}
+    for name, module in model.named_modules():
+        held = vars(module)
+        out[name] = {
+            # tables (hooks, children, parameters) by content, everything else by identity
+            key: {k: id(v) for k, v in value.items()} if isinstance(value, dict) else id(value)
+            for key, value in held.items()
+        }
     return out

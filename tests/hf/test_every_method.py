@@ -1,0 +1,40 @@
+"""Every registered method runs inside every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vtc
+from tests.hf import tiny
+from vtc.registry import method_class
+
+ENCODER = (lambda text: torch.ones(32), lambda hidden: hidden)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("name", vtc.list_methods())
+def test_method_runs(name: str, family: str) -> None:
+    """Half of the patches, a ragged batch: right counts, finite logits, batch equals rows alone."""
+    options = {}
+    if "text_embedding" in method_class(name).signals:
+        options = {"text_encoder": ENCODER, "question": "what?"}
+    model, batch = tiny.build(family), tiny.inputs(family, tiny.MIXED)
+    try:
+        run = vtc.apply(model, name, retention=0.5, **options)
+    except vtc.VTCError as error:
+        # the only good reason to refuse
+        assert "siglip" in family and "CLS" in str(error)
+        return
+    with torch.no_grad():
+        out = model.generate(**batch, max_new_tokens=3, do_sample=False)
+        logits = model(**batch).logits
+        assert logits.isfinite().all()
+        for image in run.reports[-1].images:
+            assert image.patches_after <= max(1, round(image.patches_before * 0.5))
+        for i in range(len(tiny.MIXED)):
+            single = tiny.row(batch, tiny.MIXED, i)
+            alone = model.generate(**single, max_new_tokens=3, do_sample=False)
+            assert alone[0, -3:].tolist() == out[i, -3:].tolist()
+    run.remove()
+    assert "_vtc" not in vars(model)
