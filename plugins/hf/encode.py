@@ -59,6 +59,16 @@ def encode(
         questions: given the number of tokens of each image, the text that each is asked about; called
             only for methods that read text.
     """
+    with _awake(base):  # behind the encoder as well, for the newline
+        return _encode(patch, base, kwargs, questions)
+
+
+def _encode(
+    patch: Patch,
+    base: nn.Module,
+    kwargs: dict[str, Any],
+    questions: Callable[[list[int]], list[str]],
+) -> Encoded:
     output, record = _run_encoder(patch, base, kwargs)
     start = time.perf_counter()
     packed = output.pooler_output
@@ -95,11 +105,20 @@ def encode(
 def _run_encoder(patch: Patch, base: nn.Module, kwargs: dict[str, Any]) -> tuple[Any, Record]:
     accepted = inspect.signature(base.get_image_features).parameters
     arguments = {k: v for k, v in kwargs.items() if k in accepted and v is not None}
+    if any(
+        request.kind in ("last_hidden", "patch_embedding") for request in patch.requests.values()
+    ):
+        arguments["output_hidden_states"] = True
     for name, parameter in accepted.items():
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ):
             if name not in arguments:
-                raise VTCError(f"{name}: got None, {type(base).__name__} needs it beside the pixels")
-    with _awake(base), recording() as record, _live_layers(patch, base, arguments):
+                raise VTCError(
+                    f"{name}: got None, {type(base).__name__} needs it beside the pixels"
+                )
+    with recording() as record, _live_layers(patch, base, arguments):
         output = base.get_image_features(**arguments, return_dict=True)
     if record.projector_input is None or record.projector_output is None:
         raise VTCError("model: its projector was not called; was it replaced after apply()?")
@@ -119,7 +138,8 @@ class _Signals:
         out = {}
         for name, request in self.patch.requests.items():
             if request.kind == "text_embedding":
-                out[name] = self.patch.text_encoder.embed(text)
+                embedding = self.patch.text_encoder.embed(text)
+                out[name] = embedding.to(self.record.projector_output.device)
                 continue
             if request not in self._whole:
                 self._whole[request] = self._compute(request)
@@ -129,7 +149,8 @@ class _Signals:
     def _compute(self, request: SignalRequest) -> Tensor:
         kind, skip = request.kind, self.skip
         if kind in ("last_hidden", "patch_embedding"):
-            hidden = self.output.last_hidden_state[:, skip:]
+            # not `last_hidden_state`, which SigLIP's final norm has gone over
+            hidden = self.output.hidden_states[-1][:, skip:]
             return hidden if kind == "last_hidden" else self.patch.text_encoder.project(hidden)
         query, key, scale = self.record.attention[layer_index(request.layer, self.patch.depth)]
         if kind == "attention_received":

@@ -51,7 +51,12 @@ def recording() -> Iterator[Record]:
 
 
 def _probe(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kw: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any = None,
+    **kw: Any,
 ) -> Any:
     shadow = module.config
     record = _RECORD.get()

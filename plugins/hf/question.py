@@ -14,6 +14,7 @@ _ASSISTANT = re.compile(
     r"\bASSISTANT:|\[/INST\]|<\|im_start\|>assistant|<\|assistant\|>|<start_of_turn>model"
     r"|<\|start_header_id\|>assistant<\|end_header_id\|>|### ?Assistant:?|\bAssistant:"
 )
+_SYSTEM = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
 _TAG = re.compile(r"<[^<>\s]{1,40}>|</s>")
 
 
@@ -22,7 +23,7 @@ def last_question(prompt: str) -> str:
 
     A prompt without turn markers is taken whole.
     """
-    turns = _USER.split(prompt)
+    turns = _USER.split(_SYSTEM.sub(" ", prompt))
     turn = _ASSISTANT.split(turns[-1])[0]
     return " ".join(_TAG.sub(" ", turn).split())
 
