@@ -27,7 +27,8 @@ TEMPLATE = (
     "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }}{% endif %}{% endfor %} "
     "{% endfor %}ASSISTANT:"
 )
-SIZES = [(40, 60), (70, 20)]
+# the same number of crops: the pipeline cannot stack others, compressed or not
+SIZES = [(40, 60), (60, 40)]
 
 
 def processor(family: str) -> Any:
