@@ -393,9 +393,8 @@ class TimmEncoder(nn.Module):
                 f"encoder: {name!r} needs timm, which cannot be imported ({error}); install it with "
                 "`pip install vtc-vlm[discrete]`"
             ) from error
-        self.model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-        self.dim = int(self.model.num_features)
-        self.model.requires_grad_(not frozen)
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        self.model, self.dim = model.requires_grad_(not frozen), int(model.num_features)
         self._counts: dict[tuple[int, ...], int] = {}
 
     def code_shape(self, size: Sequence[int]) -> tuple[int, None]:

@@ -200,6 +200,11 @@ class Generator(nn.Module):
         coordinates = self.plan.coordinates.repeat_interleave(self.head.repeat, dim=0)
         return self.backbone.rope(F.pad(coordinates, (0, 0, int(first), 0)))
 
+    def check_causal(self) -> None:
+        """Raise `VTCError` when a token takes several positions, so that none comes next."""
+        if self.head.repeat > 1:
+            raise VTCError("head: a 'tied' head predicts masked tokens only, take 'index' or 'bit'")
+
     def next_logits(self, ids: Tensor, given: Condition) -> Tensor:
         """Logits of every token given the ones before, in the order of the plan.
 
@@ -207,8 +212,7 @@ class Generator(nn.Module):
             ids: `[B, N, K]` in the order of the plan.
             given: the condition.
         """
-        if self.head.repeat > 1:
-            raise VTCError("head: a 'tied' head predicts masked tokens only, take 'index' or 'bit'")
+        self.check_causal()
         x = torch.cat([self.first(given, len(ids)), self.head.embed(ids[:, :-1])], dim=1)
         rope = _rows(self.positions(), slice(0, x.shape[1]))
         return self.head(self.run(x, given, masks.causal(x.shape[1]), rope=rope))
@@ -346,6 +350,7 @@ class Stepper:
     """The next token's logits, with the keys and values of finished tokens in a cache."""
 
     def __init__(self, model: Generator, given: Condition, rows: int) -> None:
+        model.check_causal()
         self.model, self.given, self.rows = model, given, rows
         self.cache, self.rope = KVCache(), model.positions()
 

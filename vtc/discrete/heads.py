@@ -33,7 +33,8 @@ class IndexHead(Head):
 
     Args:
         dim: width.
-        space: what a token is; vocabularies may differ, short ones are filled with -inf.
+        space: what a token is; vocabularies may differ, short ones are filled up with codes that never
+            come.
     """
 
     def __init__(self, dim: int, space: CodeSpace) -> None:
@@ -57,8 +58,9 @@ class IndexHead(Head):
     def forward(self, h: Tensor) -> Tensor:
         """`[B, N, D]` to logits `[B, N, K, V]`."""
         parts = self.out(h).split(list(self.vocab), dim=-1)
-        widest = max(self.vocab)
-        padded = [F.pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in parts]
+        # finite, so that guidance can take differences
+        widest, never = max(self.vocab), torch.finfo(h.dtype).min / 4
+        padded = [F.pad(part, (0, widest - part.shape[-1]), value=never) for part in parts]
         return torch.stack(padded, dim=-2)
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,256 @@
+"""Generators: caches against full passes, guidance, masks, objectives, errors."""
+
+import pytest
+import torch
+from torch import nn
+
+from vtc import VTCError
+from vtc.discrete import CodeSpace, Condition, Guidance, create_generator, create_objective
+from vtc.discrete.backbone import TransformerConfig
+from vtc.discrete.generator import Generator, GeneratorConfig, GroupStepper, Stepper
+from vtc.discrete.noise import Noise
+from vtc.discrete.objectives import Mixture, NextToken
+
+BYTES = CodeSpace(16, (8, 4), (4, 4))
+BITS = CodeSpace(6, (2,) * 5)
+PLANS = ["raster", "whole", "cell:2", "subsample:2"]
+
+
+def lively(model: Generator) -> Generator:
+    """Weights large enough that nothing is a tie or a zero."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def draw(space: CodeSpace, batch: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    parts = [torch.randint(v, (batch, space.tokens), generator=generator) for v in space.vocab]
+    return torch.stack(parts, dim=-1)
+
+
+def text(batch: int = 3, layers: int = 2) -> Condition:
+    valid = torch.ones(batch, 4, dtype=torch.bool)
+    valid[0, 2:] = False
+    return Condition(None, tuple(torch.randn(batch, 4, 6) for _ in range(layers)), valid)
+
+
+MODELS = {
+    "index": lambda plan: (
+        create_generator("tiny_elm_ar", space=BYTES, dim=32, depth=2, plan=plan),
+        torch.tensor([0, 4, 10]),
+    ),
+    "bits": lambda plan: (
+        create_generator("tiny_instella_ar", space=BITS, dim=32, depth=2),
+        torch.tensor([0, 4, 9]),
+    ),
+    "text": lambda plan: (
+        Generator(
+            GeneratorConfig(
+                BITS,
+                TransformerConfig(16, 2, 2, ffn="gelu", block_positions=6, context_dim=6),
+                "bit",
+            )
+        ),
+        text(),
+    ),
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_cached_tokens_equal_the_full_pass(kind: str, plan: str) -> None:
+    model, given = MODELS[kind](plan)
+    model, given = lively(model), model.condition(given)
+    ids = draw(model.space)
+    full = model.next_logits(ids, given)
+    step = Stepper(model, given, len(ids))
+    parts = [step(ids[:, i - 1 : i] if i else None) for i in range(model.space.tokens)]
+    assert torch.allclose(torch.cat(parts, dim=1), full, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", [*PLANS, "pyramid"])
+def test_cached_groups_equal_the_full_pass(plan: str) -> None:
+    model = lively(
+        create_generator("tiny_xar_cell", grid=4, channels=2, plan=plan, dim=32, depth=2)
+    )
+    given = model.condition(torch.tensor([1, 10]))
+    parts = model.plan.arrange(torch.randn(2, 16, 2)).split(list(model.plan.sizes), dim=1)
+    step = GroupStepper(model, given)
+    for group, part in enumerate(parts):
+        noisy, t = torch.randn_like(part), torch.tensor([0.7, 0.2])
+        times = torch.zeros(2, model.plan.groups)
+        times[:, group] = t
+        x = torch.cat([*parts[:group], noisy, *parts[group + 1 :]], dim=1)
+        rows = slice(model.plan.starts[group], model.plan.starts[group] + part.shape[1])
+        full = model.velocities(x, times, given)[:, rows]
+        assert torch.allclose(step.velocity(noisy, t), full, atol=1e-5)
+        step.commit(part)
+
+
+def test_groups_do_not_see_later_ones() -> None:
+    model = lively(create_generator("tiny_xar_cell", grid=4, channels=2, plan="cell:2", dim=32))
+    given, t = model.condition(torch.tensor([1, 2])), torch.rand(2, 4)
+    x = torch.randn(2, 16, 2)
+    changed = x.clone()
+    changed[:, 8:] = torch.randn(2, 8, 2)
+    before, after = model.velocities(x, t, given), model.velocities(changed, t, given)
+    assert torch.equal(before[:, :8], after[:, :8]) and not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_next_token_is_causal(kind: str) -> None:
+    model, given = MODELS[kind]("raster")
+    model, given = lively(model), model.condition(given)
+    ids = draw(model.space)
+    changed = ids.clone()
+    changed[:, 3:] = (changed[:, 3:] + 1) % torch.tensor(model.space.vocab)
+    before, after = model.next_logits(ids, given), model.next_logits(changed, given)
+    assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before[:, 4:], after[:, 4:])
+
+
+@pytest.mark.parametrize("head", ["index", "tied"])
+def test_hidden_tokens_stay_hidden(head: str) -> None:
+    space = CodeSpace(16, (8, 8), (4, 4))
+    model = lively(create_generator("tiny_elm_mlm", space=space, dim=32, head=head))
+    given, ids = model.condition(torch.zeros(3).long()), draw(space)
+    unknown = torch.zeros(3, 16, dtype=torch.bool)
+    unknown[:, 5:9] = True
+    other = torch.where(unknown.unsqueeze(-1), (ids + 3) % 8, ids)
+    before = model.masked_logits(ids, unknown, given)
+    assert before.shape == (3, 16, 2, 8)
+    assert torch.equal(before, model.masked_logits(other, unknown, given))
+    assert not torch.equal(before, model.masked_logits((ids + 1) % 8, unknown, given))
+
+
+def test_strict_next_all_predictions_are_independent() -> None:
+    from vtc.discrete import masks
+
+    model = lively(create_generator("tiny_token_unify", space=BYTES, dim=32))
+    given, ids = model.condition(torch.zeros(3).long()), draw(BYTES)
+    unknown = torch.zeros(3, 16, dtype=torch.bool)
+    unknown[:, 6:] = True
+    shown = unknown.clone()
+    shown[:, 15] = False  # reveal a token behind the cut: the others must not notice
+    mask = masks.next_all(16, 6)
+    before, after = (model.masked_logits(ids, u, given, mask) for u in (unknown, shown))
+    assert torch.equal(before[:, :15], after[:, :15])
+
+
+def guidance_cases():
+    four = CodeSpace(4, (2,) * 3)
+    yield "tiny_elm_ar", {"space": BYTES}, {}
+    yield "tiny_elm_mlm", {"space": CodeSpace(16, (8, 8), (4, 4))}, {"steps": 4}
+    yield "tiny_instella_ar", {"space": four}, {"temperature": 0.7}
+    yield "tiny_instella_diffusion", {"space": four}, {"steps": 5}
+    yield "tiny_instella_diffusion", {"space": four}, {"steps": 5, "posterior": True}
+    yield "tiny_xar_cell", {"grid": 4, "plan": "cell:2"}, {"steps": 3}
+    yield "tiny_xar_cell", {"grid": 4, "plan": "pyramid"}, {"steps": 3, "method": "euler"}
+
+
+@pytest.mark.parametrize(("name", "build", "options"), list(guidance_cases()))
+def test_guidance_of_one_is_the_conditional_model(name: str, build: dict, options: dict) -> None:
+    model = lively(create_generator(name, dim=32, depth=2, **build))
+    labels = torch.tensor([0, 3, 7])
+    alone = model.sample(labels, seed=5, **options)
+    same = model.sample(labels, guidance=1.0, seed=5, **options)
+    more = model.sample(labels, guidance=Guidance(30.0, "linear"), seed=5, **options)
+    assert torch.equal(alone, model.sample(labels, seed=5, **options))
+    assert torch.allclose(alone.float(), same.float(), atol=1e-4)
+    assert not torch.allclose(alone.float(), more.float(), atol=1e-4)
+    if not model.config.channels:
+        model.space.check(alone)
+
+
+def test_text_conditions_and_guidance() -> None:
+    model, given = MODELS["text"]("raster")
+    model = lively(model)
+    alone = model.sample(given, seed=0)
+    assert alone.shape == (3, 6, 5)
+    assert torch.equal(model.sample(given, guidance=1.0, null=text(), seed=0), alone)
+    with pytest.raises(VTCError, match="null"):
+        model.sample(given, guidance=2.0)
+
+
+def objective_cases():
+    for name in ("next_token", "masked_token", "next_all", "mixture"):
+        yield name, create_generator("tiny_elm_ar", space=BYTES, dim=32), draw(BYTES)
+        yield name, create_generator("tiny_instella_ar", space=BITS, dim=32), draw(BITS)
+    space = CodeSpace(16, (8, 8), (4, 4))
+    yield "masked_token", create_generator("tiny_elm_mlm", space=space, dim=32), draw(space)
+    yield "next_all", create_generator("tiny_elm_mlm", space=space, dim=32), draw(space)
+    yield "bit_diffusion", create_generator("tiny_instella_diffusion", space=BITS), draw(BITS)
+    for plan in ("cell:2", "whole", "pyramid"):
+        model = create_generator("tiny_xar_cell", grid=4, channels=2, plan=plan)
+        yield "next_x", model, torch.randn(3, 16, 2)
+
+
+@pytest.mark.parametrize(("name", "model", "codes"), list(objective_cases()))
+def test_objectives_train_every_part(name: str, model: Generator, codes: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    objective = create_objective(name)
+    labels = torch.tensor([0, 1, 2])
+    reports = [objective.loss(model, codes, labels, seed) for seed in (3, 3, 4)]
+    assert torch.equal(reports[0]["loss"], reports[1]["loss"])
+    assert reports[0]["position"].shape == (model.plan.length,)
+    reports[2]["loss"].backward()
+    assert model.backbone.blocks[0].attention.q.weight.grad is not None
+    assert model.classes.weight.grad is not None  # type: ignore[union-attr]
+    if name == "next_token":
+        assert reports[0]["loss"].item() == pytest.approx(
+            reports[0]["position"].mean().item(), rel=1e-5
+        )
+
+
+def test_a_generator_trains_by_its_own_objective() -> None:
+    model = create_generator("tiny_elm_ar", space=BYTES, dim=32).eval()
+    labels = torch.tensor([0, 1, 2])
+    own, other = model.loss(draw(BYTES), labels), NextToken().loss(model, draw(BYTES), labels)
+    assert torch.equal(own["loss"], other["loss"])
+    uniform = (torch.log(torch.tensor(8.0)) + torch.log(torch.tensor(4.0))) / 2
+    assert torch.isclose(own["loss"], uniform)  # output maps start at zero
+
+
+def test_labels_are_dropped_in_training_only() -> None:
+    model = create_generator("tiny_elm_ar", space=BYTES)
+    given = model.condition(torch.zeros(2000).long())
+    dropped = model.drop_labels(given, Noise(0)).labels
+    assert 0.05 < (dropped == 10).float().mean() < 0.15  # type: ignore[operator]
+    assert model.eval().drop_labels(given, Noise(0)) is given
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.sample(torch.tensor([11])), "labels: got 11"),
+        (lambda m: m.sample(None), "labels: got None"),
+        (lambda m: m.sample(torch.zeros(0).long()), "batch"),
+        (lambda m: m.sample(torch.tensor([1]), "dream"), "sampler: got 'dream'"),
+        (lambda m: m.sample(torch.tensor([1]), temperature=-1.0), "temperature"),
+        (lambda m: m.sample(torch.tensor([1]), "bit_diffusion"), "bit diffusion makes bits"),
+        (lambda m: m.loss(torch.full((1, 16, 2), 9), torch.tensor([1])), "codes: got codes in"),
+        (lambda m: m.loss(torch.zeros(1, 15, 2).long(), torch.tensor([1])), "codes: got shape"),
+        (lambda m: Guidance(2.0, "cubic"), "schedule"),
+        (lambda m: create_objective("next"), "objective"),
+        (lambda m: Mixture(weights=(1.0,)), "weights"),
+        (lambda m: create_generator("tiny_elm_ar", space=BYTES, plan="pyramid"), "pyramid"),
+        (lambda m: create_generator("tiny_elm_mlm", space=BYTES), "equal sub-codes"),
+        (lambda m: create_generator("tiny_instella_ar", space=BYTES), "needs bits"),
+        (lambda m: create_generator("xar_cell", size="M"), "size: got 'M'"),
+        (
+            lambda m: create_generator("tiny_xar_cell").loss(torch.zeros(1, 64, 3)),
+            "labels: got None",
+        ),
+    ],
+)
+def test_bad_input(call, message: str) -> None:
+    with pytest.raises(VTCError, match=message):
+        call(create_generator("tiny_elm_ar", space=BYTES, dim=32))
+
+
+def test_a_tied_head_predicts_masked_tokens_only() -> None:
+    space = CodeSpace(4, (8, 8), (2, 2))
+    model = create_generator("tiny_elm_mlm", space=space)
+    with pytest.raises(VTCError, match="tied"):
+        model.sample(torch.tensor([0]), "ar")

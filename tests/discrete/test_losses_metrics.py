@@ -1,0 +1,147 @@
+"""Losses, schedules and metrics against plain definitions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vtc import VTCError
+from vtc.discrete import losses, metrics, schedules
+from vtc.discrete.flow import path, score_from_velocity
+from vtc.functional.similarity import similarity_points, token_similarity
+
+
+def test_reconstruction_with_a_perceptual_term() -> None:
+    a, b = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4)
+    plain = losses.reconstruction_loss(a, b)
+    assert torch.equal(plain, F.l1_loss(a, b))
+    more = losses.reconstruction_loss(a, b, perceptual=lambda x, y: torch.ones(2), kind="l1")
+    assert torch.isclose(more, plain + 1)
+    with pytest.raises(VTCError):
+        losses.reconstruction_loss(a, b, "l3")
+    with pytest.raises(VTCError):
+        losses.reconstruction_loss(a, b[:, :, :2])
+
+
+def test_adversarial_parts_fit_together() -> None:
+    torch.manual_seed(0)
+    discriminator, lecam = losses.PatchDiscriminator(width=8, layers=2), losses.LeCam()
+    real, last = torch.rand(2, 3, 32, 32), torch.nn.Conv2d(3, 3, 1)
+    fake = last(real)
+    logits_real, logits_fake = discriminator(real), discriminator(fake)
+    loss = losses.hinge_discriminator_loss(logits_real, logits_fake.detach())
+    (loss + lecam(logits_real, logits_fake.detach())).backward()
+    assert lecam.real_mean != 0
+    pixels, adversarial = F.l1_loss(fake, real), losses.generator_loss(discriminator(fake))
+    weight = losses.adaptive_weight(pixels, adversarial, last.weight)
+    assert 0 <= weight <= 1 and not weight.requires_grad
+
+
+def test_last_token_contrast_prefers_pairs() -> None:
+    torch.manual_seed(0)
+    tokens, text = torch.randn(6, 5, 8), torch.randn(6, 8)
+    paired = losses.contrastive_last_token(torch.cat([tokens, text[:, None]], 1), text, 0.07)
+    mixed = losses.contrastive_last_token(tokens, text, 0.07)
+    assert paired < mixed
+
+
+def test_distillation_gives_the_teacher_no_gradient() -> None:
+    student, teacher = (torch.randn(2, 3, requires_grad=True) for _ in range(2))
+    total = losses.cosine_distillation(student, teacher)
+    (total + losses.embedding_distillation(student, teacher)).backward()
+    assert student.grad is not None and teacher.grad is None
+
+
+def test_soft_labels_contain_hard_ones() -> None:
+    logits, target = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 0])
+    hard = F.cross_entropy(logits, target, reduction="none")
+    assert torch.allclose(losses.soft_cross_entropy(logits, F.one_hot(target, 4).float()), hard)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_score_of_a_gaussian(kind: str) -> None:
+    # data N(0, 1): x_t has variance alpha^2 + sigma^2, and both v and the score are linear in x
+    t = torch.tensor([0.2, 0.5, 0.9])
+    x, at = torch.randn(3), path(t, kind)
+    variance = at.alpha**2 + at.sigma**2
+    v = (at.d_alpha * at.alpha + at.d_sigma * at.sigma) / variance * x
+    assert torch.allclose(score_from_velocity(v, x, t, kind), -x / variance, atol=1e-5)
+    with pytest.raises(VTCError):
+        path(t, "cubic")
+
+
+def test_schedules() -> None:
+    assert [schedules.Guidance(3.0, "linear").at(i, 4) for i in range(4)] == [1.5, 2, 2.5, 3]
+    assert [schedules.Guidance(3.0, "linear", True).at(i, 3) for i in range(3)] == [1, 2, 3]
+    assert schedules.Guidance(3.0, "linear", True).at(0, 1) == 3
+    assert all(
+        math.isclose(schedules.Guidance(3.0, name).at(7, 8), 3.0)
+        for name in schedules.GUIDANCE
+        if name != "square_root"
+    )
+    assert schedules.masked_count("cos", 10, 9, 10) == 0
+    rate = [schedules.warmup_cosine(s, 1.0, 2, 6, 0.1) for s in (0, 1, 2, 4, 6, 9)]
+    assert rate == pytest.approx([0, 0.5, 1, 0.55, 0.1, 0.1])
+    for call in (schedules.bit_noise, lambda kind, _: schedules.masked_share(kind, 0.1)):
+        with pytest.raises(VTCError):
+            call("other", 3)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cos", "sigmoid"])
+def test_bit_noise_composes(kind: str) -> None:
+    noise, bits = schedules.bit_noise(kind, 6), torch.tensor([[0.0, 1.0]])
+    chance = bits
+    for step in range(1, 7):
+        chance = noise.from_previous(chance, torch.tensor([step]))
+        assert torch.allclose(chance, noise.from_clean(bits, torch.tensor([step])), atol=1e-6)
+    assert torch.allclose(chance, torch.full_like(chance, 0.5))
+
+
+def test_metrics() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 3, 16, 16) * 2 - 1
+    assert metrics.psnr(x, x + 0.2).tolist() == pytest.approx([20.0] * 3, abs=1e-3)
+    assert metrics.ssim(x, x).tolist() == pytest.approx([1.0] * 3)
+    assert (metrics.ssim(x, torch.rand_like(x)) < 0.5).all()
+    assert metrics.ssim(x[..., :5, :5], x[..., :5, :5]).shape == (3,)
+
+
+def test_ssim_agrees_with_scikit_image() -> None:
+    skimage = pytest.importorskip("skimage.metrics")
+    torch.manual_seed(0)
+    a = torch.rand(1, 1, 24, 24).double()
+    b = (a + 0.1 * torch.randn_like(a)).clamp(0, 1)
+    got = float(metrics.ssim(a, b, span=1.0))
+    _, full = skimage.structural_similarity(
+        a[0, 0].numpy(), b[0, 0].numpy(), data_range=1.0, gaussian_weights=True, sigma=1.5,
+        use_sample_covariance=False, full=True,
+    )  # fmt: skip
+    assert got == pytest.approx(full[5:-5, 5:-5].mean(), abs=1e-4)
+
+
+def test_frechet_distance() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(4000, 3)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert metrics.frechet_distance(a, a + 2) == pytest.approx(12, abs=1e-4)
+    assert metrics.frechet_distance(a, 3 * a) == pytest.approx(3 * 4, rel=0.1)
+    with pytest.raises(VTCError):
+        metrics.frechet_distance(a, a[:, :2])
+
+
+def test_token_similarity() -> None:
+    image, query = torch.randn(2, 9, 4), torch.randn(1, 4)
+    assert torch.allclose(token_similarity(image, query)[..., 0], image @ query[0])
+    several = token_similarity(image, torch.cat([query, query]))
+    assert torch.allclose(several[..., 0], image @ query[0], atol=1e-5)  # equal queries, weight 1
+    points, labels = similarity_points(torch.rand(64), (32, 48), count=5)
+    assert points.shape == (5, 2) and labels[0] == 1
+    assert (points[:, 0] < 48).all() and (points[:, 1] < 32).all()
+    for call in (
+        lambda: token_similarity(image, torch.randn(1, 3)),
+        lambda: similarity_points(torch.rand(60), (8, 8)),
+        lambda: similarity_points(torch.rand(64), (8, 8), count=99),
+    ):
+        with pytest.raises(VTCError):
+            call()

@@ -1,0 +1,123 @@
+"""Every quantiser behind the one interface."""
+
+import sys
+
+import pytest
+import torch
+
+from vtc import VTCError
+from vtc.discrete.noise import Noise
+from vtc.discrete.quantizers import create_quantizer, list_quantizers
+from vtc.discrete.quantizers.base import straight_through
+from vtc.discrete.quantizers.bernoulli import BernoulliQuantizer, bit_penalty
+from vtc.discrete.quantizers.ibq import IndexBackpropQuantizer, entropy_loss
+
+OPTIONS: dict[str, dict] = {
+    "bernoulli": {"bits": 6},
+    "vq": {"size": 12, "code_dim": 4},
+    "ibq": {"size": 12, "scale": 5.0},
+    "ema_vq": {"size": 12, "code_dim": 4},
+    "lfq": {"bits": 6, "groups": 2},
+    "bsq": {"bits": 6},
+    "fsq": {"levels": (5, 4)},
+    "sim_vq": {"size": 12},
+}
+
+
+def test_every_quantizer_is_covered() -> None:
+    assert list_quantizers() == sorted(OPTIONS)
+    assert list_quantizers("*sq") == ["bsq", "fsq"]
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_interface(name: str) -> None:
+    torch.manual_seed(0)
+    quantizer = create_quantizer(name, 8, **OPTIONS[name])
+    h = torch.randn(2, 5, 8, requires_grad=True)
+    out = quantizer(h)
+    assert out.z.shape == (2, 5, 8)
+    assert out.ids.shape == (2, 5, len(quantizer.vocab)) and out.ids.dtype == torch.long
+    assert (out.ids < torch.tensor(quantizer.vocab)).all() and (out.ids >= 0).all()
+    (out.z.square().sum() + out.loss).backward()
+    assert h.grad is not None and h.grad.abs().sum() > 0
+    quantizer.eval()
+    again = quantizer(h)
+    assert torch.allclose(quantizer.embed(again.ids), again.z, atol=1e-5)
+    assert all(not value.requires_grad for value in again.aux.values())
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_bad_input(name: str) -> None:
+    quantizer = create_quantizer(name, 8, **OPTIONS[name])
+    ids = torch.zeros(1, 2, len(quantizer.vocab), dtype=torch.long)
+    with pytest.raises(VTCError, match="ids"):
+        quantizer.embed(ids + max(quantizer.vocab))
+    with pytest.raises(VTCError, match="ids"):
+        quantizer.embed(ids.repeat(1, 1, 7))
+    with pytest.raises(VTCError, match="h: got shape"):
+        quantizer(torch.zeros(1, 2, 9))
+
+
+def test_unknown_names_and_options() -> None:
+    with pytest.raises(VTCError, match="did you mean 'bernoulli'"):
+        create_quantizer("bernouli", 8)
+    with pytest.raises(VTCError, match="did you mean 'bits'"):
+        create_quantizer("bernoulli", 8, bit=3)
+    with pytest.raises(VTCError, match="bits: 'bernoulli' needs it"):
+        create_quantizer("bernoulli", 8)
+    with pytest.raises(VTCError, match="take more groups"):
+        create_quantizer("lfq", 8, bits=64)
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
+    with pytest.raises(VTCError, match="vtc-vlm\\[discrete\\]"):
+        create_quantizer("fsq", 8, levels=(4, 4))
+    create_quantizer("bernoulli", 8, bits=4)
+
+
+def test_straight_through() -> None:
+    soft = torch.tensor([0.2, 0.7], requires_grad=True)
+    out = straight_through(torch.tensor([0.0, 1.0]), soft)
+    assert out.tolist() == [0.0, 1.0]
+    out.sum().backward()
+    assert soft.grad is not None and soft.grad.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_bernoulli_gradient_is_that_of_the_probability(symmetric: bool) -> None:
+    quantizer = BernoulliQuantizer(4, 3, temperature=0.1, symmetric=symmetric)
+    h, up = torch.randn(1, 2, 4, requires_grad=True), torch.randn(1, 2, 4)
+    (quantizer(h, Noise(0)).z * up).sum().backward()
+    soft = torch.tanh if symmetric else torch.sigmoid
+    other = h.detach().clone().requires_grad_()
+    ((soft(quantizer.project(other)) @ quantizer.table) * up).sum().backward()
+    assert torch.allclose(h.grad, other.grad, atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_bernoulli_draws_in_training_and_rounds_in_evaluation() -> None:
+    quantizer = BernoulliQuantizer(4, 3, temperature=1.0, penalty=2.0)
+    h = torch.zeros(50, 4, 4)
+    torch.nn.init.zeros_(quantizer.project.bias)
+    drawn = quantizer(h, Noise(0))
+    assert 0.4 < drawn.ids.float().mean() < 0.6
+    assert drawn.loss.item() == pytest.approx(2 * 0.25)
+    assert torch.equal(drawn.ids, quantizer(h, Noise(0)).ids)
+    assert (quantizer.eval()(h).ids == 0).all()  # a logit of exactly 0 is a 0
+    assert (quantizer(h).z == 0).all()
+    assert bit_penalty(torch.tensor([0.0, 1.0])) == 0
+
+
+def test_index_backprop_reaches_the_whole_codebook() -> None:
+    torch.manual_seed(0)
+    quantizer = IndexBackpropQuantizer(4, 9)
+    quantizer(torch.randn(2, 3, 4)).z.square().sum().backward()
+    assert (quantizer.codebook.grad.abs().sum(1) > 0).all()  # type: ignore[union-attr]
+    sure = torch.eye(4)
+    assert entropy_loss(sure) == pytest.approx(-torch.log(torch.tensor(4.0)).item())
+    assert entropy_loss(torch.full((3, 4), 0.25)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_more_bits_than_fit_in_a_number() -> None:
+    quantizer = create_quantizer("bernoulli", 8, bits=80)
+    assert quantizer(torch.randn(1, 2, 8)).ids.shape == (1, 2, 80)

@@ -1,0 +1,163 @@
+"""With a perfect model, each sampler reproduces the distribution (chi-square at fixed seeds)."""
+
+import pytest
+import torch
+from scipy.stats import chi2, norm
+
+from vtc import VTCError
+from vtc.discrete import CodeSpace, Noise, samplers
+from vtc.discrete.plans import create_plan
+
+JOINT = torch.tensor([[0.30, 0.05, 0.05], [0.02, 0.20, 0.08], [0.05, 0.10, 0.15]])
+COUNT = 6000
+
+
+def assert_same(counts: torch.Tensor, chances: torch.Tensor) -> None:
+    """Chi-square of counts against chances; fails one time in 1000 when they agree."""
+    expected = chances * counts.sum()
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    assert statistic < chi2.ppf(0.999, len(counts) - 1), statistic
+
+
+def pair_counts(ids: torch.Tensor) -> torch.Tensor:
+    return torch.bincount(ids[:, 0, 0] * 3 + ids[:, 1, 0], minlength=9).double()
+
+
+def test_autoregressive() -> None:
+    def step(last: torch.Tensor | None) -> torch.Tensor:
+        if last is None:
+            return JOINT.sum(1).log().expand(COUNT, 1, 1, 3)
+        return JOINT[last[:, :, 0]].log().unsqueeze(2)
+
+    ids = samplers.sample_ar(step, CodeSpace(2, (3,)), COUNT, seed=0)
+    assert_same(pair_counts(ids), JOINT.flatten())
+
+
+def test_autoregressive_bits() -> None:
+    chance = torch.tensor([0.2, 0.7])
+    last_seen: list[torch.Tensor | None] = []
+
+    def step(last: torch.Tensor | None) -> torch.Tensor:
+        last_seen.append(last)
+        now = chance if last is None else (chance + last[:, :, :1].float() * 0.1)
+        return torch.logit(now).expand(COUNT, 1, 2)
+
+    bits = samplers.sample_ar(step, CodeSpace(2, (2, 2)), COUNT, seed=0)
+    assert_same(bits[:, 0, 0].bincount(minlength=2).double(), torch.tensor([0.8, 0.2]))
+    second = bits[bits[:, 0, 0] == 1][:, 1, 1]
+    assert_same(second.bincount(minlength=2).double(), torch.tensor([0.2, 0.8]))
+    assert last_seen[0] is None
+
+
+def test_masked() -> None:
+    # one token a step in random order: with confident tokens first the order depends on the values
+    def predict(ids: torch.Tensor, unknown: torch.Tensor) -> torch.Tensor:
+        first, second = ids[:, 0, 0], ids[:, 1, 0]
+        rows = torch.where(unknown[:, 1:], JOINT.sum(1), JOINT.T[second])
+        columns = torch.where(unknown[:, :1], JOINT.sum(0), JOINT[first])
+        return torch.stack([rows, columns], dim=1).log().unsqueeze(2)
+
+    ids = samplers.sample_maskgit(
+        predict, CodeSpace(2, (3,)), COUNT, steps=2, temperature=1e6, schedule="linear", seed=0
+    )
+    assert_same(pair_counts(ids), JOINT.flatten())
+
+
+def test_bit_diffusion() -> None:
+    rate = torch.tensor([0.1, 0.5, 0.8])
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        one = rate * torch.where(x > 0.5, 1 - t[0] / 2, t[0] / 2)
+        zero = (1 - rate) * torch.where(x > 0.5, t[0] / 2, 1 - t[0] / 2)
+        return samplers.clean_logits((one / zero).log(), x)  # its own inverse
+
+    space = CodeSpace(1, (2, 2, 2))
+    bits = samplers.sample_bit_diffusion(denoise, space, COUNT, steps=200, seed=0)
+    for index, chance in enumerate(rate):
+        counts = bits[:, 0, index].bincount(minlength=2).double()
+        assert_same(counts, torch.stack([1 - chance, chance]))
+
+
+@pytest.mark.parametrize("posterior", [False, True])
+def test_bit_diffusion_of_one_image(posterior: bool) -> None:
+    image = torch.randint(2, (1, 5, 4), generator=torch.Generator().manual_seed(0)).float()
+    bits = samplers.sample_bit_diffusion(
+        lambda x, t: samplers.clean_logits(20 * (2 * image - 1).expand_as(x), x),
+        CodeSpace(5, (2,) * 4),
+        3,
+        steps=6,
+        posterior=posterior,
+        seed=1,
+    )
+    assert torch.equal(bits, image.long().expand(3, -1, -1))
+
+
+class GaussianGroups:
+    """Exact velocities of two groups: the mean of the second is the first."""
+
+    def __init__(self) -> None:
+        self.mean, self.spread = torch.tensor(1.5), 0.5
+
+    def velocity(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        t = t[:, None, None]
+        centre = (x - (1 - t) * self.mean) / ((1 - t) ** 2 * self.spread**2 + t**2)
+        return t * centre - (self.mean + (1 - t) * self.spread**2 * centre)
+
+    def commit(self, x: torch.Tensor) -> None:
+        self.mean = x
+
+
+@pytest.mark.parametrize("method", ["euler", "euler_maruyama"])
+def test_next_x(method: str) -> None:
+    x = samplers.sample_next_x(
+        GaussianGroups(), create_plan("raster", (1, 2)), 1, COUNT, 200, method=method, seed=0
+    )[..., 0]
+    edges = torch.tensor(norm.ppf([0.1, 0.3, 0.5, 0.7, 0.9]))
+    for value, mean, spread in ((x[:, 0], 1.5, 0.5), (x[:, 1] - x[:, 0], 0.0, 0.5)):
+        place = torch.bucketize(((value - mean) / spread).double(), edges)
+        counts = torch.bincount(place, minlength=6).double()
+        assert_same(counts, torch.tensor([0.1, 0.2, 0.2, 0.2, 0.2, 0.1]).double())
+
+
+def test_filters() -> None:
+    logits = torch.tensor([1.0, 3.0, 2.0, 0.0])
+    infinite = torch.isinf
+    assert infinite(samplers.filter_logits(logits, top_k=2)).tolist() == [True, False, False, True]
+    assert infinite(samplers.filter_logits(logits, top_p=0.6)).tolist() == [True, False, True, True]
+    assert not infinite(samplers.filter_logits(logits, top_k=9)).any()
+    assert samplers.filter_logits(logits, temperature=2.0).tolist() == [0.5, 1.5, 1.0, 0.0]
+    greedy = samplers.filter_logits(logits, temperature=0.0)
+    assert samplers.draw_codes(greedy.expand(50, 4), Noise(0)).unique().tolist() == [1]
+    assert samplers.draw_bits(torch.tensor([0.1, -0.1, 0.0]), 0.0, Noise(0)).tolist() == [1, 0, 0]
+    with pytest.raises(VTCError):
+        samplers.filter_logits(logits, top_p=0.0)
+
+
+def test_recorded_draws_run_out() -> None:
+    noise = Noise(replay=[torch.zeros(2)])
+    assert noise.uniform((3, 2), torch.empty(0)).shape == (3, 2)
+    with pytest.raises(VTCError, match="replay"):
+        noise.normal((2,), torch.empty(0))
+
+
+def test_trace_shows_what_was_drawn_from() -> None:
+    trace: list[torch.Tensor] = []
+    space = CodeSpace(3, (4,))
+    samplers.sample_ar(lambda _: torch.randn(2, 1, 1, 4), space, 2, top_k=1, trace=trace, seed=0)
+    assert len(trace) == 3 and all(torch.isfinite(step).sum() == 2 for step in trace)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: samplers.sample_bit_diffusion(lambda x, t: x, CodeSpace(1, (3,)), 1),
+        lambda: samplers.sample_bit_diffusion(lambda x, t: x, CodeSpace(1, (2,)), 1, steps=0),
+        lambda: samplers.sample_bit_diffusion(lambda x, t: x, CodeSpace(1, (2,)), 1, temperature=0),
+        lambda: samplers.sample_next_x(
+            GaussianGroups(), create_plan("raster", (1, 2)), 1, 1, method="heun"
+        ),
+    ],
+)
+def test_bad_input(call) -> None:
+    with pytest.raises(VTCError):
+        call()
