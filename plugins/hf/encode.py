@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.kernels.attention_received import attention_received
-from vtc.kernels.cls_attention import cls_attention
-from vtc.plugins.hf.adapters.base import Unit, layer_index, layers_read
-from vtc.plugins.hf.probe import Record, recording
+from vtc.plugins.hf.adapters.base import PIXELS, Call, Place, Unit, layers_read, places
+from vtc.plugins.hf.probe import recording
+from vtc.plugins.hf.signals import Signals
 from vtc.report import ImageReport
-from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens
+from vtc.tokens import CompressedTokens, VisualTokens
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
@@ -27,10 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Encoded:
-    """The images of one call.
+    """The images or clips of one call, all of one modality.
 
     Attributes:
-        output: what `get_image_features` returned, its `pooler_output` replaced by the list of
+        modality: `"image"` or `"video"`.
+        output: what the model's encoder function returned, its `pooler_output` replaced by the list of
             compressed features, one `[M, D]` an image.
         lengths: uncompressed visual tokens of each image.
         anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
@@ -39,6 +39,7 @@ class Encoded:
         seconds: host time from the end of the encoder to the compressed tokens, signals included.
     """
 
+    modality: str
     output: Any
     lengths: list[int]
     anchors: list[Tensor]
@@ -51,59 +52,45 @@ def encode(
     patch: Patch,
     base: nn.Module,
     kwargs: dict[str, Any],
-    questions: Callable[[list[int]], list[str]],
-) -> Encoded:
-    """Run the encoder on the pixels in `kwargs` and compress every image.
+    ids: Tensor | None,
+    placeholders: dict[str, Tensor],
+    questions: Callable[[str, list[int]], list[str]],
+) -> list[Encoded]:
+    """Run the encoders on the pixels in `kwargs` and compress every image and clip.
 
     Args:
-        questions: given the number of tokens of each image, the text that each is asked about; called
-            only for methods that read text.
+        ids: token ids of the prompts `[B, L]`, None when the caller gave embeddings.
+        placeholders: modality -> bool `[B, L]`, the placeholders to fill.
+        questions: given a modality and the number of tokens of each of its images, the text that each
+            is asked about; called only for methods that read text.
     """
-    with _awake(base):  # behind the encoder as well, for the newline
-        return _encode(patch, base, kwargs, questions)
+    with _awake(base):  # behind the encoders as well, for the newline
+        calls = []
+        for modality, placeholder in placeholders.items():
+            if kwargs.get(PIXELS[modality]) is None:
+                continue
+            call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
+            began = time.perf_counter()
+            calls.append((call, patch.adapter.units(call), time.perf_counter() - began))
+        count = sum(len(units) for _, units, _ in calls)
+        done: list[Encoded] = []
+        for call, units, seconds in calls:
+            first = sum(len(encoded.lengths) for encoded in done)
+            done.append(_compress(patch, call, units, questions, first, count))
+            done[-1].seconds += seconds
+    return done
 
 
-def _encode(
+def _run_encoder(
     patch: Patch,
     base: nn.Module,
     kwargs: dict[str, Any],
-    questions: Callable[[list[int]], list[str]],
-) -> Encoded:
-    output, record = _run_encoder(patch, base, kwargs)
-    start = time.perf_counter()
-    packed = output.pooler_output
-    packed = list(packed) if isinstance(packed, (list, tuple)) else list(packed.unbind(0))
-    lengths = [len(p) for p in packed]
-    units = patch.adapter.units(base, kwargs, record.projector_output.shape[0])
-    texts = questions(lengths) if patch.text_encoder is not None else [None] * len(units)
-    signals = _Signals(patch, record, output, patch.adapter.has_cls(base))
-
-    anchors, reports, identity = [], [], True
-    for i, unit in enumerate(units):
-        captured: dict[str, Tensor] = {}
-        tokens = _visual_tokens(patch, base, record, unit, kwargs, i, captured)
-        if len(tokens.layout) != lengths[i]:
-            raise VTCError(
-                f"model: packed image {i} into {lengths[i]} tokens, the layout says "
-                f"{len(tokens.layout)}; is this a modified {type(base).__name__}?"
-            )
-        method = patch.method.for_image(i, len(units))
-        began = time.perf_counter()
-        if method.is_identity(tokens):
-            out = method.compress(tokens)
-        else:
-            identity = False
-            captured.update(signals.of(unit, texts[i]))
-            out = method.compress(tokens)
-            packed[i] = _to_language(patch, base, tokens, out).to(packed[i].dtype)
-        reports.append(ImageReport.from_tokens(tokens, out, time.perf_counter() - began))
-        anchors.append(out.anchor)
-    output.pooler_output = packed
-    return Encoded(output, lengths, anchors, reports, identity, time.perf_counter() - start)
-
-
-def _run_encoder(patch: Patch, base: nn.Module, kwargs: dict[str, Any]) -> tuple[Any, Record]:
-    accepted = inspect.signature(base.get_image_features).parameters
+    modality: str,
+    ids: Tensor | None,
+    placeholder: Tensor,
+) -> Call:
+    function = getattr(base, f"get_{modality}_features")
+    accepted = inspect.signature(function).parameters
     arguments = {k: v for k, v in kwargs.items() if k in accepted and v is not None}
     if any(
         request.kind in ("last_hidden", "patch_embedding") for request in patch.requests.values()
@@ -118,89 +105,119 @@ def _run_encoder(patch: Patch, base: nn.Module, kwargs: dict[str, Any]) -> tuple
                 raise VTCError(
                     f"{name}: got None, {type(base).__name__} needs it beside the pixels"
                 )
-    with recording() as record, _live_layers(patch, base, arguments):
-        output = base.get_image_features(**arguments, return_dict=True)
-    if record.projector_input is None or record.projector_output is None:
-        raise VTCError("model: its projector was not called; was it replaced after apply()?")
-    return output, record
+    with recording() as record, _live_layers(patch, base, modality, arguments):
+        output = function(**arguments, return_dict=True)
+    # The model's forward wants what its encoder returned: a list of images, or one tensor
+    patch.tensors[modality] = isinstance(output.pooler_output, Tensor)
+    return Call(base, modality, kwargs, ids, placeholder, output, record)
 
 
-class _Signals:
-    """The signals of `vtc.tokens.SIGNALS`, computed once for the whole vision batch, on demand."""
+def _compress(
+    patch: Patch,
+    call: Call,
+    units: list[Unit],
+    questions: Callable[[str, list[int]], list[str]],
+    first: int,
+    count: int,
+) -> Encoded:
+    start = time.perf_counter()
+    packed = torch.cat([p.flatten(0, -2) for p in call.output.pooler_output])
+    layouts = [unit.layout for unit in units]
+    lengths = [len(layout) for layout in layouts]
+    if sum(lengths) != len(packed):
+        raise VTCError(
+            f"model: packed {len(units)} {call.modality}(s) into {len(packed)} tokens, their layout "
+            f"says {sum(lengths)}; is this a modified {type(call.base).__name__}?"
+        )
+    parts = list(packed.split(lengths))
+    texts = questions(call.modality, lengths) if patch.text_encoder is not None else None
+    signals = Signals(patch, call)
 
-    def __init__(self, patch: Patch, record: Record, output: Any, has_cls: bool) -> None:
-        self.patch, self.record, self.output = patch, record, output
-        self.skip = int(has_cls)
-        self._whole: dict[SignalRequest, Tensor] = {}
-
-    def of(self, unit: Unit, text: str | None) -> dict[str, Tensor]:
-        """The signals of one image, by the names that the method reads."""
-        out = {}
-        for name, request in self.patch.requests.items():
-            if request.kind == "text_embedding":
-                embedding = self.patch.text_encoder.embed(text)
-                out[name] = embedding.to(self.record.projector_output.device)
-                continue
-            if request not in self._whole:
-                self._whole[request] = self._compute(request)
-            out[name] = self._whole[request][unit.tiles]
-        return out
-
-    def _compute(self, request: SignalRequest) -> Tensor:
-        kind, skip = request.kind, self.skip
-        if kind in ("last_hidden", "patch_embedding"):
-            # not `last_hidden_state`, which SigLIP's final norm has gone over
-            hidden = self.output.hidden_states[-1][:, skip:]
-            return hidden if kind == "last_hidden" else self.patch.text_encoder.project(hidden)
-        query, key, scale = self.record.attention[layer_index(request.layer, self.patch.depth)]
-        if kind == "attention_received":
-            return attention_received(query, key, scale)[:, skip:]
-        if kind == "keys":
-            return key.transpose(1, 2).flatten(2)
-        if kind == "cls_query":
-            return query[:, :, 0].flatten(1)
-        logits, probabilities = cls_attention(query[:, :, 0], key, scale)
-        return (logits if kind == "cls_logits" else probabilities)[:, 1:]
+    anchors, reports, identity = [], [], True
+    for index, place in enumerate(places(units)):
+        method = patch.method.for_image(first + index, count)
+        captured: dict[str, Tensor] = {}
+        tokens = _visual_tokens(patch, call, units, index, place, parts[index], captured)
+        began = time.perf_counter()
+        if method.is_identity(tokens):
+            out = method.compress(tokens)
+        else:
+            identity = False
+            captured.update(signals.of(place, texts[index] if texts is not None else None))
+            out = method.compress(tokens)
+            parts[index] = _to_language(patch, call, units[index], out, parts[index])
+        reports.append(ImageReport.from_tokens(tokens, out, time.perf_counter() - began))
+        anchors.append(out.anchor)
+    call.output.pooler_output = parts
+    _gather_deepstack(call.output, lengths, anchors)
+    seconds = time.perf_counter() - start
+    return Encoded(call.modality, call.output, lengths, anchors, reports, identity, seconds)
 
 
 def _visual_tokens(
     patch: Patch,
-    base: nn.Module,
-    record: Record,
-    unit: Unit,
-    kwargs: dict[str, Any],
+    call: Call,
+    units: list[Unit],
     index: int,
+    place: Place,
+    packed: Tensor,
     signals: dict[str, Tensor],
 ) -> VisualTokens:
-    adapter = patch.adapter
+    unit, record = units[index], call.record
     vision = patch.method.stage == "vision"
-    features = (record.projector_input if vision else record.projector_output)[unit.tiles]
+    if unit.fused:
+        features = unit.unpack(packed)
+    else:
+        rows = record.projector_input if vision else record.projector_output
+        if rows is None:
+            raise VTCError("model: its projector was not called; was it replaced after apply()?")
+        features = place.patches_of(rows[:, int(unit.lead) :].flatten(0, 1))
     seed = 0
     if patch.method.draws:
-        pixels = adapter.pixels(kwargs, unit, index).detach().float().cpu().contiguous()
+        pixels = patch.adapter.pixels(call, units, index).detach().float().cpu().contiguous()
         seed = zlib.crc32(pixels.numpy().tobytes())
-    return VisualTokens(
+    tokens = VisualTokens(
         features=features,
-        patch_grid=adapter.patch_grid(base, features.shape[1]),
+        patch_grid=unit.patch_grid,
         tile_grid=unit.tile_grid,
         image_size=unit.image_size,
-        newline=adapter.newline(base),
+        newline=patch.adapter.newline(call.base) if unit.newline else None,
         signals=signals,
-        unpad=adapter.unpad,
+        unpad=unit.unpad,
         content_seed=seed,
+        order=unit.order,
+        shrink=unit.shrink,
+        lead=unit.lead,
     )
+    tokens.__dict__["layout"] = unit.layout  # the cached property, worked out already
+    return tokens
 
 
 def _to_language(
-    patch: Patch, base: nn.Module, tokens: VisualTokens, out: CompressedTokens
+    patch: Patch, call: Call, unit: Unit, out: CompressedTokens, packed: Tensor
 ) -> Tensor:
-    """Compressed features in the language model's width, separators filled in."""
+    """Compressed features in the language model's width; separators as the model packed them."""
     features = out.features
-    if patch.method.stage == "vision" and not out.projected:
-        features = patch.adapter.projector(base)(features[None])[0]
-    if tokens.newline is not None:
-        features = torch.where(out.is_patch[:, None], features, tokens.newline.to(features))
-    return features
+    if patch.method.stage == "vision" and not unit.fused and not out.projected:
+        features = patch.adapter.projector(call.base)(features[None])[0]
+    if unit.newline or unit.lead:
+        own = packed[out.anchor.to(packed.device)]
+        features = torch.where(out.is_patch[:, None], features, own.to(features.dtype))
+    return features.to(packed.dtype)
+
+
+def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) -> None:
+    """Features for deeper decoder layers lose the same tokens; merged ones keep their anchor's."""
+    levels = getattr(output, "deepstack_features", None)
+    if levels is None:
+        return
+    output.deepstack_features = [
+        [
+            part[anchor.to(part.device)]
+            for part, anchor in zip(torch.cat(list(level)).split(lengths), anchors, strict=True)
+        ]
+        for level in levels
+    ]
 
 
 @contextmanager
@@ -217,7 +234,9 @@ def _awake(base: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _live_layers(patch: Patch, base: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
+def _live_layers(
+    patch: Patch, base: nn.Module, modality: str, arguments: dict[str, Any]
+) -> Iterator[None]:
     """Leave out the encoder layers that nobody reads.
 
     LLaVA takes its features before the last layer, so that layer runs in vain unless a signal comes
@@ -233,16 +252,17 @@ def _live_layers(patch: Patch, base: nn.Module, arguments: dict[str, Any]) -> It
     live = max(*wanted, patch.deepest + 1, 1)
     # In the tower's first run transformers hangs its recorder on the layers it finds, for good: show
     # it all of them
-    modules = patch.adapter.tower(base).modules()
+    modules = patch.adapter.tower(base, modality).modules()
     recorded = any(getattr(m, "_output_capturing_hooks_installed", False) for m in modules)
     if live >= patch.depth or not recorded:
         yield
         return
     # From the front, since counting from the back would now start at another layer
     arguments["vision_feature_layer"] = wanted[0] if isinstance(feature_layer, int) else wanted
-    encoder = patch.adapter.encoder(base)
-    encoder.layers = patch.layers[:live]
+    owner, name = patch.adapter.layer_list(base, modality)
+    layers = patch.layers[modality]  # not what is found: another thread may have shortened it
+    setattr(owner, name, layers[:live])
     try:
         yield
     finally:
-        encoder.layers = patch.layers  # not what was found: another thread may have shortened it
+        setattr(owner, name, layers)

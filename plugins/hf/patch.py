@@ -19,7 +19,7 @@ from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.plugins.hf import entry, probe
 from vtc.plugins.hf.adapters import Adapter, adapter_for
-from vtc.plugins.hf.adapters.base import layer_index
+from vtc.plugins.hf.adapters.base import PIXELS, layer_index
 from vtc.plugins.hf.positions import check_policy
 from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
 from vtc.registry import create_method
@@ -36,7 +36,7 @@ class Patch:
         adapter: what is known of the model family.
         positions: position policy.
         requests: the signals the method reads, by name.
-        layers: the encoder layers of the vision tower.
+        layers: modality -> the encoder layers of its vision tower.
         deepest: the deepest encoder layer that a signal is read from, -1 for none.
         text_encoder: for text-guided methods, else None.
         tokenizer: reads the prompt for text-guided methods, else None.
@@ -44,13 +44,15 @@ class Patch:
         reports: one `Report` for every prefill with images, the last 1000.
         own_generate: a `generate` that the instance had before, else None.
         probed: the attention modules that carry a shadow config.
+        has_cls: whether the vision tower has a CLS token.
+        tensors: modality -> whether the model wants its features as one tensor, not a list.
     """
 
     method: Method
     adapter: Adapter
     positions: str
     requests: dict[str, SignalRequest]
-    layers: nn.ModuleList
+    layers: dict[str, nn.ModuleList]
     deepest: int
     text_encoder: Any = None
     tokenizer: Any = None
@@ -58,11 +60,13 @@ class Patch:
     reports: list[Report] = field(default_factory=list)
     own_generate: Any = None
     probed: list[nn.Module] = field(default_factory=list)
+    has_cls: bool = False
+    tensors: dict[str, bool] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
-        """Encoder layers of the vision tower."""
-        return len(self.layers)
+        """Encoder layers of the vision tower; two towers of a model have the same."""
+        return len(self.layers["image"])
 
 
 class Handle:
@@ -120,7 +124,7 @@ def apply(
         method: name, `Method`, or `CompressionConfig`.
         processor: processor or tokenizer, read by text-guided methods; by default the one beside the
             model's weights.
-        positions: `"original"` (default) or `"contiguous"`, see `positions.py`.
+        positions: `"original"` (default), `"contiguous"` or `"regrid"`, see `positions.py`.
         options: hyper-parameters, when `method` is a name.
 
     Raises:
@@ -182,8 +186,9 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     adapter.check(base)
     has_cls = adapter.has_cls(base)
     requests = method.requests(has_cls)
-    layers = adapter.layers(base)
-    depth = len(layers)
+    modalities = [m for m in PIXELS if adapter.token_id(model.config, m) is not None]
+    layers = {modality: adapter.layers(base, modality) for modality in modalities}
+    depth = len(layers["image"])
     whole = {"last_hidden", "patch_embedding"}
     deepest = -1
     for request in requests.values():
@@ -195,11 +200,13 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     notes = []
     if not has_cls and any(r.kind == "attention_received" for r in requests.values()):
         notes.append("the vision tower has no CLS token: attention received is used in its place")
-    patch = Patch(method, adapter, positions, requests, layers, deepest, notes=notes)
+    patch = Patch(
+        method, adapter, positions, requests, layers, deepest, notes=notes, has_cls=has_cls
+    )
     kinds = {request.kind for request in requests.values()}
     if kinds & {"text_embedding", "patch_embedding"}:
         official = getattr(method, "text_source", "question") == "official"
-        width = adapter.tower(base).config.hidden_size
+        width = adapter.width(base)
         choice = getattr(method, "text_encoder", None)
         patch.text_encoder = load_text_encoder(choice, model, width, official)
         if getattr(method, "question", None) is None:
@@ -214,9 +221,11 @@ def _attach(model: nn.Module, patch: Patch) -> None:
         for request in patch.requests.values()
         if request.kind not in ("last_hidden", "patch_embedding", "text_embedding")
     }
-    patch.probed = [patch.adapter.attention(base, layer) for layer in sorted(needed)]
-    for layer, module in zip(sorted(needed), patch.probed, strict=True):
-        probe.attach(module, layer)
+    towers = {id(patch.adapter.tower(base, m)): m for m in patch.layers}
+    for layer in sorted(needed):
+        for modality in towers.values():
+            patch.probed.append(patch.adapter.attention(base, layer, modality))
+            probe.attach(patch.probed[-1], layer)
     patch.adapter.projector(base).register_forward_hook(probe.note_projector)
     model.register_forward_pre_hook(entry.pre_hook, with_kwargs=True)
     model._vtc = patch

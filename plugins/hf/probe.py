@@ -13,11 +13,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class Heads(NamedTuple):
+    """What one call of an attention function was given.
+
+    Attributes:
+        query, key: `[B, H, L, d]`.
+        scale: factor on the logits.
+        mask: what the function got as a mask, None when every query sees every key.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    mask: Tensor | None = None
 
 
 @dataclass
@@ -25,12 +40,13 @@ class Record:
     """What one pass of the vision tower left behind.
 
     Attributes:
-        attention: layer -> (queries `[B, H, L, d]`, keys `[B, H, L, d]`, scale).
+        attention: layer -> its calls in order; a tower may attend image by image, frame by frame or
+            window by window.
         projector_input: what the projector was given, `[B, N, C]`.
         projector_output: what it returned, `[B, N, D]`.
     """
 
-    attention: dict[int, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    attention: dict[int, list[Heads]] = field(default_factory=dict)
     projector_input: Tensor | None = None
     projector_output: Tensor | None = None
 
@@ -61,9 +77,15 @@ def _probe(
     shadow = module.config
     record = _RECORD.get()
     if record is not None:
-        # Gradient checkpointing runs the layer again in the backward pass: keep the first.
         scale = kw.get("scaling") or query.shape[-1] ** -0.5
-        record.attention.setdefault(shadow.vtc_layer, (query, key, scale))
+        calls = record.attention.setdefault(shadow.vtc_layer, [])
+        borders = kw.get("cu_seq_lens_q")
+        if borders is None:
+            calls.append(Heads(query, key, scale, attention_mask))
+        else:  # FlashAttention takes several sequences in one call
+            lengths = borders.diff().tolist()
+            parts = zip(query.split(lengths, 2), key.split(lengths, 2), strict=True)
+            calls.extend(Heads(q, k, scale) for q, k in parts)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function = ALL_ATTENTION_FUNCTIONS.get_interface(shadow.vtc_config._attn_implementation, eager)
     # FlashAttention reads its own name from the module. A shallow copy tells it, since another thread

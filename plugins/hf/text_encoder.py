@@ -95,9 +95,7 @@ class CallableTextEncoder:
         project: patches `[..., C]` -> `[..., P]`.
     """
 
-    def __init__(
-        self, embed: Callable[[str], Tensor], project: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, embed: Callable[[str], Tensor], project: Callable[[Tensor], Tensor]) -> None:
         self.embed, self.project = embed, project
 
 

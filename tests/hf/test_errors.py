@@ -13,9 +13,6 @@ from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PixtralVisionConfig,
 )
 
 import vtc
@@ -128,32 +125,10 @@ def test_signals_that_the_tower_cannot_give() -> None:
 
 
 def test_towers_that_cannot_be_compressed() -> None:
-    """CLS among the patches, and a tower of another build, are refused at once."""
+    """CLS among the patches is refused at once."""
     model = tiny.build("llava-clip", vision_feature_select_strategy="full")
     before = tiny.snapshot(model)
     with pytest.raises(VTCError, match="vision_feature_select_strategy"):
-        vtc.apply(model, Norms())
-    assert tiny.snapshot(model) == before
-    pixtral = PixtralVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
-    )
-    text = LlamaConfig(
-        vocab_size=99,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    config = LlavaConfig(
-        vision_config=pixtral,
-        text_config=text,
-        image_token_index=90,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="full",
-    )
-    model = LlavaForConditionalGeneration(config)
-    before = tiny.snapshot(model)
-    with pytest.raises(VTCError, match="PixtralVisionModel"):
         vtc.apply(model, Norms())
     assert tiny.snapshot(model) == before
 

@@ -1,6 +1,14 @@
 """One adapter a model family; importing this package registers them."""
 
-from vtc.plugins.hf.adapters import llava, llava_next  # noqa: F401
+from vtc.plugins.hf.adapters import (  # noqa: F401
+    gemma,
+    idefics3,
+    internvl,
+    llava,
+    llava_next,
+    qwen_vl,
+    video_llava,
+)
 from vtc.plugins.hf.adapters.base import Adapter, adapter_for, register_adapter, supported_classes
 
 __all__ = ["Adapter", "adapter_for", "register_adapter", "supported_classes"]

@@ -5,114 +5,276 @@ An adapter is mostly data. It never decides what is kept.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
+from vtc.functional.anyres import Layout, pack_layout
+from vtc.plugins.hf.probe import Record
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
 A = TypeVar("A", bound="type[Adapter]")
 
+# Where transformers' models keep the parts of their vision side; the first that exists is taken
+_TOWERS = ("vision_tower", "visual", "vision_model", "image_tower")
+_PROJECTORS = ("multi_modal_projector", "connector", "visual.merger")
+_LAYERS = ("encoder.layers", "encoder.layer", "transformer.layers", "blocks")
+_ATTENTIONS = ("self_attn", "attention", "attn")
+
 
 @dataclass(frozen=True)
 class Unit:
-    """One image of a call: which tiles of the vision batch are its own, and their geometry.
+    """One image or clip of a call: its tiles in the order of the vision batch, and their geometry.
 
     Attributes:
-        tiles: slice of the tower's batch.
-        tile_grid: `(rows, cols)` of the crops, None for a single tile.
+        tiles: how many tiles (crops and thumbnail, or frames) the tower saw of it.
+        patch_grid: `(rows, cols)` of a tile's tokens, behind the projector.
+        tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
         image_size: original `(height, width)` in pixels, None when the model does not know it.
+        unpad, order, shrink, lead, newline: how tokens are packed, `functional.anyres.pack_layout`.
+        fused: what the projector returns is not, tile after tile, what is packed, because the model
+            fuses or reorders tokens in or behind it; methods then work on the packed tokens.
     """
 
-    tiles: slice
+    tiles: int
+    patch_grid: tuple[int, int]
     tile_grid: tuple[int, int] | None = None
     image_size: tuple[int, int] | None = None
+    unpad: str = "none"
+    order: str = "canvas"
+    shrink: int | None = None
+    lead: bool = False
+    newline: bool = False
+    fused: bool = False
+
+    @property
+    def patches(self) -> int:
+        """Tokens of a tile."""
+        return self.patch_grid[0] * self.patch_grid[1]
+
+    @property
+    def layout(self) -> Layout:
+        """Provenance of the packed sequence."""
+        return _layout(self)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """The packed sequence `[L, D]` as tiles `[T, N, D]`, 0 for patches that have no token."""
+        layout = self.layout
+        if self.order != "thumbnail_last" and len(layout) == self.tiles * self.patches:
+            return packed.unflatten(0, (self.tiles, self.patches))
+        kept, tile, patch = (
+            x.to(packed.device) for x in (layout.is_patch, layout.tile, layout.patch)
+        )
+        tiles = packed.new_zeros(self.tiles, self.patches, packed.shape[-1])
+        return tiles.index_put((tile[kept], patch[kept]), packed[kept])
+
+
+@functools.lru_cache(maxsize=64)
+def _layout(unit: Unit) -> Layout:
+    return pack_layout(
+        unit.patch_grid,
+        unit.tile_grid,
+        unit.image_size,
+        unit.newline,
+        unit.unpad,
+        frames=unit.tiles if unit.tile_grid is None else 1,
+        order=unit.order,
+        shrink=unit.shrink,
+        lead=unit.lead,
+    )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the tiles of a unit stand among all tiles of a call, in the tower's order."""
+
+    unit: Unit
+    tile: int
+    row: int
+
+    def patches_of(self, values: Tensor) -> Tensor:
+        """This unit's `[T, N, ...]` of values for every token `[S, ...]`, thumbnail first."""
+        size = (self.unit.tiles, self.unit.patches)
+        return self._order(values[self.row : self.row + size[0] * size[1]].unflatten(0, size))
+
+    def tiles_of(self, values: Tensor) -> Tensor:
+        """This unit's `[T, ...]` of values for every tile, thumbnail first."""
+        return self._order(values[self.tile : self.tile + self.unit.tiles])
+
+    def _order(self, values: Tensor) -> Tensor:
+        if self.unit.order != "thumbnail_last" or self.unit.tile_grid is None:
+            return values
+        return torch.cat([values[-1:], values[:-1]])
+
+
+def places(units: Sequence[Unit]) -> Iterator[Place]:
+    """The place of each unit."""
+    tile = row = 0
+    for unit in units:
+        yield Place(unit, tile, row)
+        tile, row = tile + unit.tiles, row + unit.tiles * unit.patches
+
+
+@dataclass
+class Call:
+    """One call of an encoder: what went in, what came out, what the probes saw.
+
+    Attributes:
+        base: the inner model.
+        modality: `"image"` or `"video"`.
+        kwargs: the arguments of the model's call.
+        ids: token ids `[B, L]`, None when the caller gave embeddings.
+        placeholder: bool `[B, L]`, the placeholders that the features of this call fill.
+        output: what the model's own encoder function returned.
+        record: what the probes saw.
+    """
+
+    base: nn.Module
+    modality: str
+    kwargs: dict[str, Any]
+    ids: Tensor | None
+    placeholder: Tensor
+    output: Any
+    record: Record
+
+    @property
+    def runs(self) -> list[tuple[int, int, int]]:
+        """`(row, start, length)` of every unbroken run of placeholders, in reading order."""
+        mask = nn.functional.pad(self.placeholder, (1, 1))
+        edges = (mask[:, 1:] != mask[:, :-1]).nonzero().view(-1, 2, 2).tolist()
+        return [(row, start, stop - start) for (row, start), (_, stop) in edges]
+
+    @property
+    def pixels(self) -> Tensor:
+        """The pixel input of this call."""
+        return self.kwargs[PIXELS[self.modality]]
+
+
+#: pixel input of each modality
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 class Adapter:
     """A model family. `base` is always the inner model, the one with `get_image_features`."""
 
-    #: names of the pixel inputs that make a call a prefill with images
-    pixel_keys: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    #: how padding is cut from the canvas, see `vtc.functional.anyres.valid_region`
-    unpad: ClassVar[str] = "none"
-    #: whether `forward` concatenates a list of images or wants one tensor
-    wants_list: ClassVar[bool] = True
+    #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
+    first_position: ClassVar[int] = 0
+    #: whether a layer may attend window by window, so that a tile's patches come in several calls
+    windows: ClassVar[bool] = False
 
-    def tower(self, base: nn.Module) -> nn.Module:
+    # -- where things are --------------------------------------------------------------------
+
+    def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
         """The vision tower."""
-        return base.vision_tower
+        return find(base, _TOWERS, "vision tower")[2]
 
     def projector(self, base: nn.Module) -> nn.Module:
         """The module that maps vision features to the language model's width."""
-        return base.multi_modal_projector
+        return find(base, _PROJECTORS, "projector")[2]
 
-    def encoder(self, base: nn.Module) -> nn.Module:
-        """The part of the vision tower that holds the layers."""
-        tower = self.tower(base)
-        part = getattr(tower, "vision_model", tower)
-        if not hasattr(part, "encoder"):
-            raise VTCError(
-                f"model: its vision tower is a {type(tower).__name__}, allowed are CLIP and SigLIP"
-            )
-        return part.encoder
+    def layer_list(self, base: nn.Module, modality: str = "image") -> tuple[nn.Module, str]:
+        """The module that holds the encoder layers, and the name under which it does."""
+        tower = self.tower(base, modality)
+        owner, name, _ = find(getattr(tower, "vision_model", tower), _LAYERS, "encoder layers")
+        return owner, name
 
-    def layers(self, base: nn.Module) -> nn.ModuleList:
+    def layers(self, base: nn.Module, modality: str = "image") -> nn.ModuleList:
         """The encoder layers of the vision tower."""
-        return self.encoder(base).layers
+        owner, name = self.layer_list(base, modality)
+        return getattr(owner, name)
 
-    def attention(self, base: nn.Module, layer: int) -> nn.Module:
+    def attention(self, base: nn.Module, layer: int, modality: str = "image") -> nn.Module:
         """The attention module of encoder layer `layer`."""
-        return self.layers(base)[layer].self_attn
+        return find(self.layers(base, modality)[layer], _ATTENTIONS, "attention")[2]
+
+    def width(self, base: nn.Module) -> int:
+        """Width C of the vision tower."""
+        config = self.tower(base).config
+        return getattr(config, "embed_dim", None) or config.hidden_size
 
     def has_cls(self, base: nn.Module) -> bool:
         """Whether the tower puts a CLS token in front of the patches."""
         names = (name.rsplit(".", 1)[-1] for name, _ in self.tower(base).named_parameters())
         return any(name in ("class_embedding", "cls_token") for name in names)
 
-    def image_token_id(self, config: Any) -> int:
-        """The id of the placeholder."""
-        return config.image_token_id
+    def token_id(self, config: Any, modality: str) -> int | None:
+        """The id of the placeholder, None when the family has no such modality."""
+        return getattr(config, f"{modality}_token_id", None)
+
+    # -- how a call's outcome is to be read ----------------------------------------------------
 
     def newline(self, base: nn.Module) -> Tensor | None:
         """The separator embedding, None when the family has none."""
-        return None
+        return getattr(base, "image_newline", None)
 
-    def patch_grid(self, base: nn.Module, patches: int) -> tuple[int, int]:
-        """`(rows, cols)` of a tile with `patches` patches."""
-        side = math.isqrt(patches)
-        if side * side != patches:
-            raise VTCError(f"pixel_values: a tile gives {patches} patches, not a square grid")
-        return side, side
+    def units(self, call: Call) -> list[Unit]:
+        """The images or clips of a call, in the order of their placeholders.
 
-    def units(self, base: nn.Module, kwargs: dict[str, Any], tiles: int) -> list[Unit]:
-        """The images of the call, in the order of their placeholders.
-
-        Args:
-            kwargs: the call's arguments.
-            tiles: how many tiles the vision tower saw.
+        Here: every tile is an image, and its tokens are a square grid.
         """
-        return [Unit(slice(i, i + 1)) for i in range(tiles)]
+        return [Unit(1, square(len(tile))) for tile in call.output.pooler_output]
+
+    def fuse(self, call: Call, values: Tensor) -> Tensor:
+        """Values of the tower's patches `[S0, ...]`, CLS left out, as means over the tokens `[S, ...]`.
+
+        Both tile after tile in the tower's order. Here: patches are tokens.
+        """
+        return values
 
     def check(self, base: nn.Module) -> None:
         """Raise `VTCError` when this checkpoint's configuration cannot be compressed."""
-        config = base.config
-        if getattr(config, "vision_feature_select_strategy", None) == "full" and self.has_cls(base):
+        strategy = getattr(base.config, "vision_feature_select_strategy", None)
+        if strategy == "full" and self.has_cls(base):
             raise VTCError(
                 "vision_feature_select_strategy: got 'full', which hands the CLS token to the language "
                 "model as if it were a patch; allowed here is 'default'"
             )
 
-    def pixels(self, kwargs: dict[str, Any], unit: Unit, index: int) -> Tensor:
-        """The pixels of image `index`, without tiles that only pad the batch."""
-        values = kwargs["pixel_values"]
-        if values.dim() == 5:
-            return values[index, : unit.tiles.stop - unit.tiles.start]
-        return values[unit.tiles]
+    def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        """The pixels of unit `index`, without tiles that only pad the batch."""
+        values = call.pixels
+        if values.dim() == 5 and len(values) == len(units):
+            return values[index, : units[index].tiles]
+        start = sum(unit.tiles for unit in units[:index])
+        return values.flatten(0, -4)[start : start + units[index].tiles]
+
+
+def square(patches: int) -> tuple[int, int]:
+    """`(rows, cols)` of a square tile with `patches` patches."""
+    side = math.isqrt(patches)
+    if side * side != patches:
+        raise VTCError(f"pixel_values: a tile gives {patches} patches, not a square grid")
+    return side, side
+
+
+def on_grid(values: Tensor, side: int, pool: Callable[[Tensor], Tensor]) -> Tensor:
+    """Values of square tiles `[T * side**2, ...]`, row by row, through `pool` (`[T, C, h, w]`)."""
+    inner = values.shape[1:]
+    grid = values.reshape(-1, side, side, inner.numel()).permute(0, 3, 1, 2).float()
+    return pool(grid).permute(0, 2, 3, 1).reshape(-1, *inner).to(values.dtype)
+
+
+def grouped(values: Tensor, side: int, factor: int) -> Tensor:
+    """Means over squares of `factor` x `factor` patches, row by row: what a pixel shuffle fuses."""
+    return on_grid(values, side, lambda x: nn.functional.avg_pool2d(x, factor))
+
+
+def find(module: nn.Module, paths: Sequence[str], what: str) -> tuple[nn.Module, str, nn.Module]:
+    """The first of the dotted `paths` that exists: its owner, its name, itself."""
+    for path in paths:
+        owner, names = module, path.split(".")
+        for name in names[:-1]:
+            owner = getattr(owner, name, None)
+        found = getattr(owner, names[-1], None)
+        if isinstance(found, nn.Module):
+            return owner, names[-1], found
+    raise VTCError(f"model: {type(module).__name__} has no {what} under any of {', '.join(paths)}")
 
 
 def register_adapter(*class_names: str) -> Callable[[A], A]:

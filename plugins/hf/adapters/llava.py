@@ -1,17 +1,30 @@
-"""LLaVA-1.5 and VipLLaVA: one tile an image, no separators."""
+"""LLaVA-1.5, VipLLaVA and Pixtral: one tile an image, no separators."""
 
 from __future__ import annotations
 
-from vtc.plugins.hf.adapters.base import Adapter, register_adapter
+import torch
+
+from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter
 
 
-@register_adapter("LlavaForConditionalGeneration", "LlavaModel")
+@register_adapter(
+    "LlavaForConditionalGeneration",
+    "LlavaModel",
+    "VipLlavaForConditionalGeneration",
+    "VipLlavaModel",
+)
 class Llava(Adapter):
-    """Features are one hidden state of a CLIP or SigLIP tower behind an MLP."""
+    """Features are one hidden state, or several side by side, behind an MLP.
 
+    A Pixtral tower takes images of any size and packs them into one sequence.
+    """
 
-@register_adapter("VipLlavaForConditionalGeneration", "VipLlavaModel")
-class VipLlava(Adapter):
-    """Features are several hidden states side by side, which the projector mixes."""
-
-    wants_list = False
+    def units(self, call: Call) -> list[Unit]:
+        sizes = call.kwargs.get("image_sizes")
+        if sizes is None:
+            return super().units(call)
+        patch = self.tower(call.base).patch_size
+        return [
+            Unit(1, (height // patch, width // patch))
+            for height, width in torch.as_tensor(sizes).tolist()
+        ]

@@ -1,0 +1,27 @@
+"""PaliGemma and Gemma3: one tile an image; Gemma3's projector averages squares of patches."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, grouped, register_adapter, square
+
+
+@register_adapter("PaliGemmaForConditionalGeneration", "PaliGemmaModel")
+class PaliGemma(Adapter):
+    """Positions are counted from 1, by `generate` itself but not in a plain forward."""
+
+    first_position: ClassVar[int] = 1
+
+
+@register_adapter("Gemma3ForConditionalGeneration", "Gemma3Model")
+class Gemma3(Adapter):
+    def units(self, call: Call) -> list[Unit]:
+        tiles, tokens = call.output.pooler_output.shape[:2]
+        return [Unit(1, square(tokens), fused=True)] * tiles
+
+    def fuse(self, call: Call, values: Tensor) -> Tensor:
+        projector = call.base.multi_modal_projector
+        return grouped(values, projector.patches_per_image, projector.kernel_size)

@@ -1,0 +1,65 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: grids of any size, four patches fused into a token, clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter
+
+
+@register_adapter(
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2VLModel",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen2_5_VLModel",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLModel",
+)
+class QwenVL(Adapter):
+    """The tower sees all images as one sequence in which the patches of a token are neighbours.
+
+    Qwen2.5 also puts tokens in window order; what it packs is back in raster order.
+    """
+
+    windows: ClassVar[bool] = True
+
+    def grids(self, call: Call) -> Tensor:
+        """`(frames, rows, cols)` of patches of every image or clip."""
+        return call.kwargs[f"{call.modality}_grid_thw"]
+
+    def units(self, call: Call) -> list[Unit]:
+        merge = self.tower(call.base).spatial_merge_size
+        return [
+            Unit(frames, (rows // merge, cols // merge), fused=True)
+            for frames, rows, cols in self.grids(call).tolist()
+        ]
+
+    def fuse(self, call: Call, values: Tensor) -> Tensor:
+        tower = self.tower(call.base)
+        fused = values.unflatten(0, (-1, tower.spatial_merge_size**2)).float().mean(1)
+        if hasattr(tower, "fullatt_block_indexes"):
+            fused = fused[torch.argsort(self.window_order(call)).to(fused.device)]
+        return fused.to(values.dtype)
+
+    def window_order(self, call: Call) -> Tensor:
+        """Int64 `[S]`: the raster place of each token in the order that Qwen2.5's tower works in."""
+        tower = self.tower(call.base)
+        size = tower.window_size // tower.spatial_merge_size // tower.patch_size
+        order, start = [], 0
+        for unit in self.units(call):
+            (rows, cols), frames = unit.patch_grid, unit.tiles
+            frame = torch.arange(frames)[:, None, None]
+            y, x = torch.arange(rows)[None, :, None], torch.arange(cols)[None, None, :]
+            windows_across = -(-cols // size)
+            window = (frame * -(-rows // size) + y // size) * windows_across + x // size
+            order.append(start + torch.argsort(window.flatten(), stable=True))
+            start += frames * rows * cols
+        return torch.cat(order)
+
+    def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        sizes = self.grids(call).prod(-1).tolist()
+        return call.pixels.split(sizes)[index]

@@ -1,0 +1,20 @@
+"""Video-LLaVA: two towers; the frames of a clip keep their CLS token."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter, square
+
+
+@register_adapter("VideoLlavaForConditionalGeneration", "VideoLlavaModel")
+class VideoLlava(Adapter):
+    def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
+        return base.video_tower if modality == "video" else base.image_tower
+
+    def units(self, call: Call) -> list[Unit]:
+        if call.modality == "image":
+            return super().units(call)
+        clips, frames = call.pixels.shape[:2]
+        grid = square(call.output.pooler_output.shape[1] - 1)
+        return [Unit(frames, grid, lead=True)] * clips

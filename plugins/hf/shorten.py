@@ -1,0 +1,237 @@
+"""From the arguments of a long call to those of the short one: the heart of the plug-in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vtc.errors import VTCError
+from vtc.plugins.hf.adapters.base import PIXELS
+from vtc.plugins.hf.compaction import Compaction, build_compaction, image_runs
+from vtc.plugins.hf.encode import Encoded, encode
+from vtc.plugins.hf.positions import prompt_positions, short_positions
+from vtc.plugins.hf.question import first_line, last_question
+from vtc.report import Report
+
+#: fill value of every text-side argument of shape [B, L] where a short row is padded
+_TEXT_SIDE = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
+
+
+class Turns(NamedTuple):
+    """What a KV cache holds of a conversation; kept on the cache.
+
+    Attributes:
+        compaction: of the conversation so far.
+        seen: its length before compression.
+        positions: `[R, B, seen]`, its positions before compression.
+    """
+
+    compaction: Compaction
+    seen: int
+    positions: Tensor
+
+
+@dataclass
+class Short:
+    """A shortened call.
+
+    Attributes:
+        kwargs: its arguments.
+        compaction: how it reads from the long one, None when nothing was dropped.
+        dropped: columns that are gone.
+        positions: `[R, B, L]` of the long prompt, None when nothing was dropped.
+    """
+
+    kwargs: dict[str, Any]
+    compaction: Compaction | None = None
+    dropped: int = 0
+    positions: Tensor | None = None
+
+
+def has_pixels(kwargs: dict[str, Any]) -> bool:
+    """Whether a call brings images or clips."""
+    return any(kwargs.get(key) is not None for key in PIXELS.values())
+
+
+def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short:
+    """Encode and compress what the call shows, and drop the placeholders of what is gone.
+
+    Args:
+        model: a patched model.
+        kwargs: the call's arguments, by name.
+        generating: whether the call is a `generate` and not a plain forward.
+    """
+    patch, base = model._vtc, model.base_model
+    ids, embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+    if ids is None and embeds is None:
+        raise VTCError("input_ids: got None beside pixels; give input_ids or inputs_embeds")
+    mask = _attention_mask(model, kwargs, generating)
+    placeholders = _placeholders(model, ids, embeds)
+    batch, length = (ids if ids is not None else embeds).shape[:2]
+    device = (ids if ids is not None else embeds).device
+    real = torch.ones(batch, length, dtype=torch.bool, device=device)
+    real = real if mask is None else mask.bool()
+    if real.shape != (batch, length):
+        raise VTCError(
+            f"attention_mask: got shape {tuple(real.shape)}, expected {(batch, length)}; pass the "
+            "whole conversation when a cache is continued"
+        )
+
+    past = getattr(kwargs.get("past_key_values"), "_vtc_turns", None)
+    seen = 0 if past is None else past.seen
+    for placeholder in placeholders.values():
+        placeholder[:, :seen] = False  # images of earlier turns are in the cache already
+
+    def questions(modality: str, lengths: list[int]) -> list[str]:
+        return _questions(patch, ids, real, image_runs(placeholders[modality], lengths), length)
+
+    done = encode(patch, base, kwargs, ids, placeholders, questions)
+    runs = [run for e in done for run in image_runs(placeholders[e.modality], e.lengths)]
+    if done:
+        _report(patch, done, runs, length)
+
+    new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
+    if done:
+        new["mm_encoder_outputs"] = {e.modality: e.output for e in done}
+        if all(e.identity for e in done) and past is None:
+            return Short(new)
+
+    # On the user's side. Rows that needed no padding end together, so that logits[:, -1] are the next
+    # token's, or start together under labels, so that none is predicted from padding.
+    if bool(real.all()):
+        left = generating or kwargs.get("labels") is None
+    else:
+        left = generating or not bool(real[:, 0].all())
+    visual = torch.zeros_like(real)
+    for e in done:
+        visual |= placeholders[e.modality]
+    anchors = [anchor for e in done for anchor in e.anchors]
+    local = [_local(run, length, seen) for run in runs]
+    compaction = build_compaction(real[:, seen:], visual[:, seen:], local, anchors, left)
+    if past is not None:
+        compaction = _continued(past.compaction, compaction, seen)
+
+    if ids is not None:
+        new["input_ids"] = compaction.gather(ids, _pad_id(model))
+    if embeds is not None:
+        new["inputs_embeds"] = compaction.gather(embeds)
+    for key, fill in _TEXT_SIDE.items():
+        value = new.get(key)
+        if isinstance(value, Tensor) and value.shape[:2] == (batch, length):
+            new[key] = compaction.gather(value, fill)
+
+    first = 0 if generating else patch.adapter.first_position
+    positions = prompt_positions(base, kwargs, real, past, first)
+    new.pop("position_ids", None)
+    explicit = short_positions(patch.positions, positions, compaction)
+    if explicit is not None:
+        new["position_ids"] = explicit
+        _tell_deltas(base, explicit, compaction)
+    ragged = not bool(compaction.valid.all())
+    # Gaps need an explicit mask (positions.guard_packed); rows of different length need one anyway
+    if mask is not None or ragged or patch.positions != "contiguous":
+        new["attention_mask"] = compaction.valid.to(torch.long if mask is None else mask.dtype)
+    return Short(new, compaction, length - compaction.slot.shape[1], positions)
+
+
+def _placeholders(model: nn.Module, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
+    """Modality -> bool `[B, L]`, where the prompts hold its placeholders."""
+    out = {}
+    for modality in PIXELS:
+        token = model._vtc.adapter.token_id(model.config, modality)
+        if token is None:
+            continue
+        if ids is not None:
+            out[modality] = ids == token
+        else:
+            row = model.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+            out[modality] = (embeds == row).all(-1)
+    return out
+
+
+def _tell_deltas(base: nn.Module, positions: Tensor, compaction: Compaction) -> None:
+    """Where M-RoPE goes on in a later forward that brings no positions of its own."""
+    if positions.dim() == 3 and hasattr(base, "rope_deltas"):
+        after = positions[1:].amax((0, 2)) + 1
+        base.rope_deltas = (after - compaction.valid.sum(1))[:, None]
+
+
+def _local(run: Tensor, length: int, seen: int) -> Tensor:
+    """Flat indices of the whole rows as flat indices of the columns behind `seen`."""
+    return (run // length) * (length - seen) + run % length - seen
+
+
+def _continued(past: Compaction, tail: Compaction, seen: int) -> Compaction:
+    """The compaction of a conversation: what the cache holds, then the new part."""
+    return Compaction(
+        torch.cat([past.slot, tail.slot + seen], 1),
+        torch.cat([past.position, tail.position + seen], 1),
+        torch.cat([past.valid, tail.valid], 1),
+    )
+
+
+def _attention_mask(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Tensor | None:
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        if mask.dim() != 2:
+            raise VTCError(
+                f"attention_mask: got {mask.dim()} dimensions, allowed is [batch, length] while a model "
+                "is compressed"
+            )
+        return mask
+    ids = kwargs.get("input_ids")
+    if not generating or ids is None:
+        return None
+    # generate infers padding from the ids when it gets no mask; so must we
+    config = kwargs.get("generation_config") or model.generation_config
+    pad, end = config.pad_token_id, config.eos_token_id
+    ends = end if isinstance(end, (list, tuple)) else [end]
+    if pad is None or pad in ends or not bool((ids == pad).any()):
+        return None
+    return (ids != pad).long()
+
+
+def _pad_id(model: nn.Module) -> int:
+    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
+        pad = getattr(config, "pad_token_id", None)
+        if pad is not None and pad >= 0:
+            return pad
+    return 0
+
+
+def _questions(
+    patch: Any, ids: Tensor | None, real: Tensor, runs: list[Tensor], length: int
+) -> list[str]:
+    """The text that each image is asked about."""
+    fixed = getattr(patch.method, "question", None)
+    if fixed is not None:
+        return [fixed] * len(runs)
+    if ids is None:
+        raise VTCError("inputs_embeds: a text-guided method cannot read them; pass question=...")
+    read = first_line if getattr(patch.method, "text_source", "") == "official" else last_question
+    texts = {}
+    for row in {int(run[0]) // length for run in runs}:
+        texts[row] = read(patch.tokenizer.decode(ids[row][real[row]], skip_special_tokens=False))
+    return [texts[int(run[0]) // length] for run in runs]
+
+
+def _report(patch: Any, done: list[Encoded], runs: list[Tensor], length: int) -> None:
+    reports = [report for e in done for report in e.reports]
+    images = [
+        replace(report, sample=int(run[0]) // length)
+        for report, run in zip(reports, runs, strict=True)
+    ]
+    patch.reports.append(
+        Report(
+            images=images,
+            method=patch.method.name,
+            settings=patch.method.settings(),
+            positions=patch.positions,
+            seconds=sum(e.seconds for e in done),
+            notes=list(patch.notes),
+        )
+    )
+    del patch.reports[:-1000]  # a long-running server must not grow for ever

@@ -1,0 +1,126 @@
+"""From what the probes saw to the signals of `vtc.tokens.SIGNALS`, one image at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vtc.kernels.attention_received import attention_received
+from vtc.kernels.cls_attention import cls_attention
+from vtc.plugins.hf.adapters.base import Call, Place, layer_index
+from vtc.plugins.hf.probe import Heads
+from vtc.tokens import SignalRequest
+
+if TYPE_CHECKING:
+    from vtc.plugins.hf.patch import Patch
+
+
+class Signals:
+    """The signals of one encoder call, each computed once for all its images, on demand.
+
+    Every one is first a flat list over the tower's patches, which the adapter turns into one over
+    tokens where the model fuses patches.
+    """
+
+    def __init__(self, patch: Patch, call: Call) -> None:
+        self.patch, self.call = patch, call
+        self.skip = int(patch.has_cls)
+        self._done: dict[SignalRequest, tuple[Tensor, Tensor | None]] = {}
+
+    def of(self, place: Place, text: str | None) -> dict[str, Tensor]:
+        """The signals of one image, by the names that the method reads.
+
+        Args:
+            place: of the image.
+            text: what it is asked about.
+        """
+        out = {}
+        for name, request in self.patch.requests.items():
+            if request.kind == "text_embedding":
+                embedding = self.patch.text_encoder.embed(text)
+                out[name] = embedding.to(self.call.output.pooler_output[0].device)
+                continue
+            if request not in self._done:
+                self._done[request] = self._compute(request)
+            values, cls = self._done[request]
+            if request.kind == "cls_query":
+                out[name] = place.tiles_of(values)
+                continue
+            out[name] = place.patches_of(values)
+            if cls is not None:
+                out[name] = torch.cat([place.tiles_of(cls)[:, None], out[name]], dim=1)
+            if request.kind == "attention_received" and self.patch.adapter.windows:
+                out[name] = out[name] / out[name].sum(1, keepdim=True)
+        return out
+
+    def _compute(self, request: SignalRequest) -> tuple[Tensor, Tensor | None]:
+        """Values of all tokens `[S, ...]`, and of the CLS tokens `[T, ...]` where they are wanted."""
+        kind = request.kind
+        if kind in ("last_hidden", "patch_embedding"):
+            # not `last_hidden_state`, which a final norm may have gone over
+            hidden = self.call.output.hidden_states[-1]
+            hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
+            if kind == "patch_embedding":
+                hidden = self.patch.text_encoder.project(hidden)
+            return self.patch.adapter.fuse(self.call, hidden), None
+        calls = self.call.record.attention[layer_index(request.layer, self.patch.depth)]
+        if kind == "cls_query":
+            return torch.cat([c.query[:, :, 0].flatten(1) for c in calls]), None
+        if kind == "keys":
+            keys = [c.key.transpose(1, 2).flatten(2) for c in calls]
+            patches = torch.cat([k[:, self.skip :].flatten(0, 1) for k in keys])
+            cls = torch.cat([k[:, 0] for k in keys]) if self.skip else None
+            return self.patch.adapter.fuse(self.call, patches), cls
+        whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
+        patches = torch.cat(whole)
+        values = self.patch.adapter.fuse(self.call, patches[:, None])[:, 0]
+        if kind != "cls_logits" and len(values) < len(patches):
+            values = values * (len(patches) / len(values))
+        return values, None
+
+    def _attention(self, kind: str, heads: Heads) -> Tensor:
+        """`[B, L]` of one call."""
+        if kind == "attention_received":
+            if heads.mask is not None:
+                return masked_attention_received(*heads)
+            received = attention_received(heads.query, heads.key, heads.scale)
+            # of windows: sums over queries, so that a tile's windows weigh by their size
+            return received * received.shape[1] if self.patch.adapter.windows else received
+        logits, probabilities = cls_attention(heads.query[:, :, 0], heads.key, heads.scale)
+        return logits if kind == "cls_logits" else probabilities
+
+
+def masked_attention_received(
+    query: Tensor, key: Tensor, scale: float, mask: Tensor, block: int = 128
+) -> Tensor:
+    """`kernels.attention_received` where queries do not see all keys: padding, several images.
+
+    Every key gets the mean over the queries that see it; a key that nobody sees, not even itself
+    (padding), gets 0 and its query is left out.
+
+    Args:
+        query, key: `[B, H, L, d]`.
+        scale: factor on the logits.
+        mask: `[B, L]`, or `[B, 1, L, L]`, True or 0.0 where attention is allowed.
+        block: queries handled at a time.
+
+    Returns:
+        Float32 `[B, L]`.
+    """
+    batch, heads, length, _ = query.shape
+    if mask.dim() == 2:
+        mask = mask[:, None, None, :].bool()
+    allowed = mask if mask.dtype == torch.bool else mask == 0
+    allowed = allowed.expand(batch, 1, length, length)
+    real = allowed[:, 0].diagonal(dim1=1, dim2=2)  # [B, L]
+    total = torch.zeros(batch, length, device=query.device)
+    for start in range(0, length, block):
+        rows = slice(start, start + block)
+        logits = (query[:, :, rows].float() * scale) @ key.float().transpose(-1, -2)
+        weights = logits.masked_fill(~allowed[:, :, rows], -torch.inf).softmax(-1)
+        weights = weights.masked_fill(~real[:, None, rows, None], 0)
+        total += weights.sum((1, 2))
+    seen = (allowed[:, 0] & real[:, :, None]).sum(1)
+    return (total / (heads * seen.clamp(min=1))).masked_fill(~real, 0)
