@@ -16,12 +16,14 @@ EXTRAS = {
     "eval": ["matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
     "kernels": ["triton>=3.2; platform_system == 'Linux'"],
     "accelerate": ["accelerate>=1.0"],
+    "discrete": ["vector-quantize-pytorch>=1.32", "timm>=1.0"],
 }
 EXTRAS["test"] = [
     *EXTRAS["eval"],
     *EXTRAS["accelerate"],
     "pytest>=8",
     "hypothesis>=6.100",
+    "vector-quantize-pytorch>=1.32",
     "ruff>=0.6",
     "mypy>=1.10",
     "types-PyYAML",

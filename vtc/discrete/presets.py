@@ -29,6 +29,21 @@ from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
 
 Options = dict[str, Any]
+TOKENIZERS: dict[str, Callable[..., ImageTokenizer]] = {}
+GENERATORS: dict[str, Callable[..., Generator]] = {}
+
+
+def _tokenizer(build: Callable[..., ImageTokenizer]) -> Callable[..., ImageTokenizer]:
+    """Decorator: a tokenizer preset under the name of its function."""
+    TOKENIZERS[build.__name__] = build
+    return build
+
+
+def _generator(build: Callable[..., Generator]) -> Callable[..., Generator]:
+    """Decorator: a generator preset under the name of its function."""
+    GENERATORS[build.__name__] = build
+    return build
+
 
 # -- building blocks --------------------------------------------------------------------------------
 
@@ -54,41 +69,29 @@ def _latent(config: LatentConfig, size: int, quantizer: str, options: Options) -
     )
 
 
+#: The layers of BERT and of vision transformers.
+PLAIN: Options = {
+    "ffn": "gelu",
+    "norm": "layer",
+    "qkv_bias": True,
+    "out_bias": True,
+    "ffn_bias": True,
+}
+
+
 def _bert(dim: int, depth: int, heads: int, cross: int = 0) -> TransformerConfig:
     """Post-norm layers with biases; every other one reads a source of width `cross`."""
     return TransformerConfig(
         dim,
         depth,
         heads,
-        ffn="gelu",
-        norm="layer",
         norm_eps=1e-12,
         post_norm=True,
         final_norm="none",
-        qkv_bias=True,
-        out_bias=True,
-        ffn_bias=True,
         cross_dim=cross,
         cross_every=2,
         dropout=0.1,
-    )
-
-
-def _vit(
-    dim: int, depth: int, heads: int, hidden: int = 0, positions: int = 0
-) -> TransformerConfig:
-    """Pre-norm layers with biases."""
-    return TransformerConfig(
-        dim,
-        depth,
-        heads,
-        ffn="gelu",
-        hidden=hidden,
-        norm="layer",
-        qkv_bias=True,
-        out_bias=True,
-        ffn_bias=True,
-        positions=positions,
+        **PLAIN,
     )
 
 
@@ -114,6 +117,7 @@ def _three_axes(head_dim: int) -> tuple[int, int, int]:
 # -- tokenizers -------------------------------------------------------------------------------------
 
 
+@_tokenizer
 def instella_1d(size: int = 1024, tokens: int = 128, bits: int = 64) -> ImageTokenizer:
     """Instella-T2I (arXiv 2506.21022): 128 tokens of 64 bits, decoded at any resolution."""
     shared: Options = {"qk_norm": True, "rope": _three_axes(64)}
@@ -127,22 +131,14 @@ def instella_1d(size: int = 1024, tokens: int = 128, bits: int = 64) -> ImageTok
     return _latent(config, size, "bernoulli", {"bits": bits})
 
 
+@_tokenizer
 def titok(size: int = 256, tokens: int = 32, codes: int = 4096) -> ImageTokenizer:
     """After TiTok-L-32 (arXiv 2406.07550): ViT-L both ways, rotary positions, straight to pixels."""
-    vit = TransformerConfig(
-        1024,
-        24,
-        16,
-        ffn="gelu",
-        norm="layer",
-        rope=_three_axes(64),
-        qkv_bias=True,
-        out_bias=True,
-        ffn_bias=True,
-    )
+    vit = TransformerConfig(1024, 24, 16, rope=_three_axes(64), **PLAIN)
     return _latent(LatentConfig(tokens, 16, vit, vit), size, "vq", {"size": codes, "code_dim": 12})
 
 
+@_tokenizer
 def seed_causal(size: int = 224, tokens: int = 32, backbone: str = "") -> ImageTokenizer:
     """SEED (arXiv 2310.01218): a causal Q-Former over a frozen ViT-g; decodes to an embedding.
 
@@ -155,15 +151,17 @@ def seed_causal(size: int = 224, tokens: int = 32, backbone: str = "") -> ImageT
     if backbone:
         features = TimmEncoder(backbone, pretrained=True, frozen=True)
     else:
-        features = PatchEncoder(_vit(1408, 39, 16, hidden=6144), 14, size)
+        features = PatchEncoder(TransformerConfig(1408, 39, 16, hidden=6144, **PLAIN), 14, size)
         features.requires_grad_(False)
     encoder = QueryEncoder(tokens, _bert(768, 12, 12, features.dim), features=features)
     reader = QueryEncoder(1, _bert(768, 4, 12, 768), causal=False)
-    decoder = EmbeddingDecoder(_vit(768, 4, 12, positions=tokens), reader, 1024)
+    blocks = TransformerConfig(768, 4, 12, positions=tokens, **PLAIN)
+    decoder = EmbeddingDecoder(blocks, reader, 1024)
     options: Options = {"size": 8192, "code_dim": 32, "legacy": True, "weight": 5.0, "head": "tanh"}
     return ImageTokenizer(encoder, create_quantizer("vq", 768, **options), decoder, (size, size))
 
 
+@_tokenizer
 def elm_bae(size: int = 256, decomposition: str = "2-10") -> ImageTokenizer:
     """ELM's binary autoencoder (arXiv 2410.16257): 16 x 16 tokens of K sub-codes with d bits."""
     parts, width = _decomposition(decomposition)
@@ -171,11 +169,13 @@ def elm_bae(size: int = 256, decomposition: str = "2-10") -> ImageTokenizer:
     return _grid(GridConfig(norm_first=True), size, "bernoulli", options, parts)
 
 
+@_tokenizer
 def vqgan(size: int = 256, codes: int = 16384) -> ImageTokenizer:
     """ELM's baseline: the same convolutions and a codebook with the legacy loss."""
     return _grid(GridConfig(), size, "vq", {"size": codes, "legacy": True})
 
 
+@_tokenizer
 def ett(size: int = 256, codes: int = 131072) -> ImageTokenizer:
     """The tokenizer of end-to-end tuning (arXiv 2505.10562): index back-propagation, 2**17 codes."""
     return _grid(GridConfig(), size, "ibq", {"size": codes})
@@ -197,6 +197,7 @@ def _tiny_latent(
     return _latent(latent, size, quantizer, options)
 
 
+@_tokenizer
 def tiny_instella_1d(
     size: int = 8,
     patch: int = 2,
@@ -209,6 +210,7 @@ def tiny_instella_1d(
     return _tiny_latent(size, patch, tokens, dim, (1, 1), quantizer, options)
 
 
+@_tokenizer
 def tiny_titok(
     size: int = 8,
     patch: int = 2,
@@ -221,6 +223,7 @@ def tiny_titok(
     return _tiny_latent(size, patch, tokens, dim, (2,), quantizer, options)
 
 
+@_tokenizer
 def tiny_seed_causal(
     size: int = 8,
     patch: int = 2,
@@ -241,6 +244,7 @@ def _tiny_grid(size: int, width: int, stride: int) -> GridConfig:
     return GridConfig(width, (1,) + (2,) * (levels - 1), 1, dim=2 * width, norm_first=True)
 
 
+@_tokenizer
 def tiny_elm_bae(
     size: int = 8, decomposition: str = "2-4", width: int = 24, stride: int = 2
 ) -> ImageTokenizer:
@@ -250,6 +254,7 @@ def tiny_elm_bae(
     return _grid(config, size, "bernoulli", {"bits": parts * bits}, parts)
 
 
+@_tokenizer
 def tiny_vqgan(
     size: int = 8,
     width: int = 24,
@@ -261,26 +266,12 @@ def tiny_vqgan(
     return _grid(_tiny_grid(size, width, stride), size, quantizer, options)
 
 
+@_tokenizer
 def tiny_ett(size: int = 8, width: int = 24, stride: int = 2, codes: int = 256) -> ImageTokenizer:
     """`ett` for small images, with cosine logits, which train better at this size."""
     options: Options = {"size": codes, "code_dim": 12, "scale": 10.0, "entropy": 0.01}
     return _grid(_tiny_grid(size, width, stride), size, "ibq", options)
 
-
-TOKENIZERS: dict[str, Callable[..., ImageTokenizer]] = {
-    "instella_1d": instella_1d,
-    "titok": titok,
-    "seed_causal": seed_causal,
-    "elm_bae": elm_bae,
-    "vqgan": vqgan,
-    "ett": ett,
-    "tiny_instella_1d": tiny_instella_1d,
-    "tiny_titok": tiny_titok,
-    "tiny_seed_causal": tiny_seed_causal,
-    "tiny_elm_bae": tiny_elm_bae,
-    "tiny_vqgan": tiny_vqgan,
-    "tiny_ett": tiny_ett,
-}
 
 # -- generators -------------------------------------------------------------------------------------
 
@@ -311,6 +302,7 @@ def _elm(size: str, decomposition: str, grid: int, classes: int, **how: str) -> 
     return Generator(GeneratorConfig(space, config, classes=classes, **how))  # type: ignore[arg-type]
 
 
+@_generator
 def elm_ar(
     size: str = "L", decomposition: str = "2-10", grid: int = 16, classes: int = 1000
 ) -> Generator:
@@ -318,6 +310,7 @@ def elm_ar(
     return _elm(size, decomposition, grid, classes)
 
 
+@_generator
 def elm_mlm(
     size: str = "L", decomposition: str = "2-10", grid: int = 16, classes: int = 1000
 ) -> Generator:
@@ -326,6 +319,7 @@ def elm_mlm(
     return _elm(size, decomposition, grid, classes, **how)
 
 
+@_generator
 def token_unify(
     size: str = "L", decomposition: str = "1-10", grid: int = 16, classes: int = 1000
 ) -> Generator:
@@ -351,11 +345,13 @@ def _instella(tokens: int, bits: int, text: int, **how: Any) -> Generator:
     return Generator(GeneratorConfig(CodeSpace(tokens, (2,) * bits), config, "bit", **how))
 
 
+@_generator
 def instella_ar(tokens: int = 128, bits: int = 64, text: int = 2048) -> Generator:
     """Instella-T2I's autoregressive model: all bits of a token at once, text features a layer."""
     return _instella(tokens, bits, text)
 
 
+@_generator
 def instella_diffusion(tokens: int = 128, bits: int = 64, text: int = 2048) -> Generator:
     """Instella-T2I's bit diffusion, text features a layer, adaLN on the time."""
     how = {"time": "scalar", "objective": "bit_diffusion", "sampler": "bit_diffusion"}
@@ -378,6 +374,7 @@ def _xar(config: TransformerConfig, grid: int, channels: int, plan: str, classes
     )
 
 
+@_generator
 def xar_cell(
     size: str = "B", grid: int = 16, channels: int = 16, plan: str = "cell:8", classes: int = 1000
 ) -> Generator:
@@ -405,6 +402,7 @@ def _tiny(dim: int, depth: int, **how: Any) -> TransformerConfig:
     return TransformerConfig(dim, depth, 4, rope=_two_axes(dim // 4), **how)
 
 
+@_generator
 def tiny_elm_ar(
     space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3, plan: str = "raster"
 ) -> Generator:
@@ -412,6 +410,7 @@ def tiny_elm_ar(
     return Generator(GeneratorConfig(space, _tiny(dim, depth), plan=plan, classes=classes))
 
 
+@_generator
 def tiny_elm_mlm(
     space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3, head: str = "tied"
 ) -> Generator:
@@ -420,6 +419,7 @@ def tiny_elm_mlm(
     return Generator(GeneratorConfig(space, _tiny(dim, depth), head, classes=classes, **how))
 
 
+@_generator
 def tiny_token_unify(
     space: CodeSpace,
     classes: int = 10,
@@ -432,6 +432,7 @@ def tiny_token_unify(
     return Generator(config)
 
 
+@_generator
 def tiny_instella_ar(
     space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3
 ) -> Generator:
@@ -441,6 +442,7 @@ def tiny_instella_ar(
     )
 
 
+@_generator
 def tiny_instella_diffusion(
     space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3
 ) -> Generator:
@@ -460,6 +462,7 @@ def tiny_instella_diffusion(
     )
 
 
+@_generator
 def tiny_xar_cell(
     grid: int = 8,
     channels: int = 1,
@@ -474,21 +477,6 @@ def tiny_xar_cell(
         config = _tiny(dim, depth, adaptive=True, ffn="geglu")
     return _xar(config, grid, channels, plan, classes)
 
-
-GENERATORS: dict[str, Callable[..., Generator]] = {
-    "elm_ar": elm_ar,
-    "elm_mlm": elm_mlm,
-    "token_unify": token_unify,
-    "instella_ar": instella_ar,
-    "instella_diffusion": instella_diffusion,
-    "xar_cell": xar_cell,
-    "tiny_elm_ar": tiny_elm_ar,
-    "tiny_elm_mlm": tiny_elm_mlm,
-    "tiny_token_unify": tiny_token_unify,
-    "tiny_instella_ar": tiny_instella_ar,
-    "tiny_instella_diffusion": tiny_instella_diffusion,
-    "tiny_xar_cell": tiny_xar_cell,
-}
 
 # -- by name ----------------------------------------------------------------------------------------
 
