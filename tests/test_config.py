@@ -262,7 +262,7 @@ def test_misspelt_keyword_is_taken_for_an_option_and_refused():
 
 
 def test_bad_fields_of_the_dataclass():
-    with pytest.raises(VTCError, match="positions: got 'regrid'"):
-        CompressionConfig(positions="regrid")
+    with pytest.raises(VTCError, match="positions: got 'middle'"):
+        CompressionConfig(positions="middle")
     with pytest.raises(VTCError, match="retention: got 2"):
         CompressionConfig("toy", retention=2).create()

@@ -29,7 +29,7 @@ def apply(
         processor: processor or tokenizer; text-guided methods read the question with it. By default
             the one beside the model's weights.
         positions: `"original"` keeps every token's position (default), `"contiguous"` numbers the
-            short prompt afresh.
+            short prompt afresh, `"regrid"` closes the gaps, with M-RoPE on every axis by itself.
         options: the method's hyper-parameters, e.g. `retention=0.25` or `tokens=160`, when `method` is
             a name.
 

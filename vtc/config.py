@@ -23,7 +23,7 @@ from vtc.registry import create_method, method_class
 if TYPE_CHECKING:
     from vtc.methods.base import Method
 
-POSITIONS = ("original", "contiguous")
+POSITIONS = ("original", "contiguous", "regrid")
 #: environment variable -> field
 VARIABLES = {
     "VTC_METHOD": "method",
@@ -50,7 +50,7 @@ class CompressionConfig:
             leaves it to the method.
         tokens: absolute number of patch tokens instead, or one number per image.
         positions: `"original"` keeps the positions of the uncompressed prompt, `"contiguous"`
-            numbers what is left without gaps.
+            numbers what is left without gaps, `"regrid"` closes the gaps on every axis.
         options: further hyper-parameters of the method, by name.
     """
 

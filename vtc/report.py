@@ -36,7 +36,7 @@ class ImageReport:
 
     Attributes:
         patch_grid: `(rows, cols)` of a tile's patches.
-        tile_grid: `(rows, cols)` of the crops, None for a single tile.
+        tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
         image_size: original `(height, width)` in pixels, None when the model did not say.
         layout: provenance of the uncompressed sequence.
         tile: int64 `[M]`, source tile of what is left, -1 for a separator.
@@ -45,6 +45,8 @@ class ImageReport:
         merged: the sources of merged tokens, None when tokens were only selected.
         newline: whether the model closes rows with a separator.
         unpad: how padding was cut from the canvas, see `functional.anyres.valid_region`.
+        frames: frames of a clip, 1 for an image.
+        order, shrink, lead: how tiles are strung together, see `functional.anyres.pack_layout`.
         fit: how a single tile saw the picture: `"crop"` (the largest centred rectangle of the
             tile's shape, as CLIP's processor does) or `"stretch"`. Thumbnails are stretched.
         seconds: time spent in the selection of this image.
@@ -61,6 +63,10 @@ class ImageReport:
     merged: MergeIndex | None = field(default=None, repr=False)
     newline: bool = False
     unpad: str = "hf"
+    frames: int = 1
+    order: str = "canvas"
+    shrink: int | None = None
+    lead: bool = False
     fit: str = "crop"
     seconds: float = 0.0
     sample: int = 0
@@ -86,6 +92,10 @@ class ImageReport:
             merged=out.merged,
             newline=tokens.newline is not None,
             unpad=tokens.unpad,
+            frames=tokens.frames,
+            order=tokens.order,
+            shrink=tokens.shrink,
+            lead=tokens.lead,
             fit=fit,
             seconds=seconds,
             sample=sample,
@@ -130,8 +140,10 @@ class ImageReport:
 
     @property
     def num_tiles(self) -> int:
-        """The thumbnail and the crops, or 1."""
-        return 1 if self.tile_grid is None else 1 + self.tile_grid[0] * self.tile_grid[1]
+        """The thumbnail and the crops, or the frames of a clip."""
+        if self.tile_grid is None:
+            return self.frames
+        return 1 + self.tile_grid[0] * self.tile_grid[1]
 
     @cached_property
     def kept(self) -> list[tuple[int, int, int]]:
@@ -236,6 +248,10 @@ class ImageReport:
             **self.counts(),
             "newline": self.newline,
             "unpad": self.unpad,
+            "frames": self.frames,
+            "order": self.order,
+            "shrink": self.shrink,
+            "lead": self.lead,
             "fit": self.fit,
             "kept": [list(entry) for entry in self.kept],
             "tile": self.tile.tolist(),
@@ -253,9 +269,12 @@ class ImageReport:
         )
         if patch_grid is None:
             raise TypeError("patch_grid is missing")
+        packing = {key: data[key] for key in ("frames", "order", "shrink", "lead") if key in data}
         merged = None
         if data["merged"] is not None:
-            tiles = 1 if tile_grid is None else 1 + tile_grid[0] * tile_grid[1]
+            tiles = packing.get("frames", 1)
+            if tile_grid is not None:
+                tiles = 1 + tile_grid[0] * tile_grid[1]
             merged = MergeIndex(
                 output=torch.tensor(data["merged"]["output"], dtype=torch.long),
                 source=torch.tensor(data["merged"]["source"], dtype=torch.long),
@@ -267,11 +286,14 @@ class ImageReport:
             patch_grid=patch_grid,
             tile_grid=tile_grid,
             image_size=image_size,
-            layout=pack_layout(patch_grid, tile_grid, image_size, data["newline"], data["unpad"]),
+            layout=pack_layout(
+                patch_grid, tile_grid, image_size, data["newline"], data["unpad"], **packing
+            ),
             tile=torch.tensor(data["tile"], dtype=torch.long),
             patch=torch.tensor(data["patch"], dtype=torch.long),
             weight=torch.tensor(data["weight"], dtype=torch.float),
             merged=merged,
+            **packing,
             **{key: data[key] for key in ("newline", "unpad", "fit", "seconds", "sample")},
         )
 
@@ -285,7 +307,7 @@ class Report:
         method: name of the method.
         settings: its hyper-parameters as plain values.
         seconds: time spent in selection, all images together.
-        positions: how position ids were given, `"original"` or `"contiguous"`.
+        positions: how position ids were given, `"original"`, `"contiguous"` or `"regrid"`.
         notes: what a reader should know, e.g. that a stand-in for a missing signal was used.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -259,3 +259,72 @@ def gather_tokens(
         fill = out.new_zeros(width)
     out = torch.where(separator[:, None], fill, out)
     return CompressedTokens(out, tile, patch, anchor, torch.ones(len(tile), device=device))
+
+
+def frames_of(tokens: VisualTokens) -> list[VisualTokens]:
+    """Every frame of a clip as an image of its own, without the separator behind the clip."""
+    return [
+        replace(
+            tokens,
+            features=tokens.features[i : i + 1],
+            # all signals but the question's embedding have the frames in front
+            signals={k: v if v.dim() == 1 else v[i : i + 1] for k, v in tokens.signals.items()},
+            newline=None,
+            content_seed=tokens.content_seed + i,
+        )
+        for i in range(tokens.frames)
+    ]
+
+
+def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> CompressedTokens:
+    """What is left of every frame as one clip, the separator behind it put back.
+
+    Args:
+        tokens: the clip that `frames_of` took apart.
+        parts: one for each frame.
+    """
+    patches = tokens.features.shape[1]
+    length = patches + int(tokens.lead)
+    tile, patch, anchor, features, weight = [], [], [], [], []
+    output, source, share = [], [], []
+    done = 0
+    for frame, part in enumerate(parts):
+        tile.append(torch.where(part.is_patch, part.tile + frame, part.tile))
+        patch.append(part.patch)
+        anchor.append(part.anchor + frame * length)
+        features.append(part.features)
+        weight.append(part.weight)
+        if part.merged is None:
+            mine = part.is_patch.nonzero().squeeze(1)
+            entries = mine, part.patch[mine], torch.ones_like(mine, dtype=torch.float32)
+        else:
+            entries = part.merged.output, part.merged.source, part.merged.weight
+        output.append(entries[0] + done)
+        source.append(entries[1] + frame * patches)
+        share.append(entries[2])
+        done += len(part)
+    if tokens.newline is not None:
+        none = torch.tensor([-1])
+        end = gather_tokens(tokens, none, none, torch.tensor([len(tokens.layout) - 1]))
+        for total, value in (
+            (tile, end.tile),
+            (patch, end.patch),
+            (anchor, end.anchor),
+            (features, end.features.to(features[0])),
+            (weight, end.weight),
+        ):
+            total.append(value)
+    merged = None
+    if any(part.merged is not None for part in parts):
+        merged = MergeIndex(
+            torch.cat(output),
+            torch.cat(source),
+            torch.cat(share),
+            sum(map(len, tile)),
+            tokens.features.shape[0] * patches,
+        )
+    return CompressedTokens(
+        *(torch.cat(values) for values in (features, tile, patch, anchor, weight)),
+        merged=merged,
+        projected=all(part.projected for part in parts),
+    )

@@ -19,6 +19,9 @@ def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[i
     Args:
         valid: bool `[T, N]`.
         patch_grid: `(rows, cols)` of a tile.
+
+    Raises:
+        VTCError: the valid patches of a tile are no rectangle.
     """
     mask = valid.view(-1, *patch_grid).int()
     rows, cols = mask.amax(2), mask.amax(1)
@@ -26,7 +29,25 @@ def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[i
     bottom, right = top + rows.sum(1), left + cols.sum(1)
     empty = rows.sum(1) == 0
     corners = torch.stack([top, bottom, left, right], 1).masked_fill(empty[:, None], 0)
+    if bool(((bottom - top) * (right - left) != mask.sum((1, 2))).any()):
+        raise VTCError(
+            "image_size: the model scales this image's canvas down, so that its patches are no "
+            "rectangle; methods 'pool' and 'uniform' can work on it"
+        )
     return [tuple(corner) for corner in corners.tolist()]
+
+
+def valid_lines(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+    """The rows and the columns, int64, whose crossings are the valid patches of each tile.
+
+    They need not be neighbours: where a model scales its canvas down, every so many lines are left.
+
+    Args:
+        valid: bool `[T, N]`.
+        patch_grid: `(rows, cols)` of a tile.
+    """
+    mask = valid.view(-1, *patch_grid)
+    return [(tile.any(1).nonzero().squeeze(1), tile.any(0).nonzero().squeeze(1)) for tile in mask]
 
 
 def even_grid(height: int, width: int, count: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,14 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from vtc.errors import VTCError
-from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens, keep_patches
+from vtc.tokens import (
+    CompressedTokens,
+    SignalRequest,
+    VisualTokens,
+    frames_of,
+    join_frames,
+    keep_patches,
+)
 
 Compress = Callable[["Method", VisualTokens], CompressedTokens]
 
@@ -33,10 +40,12 @@ class Method:
         retention: share of patch tokens to keep, in (0, 1]; or one share per image of the call.
             None means `default_retention`, or the method's own count where it is `adaptive`.
         tokens: absolute number of patch tokens instead, or one number per image of the call.
+        video: "clip". One budget for a whole clip, or the same for every "frame".
     """
 
     retention: float | Sequence[float] | None = None
     tokens: int | Sequence[int] | None = None
+    video: str = dataclasses.field(default="clip", kw_only=True)
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
@@ -61,6 +70,8 @@ class Method:
             cls.compress = _guarded(cls.__dict__["compress"])  # type: ignore[assignment,method-assign]
 
     def __post_init__(self) -> None:
+        if self.video not in ("clip", "frame"):
+            raise VTCError(f"video: got {self.video!r}, allowed are clip, frame")
         if self.retention is not None and self.tokens is not None:
             raise VTCError(
                 f"tokens: got {self.tokens!r} beside retention={self.retention!r}, give only one"
@@ -164,6 +175,8 @@ def _guarded(compress: Compress) -> Compress:
 
     @functools.wraps(compress)
     def wrapper(self: Method, tokens: VisualTokens) -> CompressedTokens:
+        if tokens.frames > 1 and self.video == "frame":
+            return join_frames(tokens, [wrapper(self, frame) for frame in frames_of(tokens)])
         if self.is_identity(tokens):
             return keep_patches(tokens, torch.ones_like(tokens.valid))
         out = compress(self, tokens)

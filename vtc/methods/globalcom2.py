@@ -42,6 +42,10 @@ class GlobalCom2(Method):
     probability p, so `log(N * p)` serves as logit: 0 for a patch that gets the average share, and
     on the scale that `tau` is made for [ours].
 
+    Placement is about the canvas rows of LLaVA-NeXT. Models that string crops together tile after
+    tile, or scale the canvas down, keep what is left in the order they packed it; a clip has one
+    budget for the best patches of all its frames [ours].
+
     Paper: Liu et al., "Global Compression Commander: Plug-and-Play Inference Acceleration for
     High-Resolution Large Vision-Language Models" (arXiv 2501.05179, AAAI 2026).
     Code: xuyang-liu16/GlobalCom2 at 96b2d00. The official slip over batches (scores of the second
@@ -127,8 +131,13 @@ class GlobalCom2(Method):
             if self.single_tile == "official":
                 return keep_patches(tokens, torch.ones_like(tokens.valid))
             budget = torch.tensor([self.budget(tokens)])
-            return keep_patches(tokens, segmented_topk(self.scores(tokens), budget)[1])
-        return self._assemble(tokens, self.select(tokens))
+            scores = self.scores(tokens)
+            keep = segmented_topk(scores.flatten()[None], budget)[1]
+            return keep_patches(tokens, keep.view_as(scores))
+        chosen = self.select(tokens)
+        if tokens.order != "canvas" or tokens.shrink is not None:
+            return keep_patches(tokens, chosen.keep)
+        return self._assemble(tokens, chosen)
 
     def _assemble(self, tokens: VisualTokens, chosen: Selection) -> CompressedTokens:
         """Thumbnail tokens, then the canvas row by row with its newlines; index work on the CPU."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from vtc.functional.budget import apportion
-from vtc.functional.grids import even_grid, valid_rectangles
+from vtc.functional.grids import even_grid, valid_lines
 from vtc.methods._merge import assemble
 from vtc.methods.base import Method
 from vtc.registry import register_method
@@ -32,16 +32,14 @@ class Pool(Method):
         shares = apportion(available, available, self.budget(tokens))
         rows, cols = tokens.patch_grid
         patch_id = torch.arange(rows * cols).view(rows, cols)
-        rectangles = valid_rectangles(tokens.valid, tokens.patch_grid)
+        lines = valid_lines(tokens.valid, tokens.patch_grid)
         tile, patch, output, source = [], [], [], []
         done = 0
-        for index, (share, (top, bottom, left, right)) in enumerate(
-            zip(shares, rectangles, strict=True)
-        ):
+        for index, (share, (y, x)) in enumerate(zip(shares, lines, strict=True)):
             if not share:
                 continue
-            bins, centre = even_grid(bottom - top, right - left, share)
-            area = patch_id[top:bottom, left:right]
+            bins, centre = even_grid(len(y), len(x), share)
+            area = patch_id[y][:, x]
             tile.append(torch.full((share,), index))
             patch.append(area.flatten()[centre])
             output.append(bins.flatten() + done)

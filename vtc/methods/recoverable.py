@@ -215,7 +215,7 @@ class Recoverable(Method):
             torch.cat(source),
             torch.cat(weight),
             torch.cat(size),
-            by_position=tokens.tile_grid is not None,
+            by_position=tokens.features.shape[0] > 1,
         )
 
 

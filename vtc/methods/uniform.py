@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from vtc.functional.budget import apportion
-from vtc.functional.grids import even_grid, valid_rectangles
+from vtc.functional.grids import even_grid, valid_lines
 from vtc.methods.base import Method
 from vtc.registry import register_method
 from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
@@ -30,12 +30,9 @@ class Uniform(Method):
         shares = apportion(available, available, self.budget(tokens))
         keep = torch.zeros_like(tokens.valid)
         cols = tokens.patch_grid[1]
-        rectangles = valid_rectangles(tokens.valid, tokens.patch_grid)
-        for tile, (share, (top, bottom, left, right)) in enumerate(
-            zip(shares, rectangles, strict=True)
-        ):
+        lines = valid_lines(tokens.valid, tokens.patch_grid)
+        for tile, (share, (y, x)) in enumerate(zip(shares, lines, strict=True)):
             if share:
-                width = right - left
-                centre = even_grid(bottom - top, width, share)[1]
-                keep[tile, (top + centre // width) * cols + left + centre % width] = True
+                centre = even_grid(len(y), len(x), share)[1]
+                keep[tile, y[centre // len(x)] * cols + x[centre % len(x)]] = True
         return keep_patches(tokens, keep)

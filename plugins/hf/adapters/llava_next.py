@@ -82,12 +82,12 @@ class LlavaOnevision(LlavaNextVideo):
         if unit.tile_grid is None:
             return unit
         ratio = call.kwargs.get("vision_aspect_ratio") or call.base.config.vision_aspect_ratio
-        limit = int(ratio.strip("anyres_max_"))
+        limit = int(ratio.rsplit("_", 1)[-1])
         side = unit.patch_grid[0]
         canvas = unit.tile_grid[0] * side, unit.tile_grid[1] * side
         top, bottom, left, right = valid_region(unit.image_size, canvas, unit.unpad)
         shrunk = shrunk_canvas((bottom - top, right - left), side, limit) is not None
-        return replace(unit, shrink=limit, fused=shrunk)
+        return replace(unit, shrink=limit, fused=True) if shrunk else unit
 
     def units(self, call: Call) -> list[Unit]:
         units = super().units(call)
