@@ -880,15 +880,16 @@ def instella_autoencoder(case: Any) -> Result:
 def instella_generator(case: Any, bits: Tensor, **options: Any) -> Generator:
     """A generator with Instella's layers and input and output maps."""
     a, w = case.info["args"], weights(case)
+    first = "transformer_blocks.0"
     transformer = TransformerConfig(
         a["dim"],
         a["layers"],
         a["heads"],
         ffn="gelu_tanh",
-        hidden=len(w["transformer_blocks.0.pos_emb"][0, 0]) * 4,
+        hidden=len(w.get(f"{first}.mlp.net.0.proj.bias", w.get(f"{first}.ff.net.0.proj.bias"))),
         qk_norm=True,
         ffn_bias=True,
-        block_positions=w["transformer_blocks.0.pos_emb"].shape[1],
+        block_positions=w[f"{first}.pos_emb"].shape[1],
         context_dim=case.input("in.feat0").shape[-1],
         **options,
     )
@@ -1171,7 +1172,8 @@ def xar_train_step(case: Any) -> Result:
 def xar_generate(case: Any) -> Result:
     a, start, eps = case.info["args"], case.input("in.init"), case.input("in.eps")
     batch, groups, size, channels = start.shape
-    trained = type(case)(case.folder / f"{case.name.replace('generate', 'train_step')}.json")
+    path = case.folder / f"{case.name.replace('generate', 'train_step')}.json"
+    trained = type(case)(path if path.exists() else case.folder / "xar__train_step.json")
     side = square(groups * size)
     model = xar_generator(trained, start.new_zeros(1, channels, *side), groups)
     per_group = list(eps.unflatten(0, (groups, -1)))

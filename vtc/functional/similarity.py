@@ -95,12 +95,12 @@ def similarity_points(
     )[:count]
     height, width = image_size
     rows, cols = coarse.shape
-    centre = torch.stack(
-        [(index % cols + 0.5) * width / cols - 0.5, (index // cols + 0.5) * height / rows - 0.5], -1
-    )
-    padded = _pad_to_aspect(fine[0, 0], image_size)
-    full = F.interpolate(padded[None, None], image_size, mode="bilinear", align_corners=False)
-    return _refine(centre, full[0, 0]), labels
+    # the pixel that holds the middle of the cell
+    x, y = (index % cols + 0.5) * width / cols, (index // cols + 0.5) * height / rows
+    centre = torch.stack([x, y], dim=-1).floor()
+    short = min(image_size)
+    full = F.interpolate(fine, (short, short), mode="bilinear", align_corners=False)
+    return _refine(centre, _pad_to_aspect(full[0, 0], image_size)), labels
 
 
 def _refine(points: Tensor, full: Tensor) -> Tensor:
