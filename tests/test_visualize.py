@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from vtc.errors import VTCError
-from vtc.panels import paint_panel
+from vtc.panels import cells_of, paint_panel
 from vtc.pictures import load_image, visualize
 from vtc.report import ImageReport, Report
 from vtc.tokens import MergeIndex, VisualTokens, keep_patches
@@ -147,6 +149,36 @@ def test_a_report_knows_its_method_and_index():
     assert visualize(picture, report, 1).size == visualize(picture, report, -1).size
     with pytest.raises(VTCError, match=r"^index: got 2, the report has 2 image"):
         visualize(picture, report, 2)
+
+
+def test_a_clip_has_a_panel_a_frame():
+    features = torch.zeros(3, 16, 2)
+    tokens = VisualTokens(features, (4, 4))
+    report = report_keeping(tokens, (0, 0, 0), (2, 1, 1))
+    frames = [Image.new("RGB", (200, 200), GREEN) for _ in range(3)]
+    page = visualize(frames, report)
+    assert page.width > 3 * 320
+    assert np.array_equal(
+        np.asarray(page), np.asarray(visualize(np.stack([np.asarray(f) for f in frames]), report))
+    )
+    panel = paint_panel(frames[2], report, "thumbnail", 400, frame=2)
+    assert_box(panel, (100, 100, 200, 200))
+    with pytest.raises(VTCError, match="got 1 picture.*a clip of 3 frames"):
+        visualize(frames[0], report)
+
+
+def test_a_canvas_that_was_scaled_down_has_no_holes():
+    """LLaVA-OneVision mixes neighbouring patches into fewer tokens: all of the picture is seen."""
+    tokens = VisualTokens(
+        torch.zeros(10, 16, 2), (4, 4), (3, 3), (120, 120), torch.zeros(2), shrink=4
+    )
+    report = ImageReport.from_tokens(tokens, keep_patches(tokens, torch.ones_like(tokens.valid)))
+    assert report.patches_before == 16 + 64, "12 x 12 patches become 8 x 8 tokens"
+    assert (cells_of(report, "crops", (96, 96), (120, 120)).share == 1).all()
+    tall = replace(tokens, image_size=(120, 80))  # padding on both sides stays padding
+    report = ImageReport.from_tokens(tall, keep_patches(tall, torch.zeros_like(tall.valid)))
+    share = cells_of(report, "crops", (80, 120), (80, 120)).share
+    assert (share >= 0).all() and (share == 0).any()
 
 
 def test_extreme_shapes_do_not_break_the_page():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vtc.functional.anyres import canvas_provenance
+from vtc.functional.anyres import canvas_provenance, valid_region
 from vtc.report import ImageReport
 
 Array = np.ndarray
@@ -38,6 +38,7 @@ def paint_panel(
     name: str = "crops",
     width: int = WIDTH,
     labels: bool = True,
+    frame: int = 0,
 ) -> Image.Image:
     """One bare panel, without texts around it.
 
@@ -46,11 +47,12 @@ def paint_panel(
         name: `"thumbnail"` for tile 0 (all there is without crops) or `"crops"`.
         width: widest panel in pixels; the height is bounded in proportion.
         labels: write each crop's retention into its corner.
+        frame: which frame of a clip the picture is.
     """
     scale = min(width / picture.width, HEIGHT / WIDTH * width / picture.height)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     large = picture.resize(size, Image.Resampling.LANCZOS)
-    cells = cells_of(report, name, size, picture.size)
+    cells = cells_of(report, name, size, picture.size, frame)
     pixels = _wash(np.asarray(large, dtype=float), cells)
     _edges(pixels, cells)
     panel = Image.fromarray(np.clip(pixels + 0.5, 0, 255).astype(np.uint8))
@@ -71,7 +73,7 @@ class Cells:
     Attributes:
         share: see `ImageReport.share`; -1 where no token looks.
         group: token of a merged patch, -1 elsewhere.
-        patch: number of the canvas cell, -1 outside the canvas.
+        patch: number of the patch, all tiles counted on, -1 outside the canvas.
         tile: tile of the cell, -1 outside the canvas.
         limits: `(top, left, cells per pixel down, cells per pixel across)` of the picture on the
             canvas, in cells.
@@ -90,19 +92,23 @@ class Cells:
 
 
 def cells_of(
-    report: ImageReport, name: str, size: tuple[int, int], original: tuple[int, int]
+    report: ImageReport, name: str, size: tuple[int, int], original: tuple[int, int], frame: int = 0
 ) -> Cells:
     """Which cell of the canvas each pixel of a panel of `size` (width, height) lies in."""
     share, group = report.share.numpy(), report.group.numpy()
     if name == "thumbnail" or report.tile_grid is None:
         rows, cols = report.patch_grid
         patch = np.arange(rows * cols).reshape(rows, cols)
-        tile = np.zeros_like(patch)
-        stretched = report.tile_grid is not None or report.fit == "stretch"
+        tile = np.full_like(patch, frame)
+        # a grid of another shape than a square was made to fit the picture
+        stretched = report.tile_grid is not None or report.fit == "stretch" or rows != cols
     else:
         tile, patch = (x.numpy() for x in canvas_provenance(report.patch_grid, report.tile_grid))
         rows, cols = tile.shape
         stretched = report.unpad == "none"
+        if report.shrink is not None:
+            at = _nearest_tokens(share[tile, patch], report)
+            tile, patch = tile[at], patch[at]
     top, left, down, across = _placement(rows, cols, original, stretched, crops=name == "crops")
     width, height = size
     row = np.floor(top + (np.arange(height) + 0.5) / height * down).astype(int)
@@ -112,10 +118,29 @@ def cells_of(
     return Cells(
         share=np.where(inside, share[tile, patch][at], -1.0),
         group=np.where(inside, group[tile, patch][at], -1),
-        patch=np.where(inside, np.arange(rows * cols).reshape(rows, cols)[at], -1),
+        patch=np.where(inside, (tile * share.shape[1] + patch)[at], -1),
         tile=np.where(inside, tile[at], -1),
         limits=(top, left, down / height, across / width),
     )
+
+
+def _nearest_tokens(share: Array, report: ImageReport) -> tuple[Array, Array]:
+    """For each canvas cell the cell whose token stands for it, where a canvas was scaled down.
+
+    The lines between those that have tokens go to the nearest one; padding stays as it is.
+    """
+    rows, cols = share.shape
+    region = (0, rows, 0, cols)
+    if report.unpad != "none" and report.image_size is not None:
+        region = valid_region(report.image_size, (rows, cols), report.unpad)
+    lines = []
+    for axis, extent, low, high in ((1, rows, *region[:2]), (0, cols, *region[2:])):
+        have = np.nonzero((share >= 0).any(axis))[0]
+        line = np.arange(extent)
+        if len(have):
+            line[low:high] = have[np.abs(line[low:high, None] - have).argmin(1)]
+        lines.append(line)
+    return lines[0][:, None], lines[1][None, :]
 
 
 def _placement(

@@ -8,6 +8,7 @@ crops: the same picture twice, because both cover all of it. Needs numpy and Pil
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
@@ -21,8 +22,11 @@ GAP = 20  # px between panels and around the page
 ASPECT_TOLERANCE = 0.02
 
 
+Picture = Image.Image | str | os.PathLike[str] | Array
+
+
 def visualize(
-    image: Image.Image | str | os.PathLike[str] | Array,
+    image: Picture | Sequence[Picture],
     report: Report | ImageReport,
     index: int = 0,
     width: int = WIDTH,
@@ -31,13 +35,14 @@ def visualize(
 
     Args:
         image: the picture the report is about, in any resolution: a PIL image, a file, or an array
-            `[H, W]`, `[H, W, 3]` or `[H, W, 4]` (uint8, or floats in 0..1).
+            `[H, W]`, `[H, W, 3]` or `[H, W, 4]` (uint8, or floats in 0..1). For a clip a list of
+            its frames, or an array `[F, H, W, 3]`.
         report: what `run.reports` holds, or one of its images.
         index: which image of a `Report`.
         width: widest panel in pixels; smaller pictures are enlarged to it.
 
     Returns:
-        An RGB picture with a title, one or two panels and a legend.
+        An RGB picture with a title, one or two panels (for a clip one a frame) and a legend.
 
     Raises:
         VTCError: the file is no image, there is no such index, or the picture has another shape
@@ -49,14 +54,32 @@ def visualize(
         if not -len(report.images) <= index < len(report.images):
             raise VTCError(f"index: got {index}, the report has {len(report.images)} image(s)")
         report = report.images[index]
-    picture = load_image(image)
-    _check_shape(picture, report)
+    pictures = _frames(image, report)
+    for picture in pictures:
+        _check_shape(picture, report)
     names = ["thumbnail"] if report.tile_grid is None else ["thumbnail", "crops"]
-    panels = [paint_panel(picture, report, name, width) for name in names]
-    labels = [_label(report, name) for name in names]
-    kinds = [cells_of(report, name, picture.size, picture.size).kind for name in names]
-    legend = _legend(report, set(np.concatenate([np.unique(kind) for kind in kinds])))
-    return _page(title, _counts(report), panels, labels, legend)
+    if len(pictures) > 1:
+        width //= 2
+    panels, labels, kinds = [], [], set()
+    for frame, picture in enumerate(pictures):
+        for name in names:
+            panels.append(paint_panel(picture, report, name, width, frame=frame))
+            labels.append(_label(report, name, frame))
+            cells = cells_of(report, name, picture.size, picture.size, frame)
+            kinds |= set(np.unique(cells.kind).tolist())
+    return _page(title, _counts(report), panels, labels, _legend(report, kinds))
+
+
+def _frames(image: Picture | Sequence[Picture], report: ImageReport) -> list[Image.Image]:
+    """The picture, or the frames of a clip."""
+    if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
+        pictures = [load_image(frame) for frame in image]
+    else:
+        pictures = [load_image(image)]  # type: ignore[arg-type]
+    if len(pictures) != report.frames:
+        expected = f"a clip of {report.frames} frames" if report.frames > 1 else "one image"
+        raise VTCError(f"image: got {len(pictures)} picture(s), the report is about {expected}")
+    return pictures
 
 
 def load_image(image: Image.Image | str | os.PathLike[str] | Array) -> Image.Image:
@@ -121,11 +144,13 @@ def _counts(report: ImageReport) -> str:
     return text
 
 
-def _label(report: ImageReport, name: str) -> str:
-    tiles = report.per_tile[:1] if name == "thumbnail" else report.per_tile[1:]
+def _label(report: ImageReport, name: str, frame: int) -> str:
+    tiles = report.per_tile[1:] if name == "crops" else report.per_tile[frame : frame + 1]
     after, before = sum(tile[0] for tile in tiles), sum(tile[1] for tile in tiles)
     what = name
-    if report.tile_grid is None:
+    if report.frames > 1:
+        what = f"frame {frame + 1}"
+    elif report.tile_grid is None:
         what = "single tile"
     elif name == "crops":
         what = f"{report.tile_grid[0]} x {report.tile_grid[1]} crops"
@@ -154,34 +179,31 @@ def _page(
     legend: list[tuple[str, str]],
 ) -> Image.Image:
     """Title, panels side by side (one above the other for wide pictures), legend."""
-    stacked = len(panels) > 1 and panels[0].width > 1.9 * panels[0].height
-    label_height, legend_line = 28, 32
-    across = max(p.width for p in panels)
-    if not stacked:
-        across = sum(p.width for p in panels) + GAP * (len(panels) - 1)
-    across = max(across, int(font(24).getlength(title)), int(font(17).getlength(counts)), 420)
+    wide = max(panel.width for panel in panels)
+    tall = max(panel.height for panel in panels)
+    columns = min(len(panels), 1 if wide > 1.9 * tall else 2 if len(panels) == 2 else 4)
+    rows = -(-len(panels) // columns)
+    label_height, legend_line, header = 28, 32, 78
+    across = max(
+        columns * (wide + GAP) - GAP,
+        int(font(24).getlength(title)),
+        int(font(17).getlength(counts)),
+        420,
+    )
     lines = _flow(
         [(kind, text, 34 + 10 + int(font(15).getlength(text))) for kind, text in legend], across
     )
-    down = (
-        sum(p.height + label_height + GAP for p in panels) - GAP
-        if stacked
-        else (max(p.height for p in panels) + label_height)
-    )
-    header = 78
+    down = rows * (tall + label_height + GAP) - GAP
     height = GAP + header + down + 14 + legend_line * len(lines) + GAP - 6
     page = Image.new("RGB", (across + 2 * GAP, height), PAGE)
     draw = ImageDraw.Draw(page)
     draw.text((GAP, GAP + 12), title, INK, font=font(24), anchor="lm")
     draw.text((GAP, GAP + 44), counts, FAINT, font=font(17), anchor="lm")
-    x, y = GAP, GAP + header
-    for panel, label in zip(panels, labels, strict=True):
+    for number, (panel, label) in enumerate(zip(panels, labels, strict=True)):
+        x = GAP + number % columns * (wide + GAP)
+        y = GAP + header + number // columns * (tall + label_height + GAP)
         draw.text((x, y + 10), label, INK, font=font(16), anchor="lm")
         page.paste(panel, (x, y + label_height))
-        if stacked:
-            y += panel.height + label_height + GAP
-        else:
-            x += panel.width + GAP
     y = GAP + header + down + 14
     for line in lines:
         for offset, kind, text in line:

@@ -26,8 +26,20 @@ if TYPE_CHECKING:
 
 #: first entry of a saved report
 FORMAT = "vtc-report-1"
-#: how a single tile was cut from the picture, see `ImageReport.fit`
-FITS = ("crop", "stretch")
+#: what is reported of an image, properties of `ImageReport`
+COUNTS = (
+    "sample",
+    *(
+        f"{what}_{when}"
+        for what in ("tokens", "patches", "separators")
+        for when in ("before", "after")
+    ),
+    "retention",
+    "per_tile_retention",
+    "seconds",
+)
+#: how tiles are strung together, keywords of `pack_layout`
+PACKING = ("frames", "order", "shrink", "lead")
 
 
 @dataclass(eq=False)
@@ -219,40 +231,20 @@ class ImageReport:
 
     def counts(self) -> dict[str, Any]:
         """The numbers a person or a script reads, as plain values."""
-        return {
-            "sample": self.sample,
-            "tokens_before": self.tokens_before,
-            "tokens_after": self.tokens_after,
-            "patches_before": self.patches_before,
-            "patches_after": self.patches_after,
-            "separators_before": self.separators_before,
-            "separators_after": self.separators_after,
-            "retention": self.retention,
-            "per_tile_retention": self.per_tile_retention,
-            "seconds": self.seconds,
-            "patch_grid": list(self.patch_grid),
-            "tile_grid": None if self.tile_grid is None else list(self.tile_grid),
-            "image_size": None if self.image_size is None else list(self.image_size),
-        }
+        out = {name: getattr(self, name) for name in COUNTS}
+        for name in ("patch_grid", "tile_grid", "image_size"):
+            value = getattr(self, name)
+            out[name] = None if value is None else list(value)
+        return out
 
     def to_dict(self) -> dict[str, Any]:
         """`counts`, and everything that `from_dict` needs."""
-        merged = None
-        if self.merged is not None:
-            merged = {
-                "output": self.merged.output.tolist(),
-                "source": self.merged.source.tolist(),
-                "weight": self.merged.weight.tolist(),
-            }
+        merged = self.merged and {
+            name: getattr(self.merged, name).tolist() for name in ("output", "source", "weight")
+        }
         return {
             **self.counts(),
-            "newline": self.newline,
-            "unpad": self.unpad,
-            "frames": self.frames,
-            "order": self.order,
-            "shrink": self.shrink,
-            "lead": self.lead,
-            "fit": self.fit,
+            **{name: getattr(self, name) for name in ("newline", "unpad", "fit", *PACKING)},
             "kept": [list(entry) for entry in self.kept],
             "tile": self.tile.tolist(),
             "patch": self.patch.tolist(),
@@ -269,20 +261,8 @@ class ImageReport:
         )
         if patch_grid is None:
             raise TypeError("patch_grid is missing")
-        packing = {key: data[key] for key in ("frames", "order", "shrink", "lead") if key in data}
-        merged = None
-        if data["merged"] is not None:
-            tiles = packing.get("frames", 1)
-            if tile_grid is not None:
-                tiles = 1 + tile_grid[0] * tile_grid[1]
-            merged = MergeIndex(
-                output=torch.tensor(data["merged"]["output"], dtype=torch.long),
-                source=torch.tensor(data["merged"]["source"], dtype=torch.long),
-                weight=torch.tensor(data["merged"]["weight"], dtype=torch.float),
-                num_outputs=len(data["tile"]),
-                num_sources=tiles * patch_grid[0] * patch_grid[1],
-            )
-        return cls(
+        packing = {key: data[key] for key in PACKING}
+        report = cls(
             patch_grid=patch_grid,
             tile_grid=tile_grid,
             image_size=image_size,
@@ -292,10 +272,18 @@ class ImageReport:
             tile=torch.tensor(data["tile"], dtype=torch.long),
             patch=torch.tensor(data["patch"], dtype=torch.long),
             weight=torch.tensor(data["weight"], dtype=torch.float),
-            merged=merged,
             **packing,
             **{key: data[key] for key in ("newline", "unpad", "fit", "seconds", "sample")},
         )
+        if data["merged"] is not None:
+            report.merged = MergeIndex(
+                output=torch.tensor(data["merged"]["output"], dtype=torch.long),
+                source=torch.tensor(data["merged"]["source"], dtype=torch.long),
+                weight=torch.tensor(data["merged"]["weight"], dtype=torch.float),
+                num_outputs=len(data["tile"]),
+                num_sources=report.num_tiles * patch_grid[0] * patch_grid[1],
+            )
+        return report
 
 
 @dataclass(eq=False)
