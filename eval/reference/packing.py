@@ -64,11 +64,14 @@ def pack(
     filler: bool = True,
     keep: Sequence[np.ndarray] | None = None,
     contiguous: bool = False,
+    noise: float = 0.0,
 ) -> Packed:
     """Rows for scenes of one tile grid.
 
     ``keep`` holds for each scene a boolean mask over its image tokens; the dropped ones leave the
-    prefix. Their positions stay free, or are closed when ``contiguous`` is true.
+    prefix. Their positions stay free, or are closed when ``contiguous`` is true. ``noise`` is the
+    share of questions whose first answer token is fed as a random one: without it the model finds
+    "the number that starts with 3" for the second digit of "37", instead of asking the image.
     """
     prefixes, blocks = [], []
     for row, scene in enumerate(scenes):
@@ -112,6 +115,8 @@ def pack(
             block_ids[row, j, : len(whole)] = whole
             block_positions[row, j] = end + np.arange(long)
             targets[row, j, len(prompt) - 1 : len(whole) - 1] = answer
+            if noise and len(answer) > 2 and rng.random() < noise:
+                block_ids[row, j, len(prompt)] = rng.integers(5, len(tokenizer))
     tiles = np.stack([normalise(split_tiles(scene.image)) for scene in scenes])
     types = [[question.type for question in scene.questions] for scene in scenes]
     arrays = (tiles, ids, source, positions, block_ids, block_positions, targets)
@@ -146,8 +151,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
-def answer_states(model: nn.Module, packed: Packed, prefix: Tensor) -> Tensor:
-    """Final hidden states of the question blocks ``[rows, blocks, length, width]``.
+def answer_states(model: nn.Module, packed: Packed, prefix: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states of the question blocks ``[rows, blocks, length, width]``: the final ones, and
+    those before the last layer.
 
     The Llama layers, with attention split in two: prefix on itself, blocks on prefix and
     themselves. The last layer needs only keys and values of the prefix.
@@ -175,6 +181,7 @@ def answer_states(model: nn.Module, packed: Packed, prefix: Tensor) -> Tensor:
             mixed = F.scaled_dot_product_attention(query, key_p, value_p, is_causal=True)
             prefix = prefix + attention.o_proj(mixed.transpose(1, 2).flatten(2))
             prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
+        early = block
         normed = layer.input_layernorm(block)
         query = _rotate(split(attention.q_proj(normed)), cos_b, sin_b) * size**-0.5
         key = _rotate(split(attention.k_proj(normed)), cos_b, sin_b)
@@ -190,19 +197,55 @@ def answer_states(model: nn.Module, packed: Packed, prefix: Tensor) -> Tensor:
         mixed = mixed + near.flatten(2, 3)
         block = block + attention.o_proj(mixed.transpose(1, 2).flatten(2))
         block = block + layer.mlp(layer.post_attention_layernorm(block))
-    return lm.norm(block).view(rows, many, long, -1)
+    shape = (rows, many, long, -1)
+    return lm.norm(block).view(shape), early.view(shape)
 
 
 def answer_logits(
-    model: nn.Module, packed: Packed, features: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits and targets of all answer tokens, in order of rows, blocks, tokens."""
+    model: nn.Module,
+    packed: Packed,
+    features: Tensor | None = None,
+    aux: nn.Module | None = None,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+    """Logits and targets of all answer tokens, in order of rows, blocks, tokens.
+
+    With ``aux`` (see :class:`Lookahead`) its loss comes as a third value.
+    """
     if features is None:
         layer = model.config.vision_feature_layer
         features = patch_features(model.model.vision_tower, packed.tiles, layer)
-    states = answer_states(model, packed, prefix_embeddings(model, packed, features))
+    states, early = answer_states(model, packed, prefix_embeddings(model, packed, features))
     asked = packed.targets >= 0
-    return model.lm_head(states[asked]), packed.targets[asked]
+    logits, targets = model.lm_head(states[asked]), packed.targets[asked]
+    if aux is None:
+        return logits, targets
+    return logits, targets, aux(early, packed.targets)
+
+
+class Lookahead(nn.Module):
+    """Predicts the first two answer tokens from the end of the prompt, one layer early.
+
+    Only used in training. It makes one look at the image fetch all of an answer ("37", "top
+    left"); the second token can then copy its part from there in the last layer.
+    """
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width)
+        self.heads = nn.ModuleList([nn.Linear(width, vocabulary) for _ in range(2)])
+
+    def forward(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of both predictions."""
+        asked = targets >= 0
+        first = asked.clone()
+        first[..., 1:] &= ~asked[..., :-1]
+        ahead = torch.cat([targets[..., 1:], torch.full_like(targets[..., :1], -100)], -1)
+        state = self.norm(states[first])
+        wanted = (targets[first], ahead[first])
+        parts = [
+            F.cross_entropy(head(state), t) for head, t in zip(self.heads, wanted, strict=True)
+        ]
+        return sum(parts) / 2
 
 
 def exact(packed: Packed, logits: Tensor) -> list[list[bool]]:

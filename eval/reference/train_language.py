@@ -13,6 +13,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from .model import build_clip, build_llava
-from .packing import answer_logits, exact, pack
+from .packing import Lookahead, answer_logits, exact, pack, patch_features
 from .scene import GRID_WEIGHTS, KINDS, Scene, make_scene
 from .tiles import SIDE, token_layout
 from .tokenizer import build_tokenizer
@@ -48,8 +49,13 @@ class Batches:
         self.tokens = tokens
         self.tokenizer = build_tokenizer()
 
-    def next(self, progress: float) -> tuple[Any, int]:
-        """A packed batch with about ``tokens`` image tokens, and its number of scenes."""
+    def next(self, progress: float) -> tuple[Any, Any, int]:
+        """A packed batch with about ``tokens`` image tokens, the same scenes reduced to their
+        thumbnails with the questions about position, and the number of scenes.
+
+        With crops in view, "where" is half answered by the order of the crops, and the model
+        settles for that; alone, the thumbnail teaches it where the whole answer is.
+        """
         rng = np.random.default_rng([11, self.seed, self.index])
         weights = grids_at(progress)
         shares = np.array(list(weights.values()))
@@ -62,7 +68,15 @@ class Batches:
             self.index += self.stride
             if scene.questions:
                 scenes.append(scene)
-        return pack(scenes, self.tokenizer, rng), count
+        packed = pack(scenes, self.tokenizer, rng, noise=0.2)
+        places = [
+            replace(s, questions=[q for q in s.questions if q.group == "position"]) for s in scenes
+        ]
+        layouts = [token_layout(s.image.height, s.image.width) for s in scenes]
+        keep = [layout.tile == 0 for layout in layouts]
+        contiguous = bool(rng.random() < 0.5)
+        thumbs = pack(places, self.tokenizer, rng, "jitter", True, keep, contiguous)
+        return packed, thumbs, count
 
 
 def random_keep(scene: Scene, retention: float, rng: np.random.Generator) -> np.ndarray:
@@ -146,12 +160,20 @@ def work(rank: int, args: argparse.Namespace) -> None:
     optimiser = Optimiser(
         learned, lambda n: ".layers." in n or "multi_modal_projector" in n, args.lr
     )
+    config = model.config.text_config
+    torch.manual_seed(args.seed)
+    aux = Lookahead(config.hidden_size, config.vocab_size)
+    aux_optimiser = Optimiser(aux.named_parameters(), lambda name: False, args.lr)
+    shared = [p for _, p in learned] + list(aux.parameters())
     state_path = args.folder / f"state{rank}.pt"
     step, index, used, seen = 0, rank, 0.0, 0
     if args.resume:
         state = torch.load(state_path, weights_only=True)
         model.load_state_dict(state["model"])
         optimiser.load(state["optimiser"])
+        if "aux" in state:
+            aux.load_state_dict(state["aux"])
+            aux_optimiser.load(state["aux_optimiser"])
         step, index, seen = state["step"], state["index"], state["scenes"]
         used = state["seconds"]
     data = Batches(args.seed, rank, index, args.ranks, args.tokens)
@@ -162,15 +184,24 @@ def work(rank: int, args: argparse.Namespace) -> None:
     saved = checked = time.monotonic()
     recent: list[float] = []
     while schedule.progress < 1:
-        packed, count = data.next(schedule.progress)
-        logits, targets = answer_logits(model, packed)
+        packed, thumbs, count = data.next(schedule.progress)
+        features = patch_features(
+            model.model.vision_tower, packed.tiles, model.config.vision_feature_layer
+        )
+        logits, targets, ahead = answer_logits(model, packed, features, aux)
         loss = F.cross_entropy(logits, targets)
-        loss.backward()
+        (loss + args.ahead * ahead).backward()
+        thumb = torch.zeros(())
+        if (thumbs.targets >= 0).any():
+            logits, targets, ahead_thumb = answer_logits(model, thumbs, features, aux)
+            thumb = F.cross_entropy(logits, targets)
+            (args.thumb * (thumb + args.ahead * ahead_thumb)).backward()
         optimiser.step(schedule.factor(step))
+        aux_optimiser.step(schedule.factor(step))
         step, seen = step + 1, seen + count * args.ranks
         recent.append(float(loss.detach()))
         if step % args.sync == 0:
-            average(p for _, p in learned)
+            average(shared)
             schedule.update(step)
         if step % args.log_every == 0 and rank == 0:
             log.write(
@@ -180,6 +211,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
                 progress=schedule.progress,
                 lr=args.lr * schedule.factor(step),
                 loss=float(np.mean(recent)),
+                ahead=float(ahead.detach()),
+                thumb=float(thumb.detach()),
             )
             recent = []
         now = time.monotonic()
@@ -194,12 +227,14 @@ def work(rank: int, args: argparse.Namespace) -> None:
                 state_path,
                 model=model.state_dict(),
                 optimiser=optimiser.state(),
+                aux=aux.state_dict(),
+                aux_optimiser=aux_optimiser.state(),
                 step=step,
                 index=data.index,
                 scenes=seen,
                 seconds=schedule.seconds(),
             )
-    average(p for _, p in learned)
+    average(shared)
     if rank == 0:
         torch.save(model.state_dict(), args.folder / "llava.pt")
         log.write(step=step, seconds=schedule.seconds(), scenes=seen, final=measure(model, watched))
@@ -212,6 +247,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vision", type=Path, default=Path("runs/vision/clip.pt"))
     parser.add_argument("--tokens", type=int, default=2600, help="image tokens per step and rank")
     parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--ahead", type=float, default=0.5, help="weight of the look-ahead loss")
+    parser.add_argument("--thumb", type=float, default=0.3, help="weight of thumbnail questions")
     parser.add_argument("--log-every", type=int, default=25)
     parser.add_argument("--val-scenes", type=int, default=64)
     parser.add_argument("--val-minutes", type=float, default=4.0)
