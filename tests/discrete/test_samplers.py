@@ -63,6 +63,24 @@ def test_masked() -> None:
     assert_same(pair_counts(ids), JOINT.flatten())
 
 
+def test_masked_bits() -> None:
+    chance = torch.tensor([[0.2, 0.7], [0.5, 0.1]])
+    bits = samplers.sample_maskgit(
+        lambda ids, unknown: torch.logit(chance).expand(COUNT, 2, 2),
+        CodeSpace(2, (2, 2)),
+        COUNT,
+        steps=2,
+        temperature=1e6,
+        schedule="linear",
+        seed=0,
+    )
+    for token in (0, 1):
+        for bit in (0, 1):
+            one = chance[token, bit]
+            counts = bits[:, token, bit].bincount(minlength=2).double()
+            assert_same(counts, torch.stack([1 - one, one]))
+
+
 def test_bit_diffusion() -> None:
     rate = torch.tensor([0.1, 0.5, 0.8])
 

@@ -24,8 +24,9 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Loss of each token, `[B, N]`."""
-        raise NotImplementedError
+        """Loss of each token, `[B, N]`: cross-entropy, mean over the sub-codes."""
+        entropy = F.cross_entropy(output.flatten(0, -2), target.flatten(), reduction="none")
+        return entropy.view(target.shape).mean(-1)
 
 
 class IndexHead(Head):
@@ -63,11 +64,6 @@ class IndexHead(Head):
         padded = [F.pad(part, (0, widest - part.shape[-1]), value=never) for part in parts]
         return torch.stack(padded, dim=-2)
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy, mean over the sub-codes."""
-        entropy = F.cross_entropy(output.flatten(0, -2), target.flatten(), reduction="none")
-        return entropy.view(target.shape).mean(-1)
-
 
 class TiedHead(Head):
     """Sub-codes one after the other in the sequence, one table in and out (ELM's masked model).
@@ -97,11 +93,6 @@ class TiedHead(Head):
         """`[B, N * K, D]` to logits `[B, N, K, V]`; the table gets no gradient from here."""
         logits = self.map(h) @ self.table.weight[:-1].detach().transpose(0, 1) + self.bias
         return logits.unflatten(1, (-1, self.repeat))
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy, mean over the sub-codes."""
-        entropy = F.cross_entropy(output.flatten(0, -2), target.flatten(), reduction="none")
-        return entropy.view(target.shape).mean(-1)
 
 
 class BitHead(Head):

@@ -149,12 +149,12 @@ def pyramid(grid: tuple[int, int]) -> Pyramid:
     sides = [2**k for k in range(grid[0].bit_length()) if 2**k < grid[0]] + [grid[0]]
     coordinates = []
     for side in sides:
-        centre = (torch.arange(side) + 0.5) * grid[0] / side - 0.5
+        centre = (torch.arange(side, device="cpu") + 0.5) * grid[0] / side - 0.5
         coordinates.append(torch.cartesian_prod(centre, centre))
     sizes = tuple(side * side for side in sides)
     return Pyramid(
         grid=grid,
-        order=torch.arange(grid[0] * grid[1]),
+        order=_raster_index(grid).flatten(),
         sizes=sizes,
         coordinates=torch.cat(coordinates),
         scales=tuple((side, side) for side in sides),
@@ -179,7 +179,8 @@ def create_plan(name: str, grid: tuple[int, int]) -> Plan:
 
 
 def _raster_index(grid: tuple[int, int]) -> Tensor:
-    return torch.arange(grid[0] * grid[1]).view(grid)
+    # plans stay on the CPU, also where a model is built on another device
+    return torch.arange(grid[0] * grid[1], device="cpu").view(grid)
 
 
 def _plan(grid: tuple[int, int], order: Tensor, sizes: tuple[int, ...]) -> Plan:

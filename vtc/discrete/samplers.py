@@ -157,7 +157,7 @@ def sample_maskgit(
 
     Args:
         predict: takes ids `[rows, N, K]` and the mask of unknown tokens `[rows, N]`, returns logits
-            `[rows, N, K, V]`.
+            `[rows, N, K, V]`, or `[rows, N, n]` of bits.
         space: what is made.
         batch: how many samples.
         steps: model calls.
@@ -177,6 +177,8 @@ def sample_maskgit(
         logits = predict(_rows(ids, guidance), _rows(unknown, guidance))
         if guidance is not None:
             logits = guidance.mix(logits, step, steps)
+        if logits.dim() == 3:  # a bit is a code of two values
+            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
         drawn = draw_codes(logits, noise)
         ids = torch.where(unknown.unsqueeze(-1), drawn, ids)
         if step == steps - 1:
