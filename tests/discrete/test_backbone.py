@@ -142,5 +142,7 @@ def test_bad_calls() -> None:
     with pytest.raises(VTCError, match="coordinates"):
         adaptive.rope(torch.zeros(2, 2))
     tables, _ = build("tables")
+    with pytest.raises(VTCError, match="position table has 12"):
+        tables(torch.zeros(1, 13, 16))
     with pytest.raises(VTCError, match="context"):
         tables(torch.zeros(1, 2, 16), context=[torch.zeros(1, 1, 6)])

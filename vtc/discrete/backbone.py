@@ -395,6 +395,9 @@ class Transformer(nn.Module):
         if condition is None and (self.config.adaptive or self.modulation is not None):
             raise VTCError("condition: got none, but this transformer is adaptive")
         offset = 0 if cache is None else cache.length
+        rows = self.config.positions or self.config.block_positions
+        if rows and offset + x.shape[1] > rows:
+            raise VTCError(f"x: got {offset + x.shape[1]} positions, the position table has {rows}")
         features = [context] * len(self.blocks) if isinstance(context, Tensor) else context
         if features is not None and len(features) != len(self.blocks):
             raise VTCError(f"context: got {len(features)} tensors for {len(self.blocks)} layers")

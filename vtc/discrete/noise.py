@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Noise:
         """One whole number in [0, high)."""
         return min(int(self.uniform((1,), like.float()).item() * high), high - 1)
 
-    def _draw(self, kind, shape: tuple[int, ...], like: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def _draw(self, kind: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor) -> Tensor:
         if self._replay is not None:
             return self._recorded(shape, like)
         device = self.generator.device if self.generator is not None else like.device
