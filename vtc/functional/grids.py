@@ -29,7 +29,9 @@ def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[i
     bottom, right = top + rows.sum(1), left + cols.sum(1)
     empty = rows.sum(1) == 0
     corners = torch.stack([top, bottom, left, right], 1).masked_fill(empty[:, None], 0)
-    if bool(((bottom - top) * (right - left) != mask.sum((1, 2))).any()):
+    low, high = rows.flip(1).argmax(1), cols.flip(1).argmax(1)
+    gaps = (mask.shape[1] - low != bottom) | (mask.shape[2] - high != right)
+    if bool((gaps & ~empty).any()):
         raise VTCError(
             "image_size: the model scales this image's canvas down, so that its patches are no "
             "rectangle; methods 'pool' and 'uniform' can work on it"
