@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vtc import VTCError
+from vtc.discrete.codes import pack_bits
 from vtc.discrete.noise import Noise
 from vtc.discrete.quantizers import create_quantizer, list_quantizers
 from vtc.discrete.quantizers.base import straight_through
@@ -121,3 +122,20 @@ def test_index_backprop_reaches_the_whole_codebook() -> None:
 def test_more_bits_than_fit_in_a_number() -> None:
     quantizer = create_quantizer("bernoulli", 8, bits=80)
     assert quantizer(torch.randn(1, 2, 8)).ids.shape == (1, 2, 80)
+
+
+@pytest.mark.parametrize("name", ["lfq", "bsq"])
+def test_signs_are_packed_most_significant_bit_first(name: str) -> None:
+    quantizer = create_quantizer(name, 6, bits=6, groups=2).eval()
+    h = torch.randn(3, 4, 6)
+    assert torch.equal(quantizer(h).ids, pack_bits((h > 0).long(), 2))
+
+
+def test_ema_codebook_moves_to_the_features() -> None:
+    torch.manual_seed(0)
+    quantizer = create_quantizer("ema_vq", 2, size=4, kmeans=True, reset_below=1.0, decay=0.5)
+    centres = torch.tensor([[4.0, 4.0], [-4.0, 4.0], [4.0, -4.0], [-4.0, -4.0]])
+    features = (centres.repeat(64, 1) + 0.1 * torch.randn(256, 2)).view(8, 32, 2)
+    for _ in range(10):
+        out = quantizer(features)
+    assert out.aux["usage"] == 1 and (out.z - features).square().mean() < 0.1
