@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from vtc.plugins.hf.positions import guard_packed
-from vtc.plugins.hf.shorten import Turns, has_pixels, shorten
+from vtc.plugins.hf.shorten import Turns, cached_step, has_pixels, shorten
 
-# True inside a generate whose positions have gaps, see positions.guard_packed
-_GAPS: ContextVar[bool] = ContextVar("vtc_gaps", default=False)
+# Inside our generate: whether its positions have gaps (positions.guard_packed), else None
+_GAPS: ContextVar[bool | None] = ContextVar("vtc_gaps", default=None)
+# From the pre-hook of a forward to its hook: what the cache will hold
+_TURNS: ContextVar[Turns | None] = ContextVar("vtc_turns", default=None)
 
 
 @torch.compiler.disable
@@ -27,15 +29,29 @@ def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
     patch = model._vtc
     kwargs = _by_name(model.forward, args, kwargs)
+    _TURNS.set(None)
     if has_pixels(kwargs):
-        kwargs = shorten(model, kwargs, generating=False).kwargs
+        short = shorten(model, kwargs, generating=False)
+        kwargs = short.kwargs
+        _TURNS.set(short.turns)
     elif _GAPS.get():
         guard_packed(kwargs)
+    elif _GAPS.get() is None:
+        cached_step(patch.positions, kwargs)
     for modality, encoded in (kwargs.get("mm_encoder_outputs") or {}).items():
         features = getattr(encoded, "pooler_output", None)
         if patch.tensors.get(modality) and isinstance(features, (list, tuple)):
             encoded.pooler_output = torch.cat(list(features))[None]
     return (), kwargs
+
+
+@torch.compiler.disable
+def post_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook: note on the cache that a plain forward filled what was dropped from its prompt."""
+    turns, cache = _TURNS.get(), getattr(output, "past_key_values", None)
+    if turns is not None and cache is not None:
+        cache._vtc_turns = turns
+    _TURNS.set(None)
 
 
 def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -64,7 +80,7 @@ def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return out
     cache = getattr(out, "past_key_values", None) or kwargs.get("past_key_values")
     if cache is not None and prompt is not None:
-        cache._vtc_turns = Turns(short.compaction, prompt.shape[1], short.positions)
+        cache._vtc_turns = short.turns
     return _with_prompt(out, prompt, short.compaction.slot.shape[1])
 
 

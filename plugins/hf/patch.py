@@ -228,6 +228,7 @@ def _attach(model: nn.Module, patch: Patch) -> None:
             probe.attach(patch.probed[-1], layer)
     patch.adapter.projector(base).register_forward_hook(probe.note_projector)
     model.register_forward_pre_hook(entry.pre_hook, with_kwargs=True)
+    model.register_forward_hook(entry.post_hook, with_kwargs=True)
     model._vtc = patch
     if hasattr(model, "generate"):
         patch.own_generate = model.__dict__.get("generate")
@@ -244,6 +245,7 @@ def _detach(model: nn.Module) -> None:
     # By identity, not by the handles that registering returned: a deep copy has none of its own
     _drop(probe.note_projector, projector._forward_hooks)
     _drop(entry.pre_hook, model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs)
+    _drop(entry.post_hook, model._forward_hooks, model._forward_hooks_with_kwargs)
     model.__dict__.pop("generate", None)
     if patch.own_generate is not None:
         model.generate, patch.own_generate = patch.own_generate, None

@@ -27,11 +27,13 @@ class Turns(NamedTuple):
         compaction: of the conversation so far.
         seen: its length before compression.
         positions: `[R, B, seen]`, its positions before compression.
+        after: int64 `[B]`, the position that follows its short form.
     """
 
     compaction: Compaction
     seen: int
     positions: Tensor
+    after: Tensor
 
 
 @dataclass
@@ -42,13 +44,13 @@ class Short:
         kwargs: its arguments.
         compaction: how it reads from the long one, None when nothing was dropped.
         dropped: columns that are gone.
-        positions: `[R, B, L]` of the long prompt, None when nothing was dropped.
+        turns: what a cache holds behind the call, None when nothing was dropped.
     """
 
     kwargs: dict[str, Any]
     compaction: Compaction | None = None
     dropped: int = 0
-    positions: Tensor | None = None
+    turns: Turns | None = None
 
 
 def has_pixels(kwargs: dict[str, Any]) -> bool:
@@ -134,7 +136,47 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
     # Gaps need an explicit mask (positions.guard_packed); rows of different length need one anyway
     if mask is not None or ragged or patch.positions != "contiguous":
         new["attention_mask"] = compaction.valid.to(torch.long if mask is None else mask.dtype)
-    return Short(new, compaction, length - compaction.slot.shape[1], positions)
+    after = compaction.valid.sum(1) if explicit is None else _after(explicit, compaction.valid)
+    turns = Turns(compaction, length, positions, after)
+    return Short(new, compaction, length - compaction.slot.shape[1], turns)
+
+
+def cached_step(policy: str, kwargs: dict[str, Any]) -> None:
+    """Arguments of a forward that goes on behind a compressed prompt in a cache, in short terms.
+
+    A caller with a decoding loop of its own lets the mask of the long prompt grow and leaves the
+    positions to transformers, which counts what is in the cache. A mask that fits the cache is left
+    as it is.
+
+    Args:
+        policy: one of `positions.POLICIES`.
+        kwargs: the call's arguments, by name; changed in place.
+    """
+    cache = kwargs.get("past_key_values")
+    past = getattr(cache, "_vtc_turns", None)
+    ids = kwargs.get("input_ids")
+    inputs = ids if ids is not None else kwargs.get("inputs_embeds")
+    if past is None or inputs is None:
+        return
+    valid, fresh = past.compaction.valid, inputs.shape[1]
+    behind = int(cache.get_seq_length()) + fresh - valid.shape[1]
+    mask = kwargs.get("attention_mask")
+    if mask is None:
+        tail = torch.ones(len(valid), behind, dtype=torch.long, device=valid.device)
+    elif mask.dim() == 2 and mask.shape[1] == past.seen + behind:
+        tail = mask[:, past.seen :]
+    else:
+        return
+    kwargs["attention_mask"] = torch.cat([valid.to(tail.dtype), tail], 1)
+    if kwargs.get("position_ids") is None and len(past.positions) == 1 and policy != "contiguous":
+        count = tail.long().cumsum(1) - 1
+        kwargs["position_ids"] = (past.after[:, None] + count)[:, -fresh:]
+
+
+def _after(positions: Tensor, valid: Tensor) -> Tensor:
+    """The position that follows each row's last: `[B, S]` or `[R, B, S]` to `[B]`."""
+    last = positions if positions.dim() == 2 else positions[1:].amax(0)
+    return last.masked_fill(~valid, -1).amax(1) + 1
 
 
 def _placeholders(model: nn.Module, ids: Tensor | None, embeds: Tensor | None) -> dict[str, Tensor]:
@@ -155,7 +197,7 @@ def _placeholders(model: nn.Module, ids: Tensor | None, embeds: Tensor | None) -
 def _tell_deltas(base: nn.Module, positions: Tensor, compaction: Compaction) -> None:
     """Where M-RoPE goes on in a later forward that brings no positions of its own."""
     if positions.dim() == 3 and hasattr(base, "rope_deltas"):
-        after = positions[1:].amax((0, 2)) + 1
+        after = _after(positions, compaction.valid)
         base.rope_deltas = (after - compaction.valid.sum(1))[:, None]
 
 
