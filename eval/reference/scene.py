@@ -22,6 +22,7 @@ from .questions import Question, ask
 from .tiles import TILE
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
+# Training adds "sparse": a few shapes, so that most questions about a quadrant have one answer.
 KINDS = {"full": 0.34, "cluster": 0.26, "document": 0.2, "mixed": 0.2}
 GRID_WEIGHTS = {
     (2, 2): 0.5,
@@ -189,12 +190,16 @@ class _Painter:
         else:
             draw.rectangle((x0, y0 + third, x1, y1 - third), fill=color)
 
-    def fill_scene(self, area: Box, count: int, record_share: float) -> None:
+    def fill_scene(
+        self, area: Box, count: int, record_share: float, shapes_only: bool = False
+    ) -> None:
         """Up to ``count`` objects in rows inside ``area``."""
         rng = self.rng
         left, top, right, bottom = area
         kinds = ["shape", "tag", "tagword", "record"]
         share = [0.56 - record_share, 0.24, 0.2, record_share]
+        if shapes_only:
+            share = [1.0, 0.0, 0.0, 0.0]
         rows = max(1, (bottom - top) // ROW)
         starts = [top + (bottom - top) * r // rows for r in range(rows)]
         pitch = (bottom - top) // rows
@@ -255,6 +260,8 @@ def _tile_plan(rng: np.random.Generator, kind: str, tiles: int) -> list[tuple[st
     order = rng.permutation(tiles)
     if kind == "full":
         return [("scene", int(n)) for n in rng.integers(2, 6, tiles)]
+    if kind == "sparse":
+        return [("shapes", int(n)) for n in rng.integers(0, 3, tiles)]
     if kind == "cluster":
         for tile in order[: int(rng.integers(1, max(2, tiles // 2) + 1))]:
             plan[tile] = ("scene", int(rng.integers(4, 8)))
@@ -311,7 +318,7 @@ def render(
         if fill == "page":
             painter.fill_page(area, count)
         else:
-            painter.fill_scene(area, count, records)
+            painter.fill_scene(area, count, records, fill == "shapes")
     pixels = np.asarray(canvas).astype(np.int16)
     noise = int(rng.integers(1, 8))
     pixels = pixels + rng.integers(-noise, noise + 1, pixels.shape, dtype=np.int16)

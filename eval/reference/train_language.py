@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from .model import build_clip, build_llava
 from .packing import Lookahead, answer_logits, exact, pack, patch_features
@@ -34,6 +35,11 @@ CURRICULUM = [
     (0.25, {(1, 2): 0.25, (2, 1): 0.25, (1, 3): 0.2, (3, 1): 0.2, (2, 2): 0.1}),
     (1.01, GRID_WEIGHTS),
 ]
+
+SPARSE = {"sparse": 1.0}
+MIX = {**KINDS, "sparse": 0.12}
+# Rare or slowly learned types count more in the loss.
+WEIGHTS = {"at": 4.0, "count": 1.5}
 
 
 def grids_at(progress: float) -> dict[tuple[int, int], float]:
@@ -50,8 +56,8 @@ class Batches:
         self.tokenizer = build_tokenizer()
 
     def next(self, progress: float) -> tuple[Any, Any, int]:
-        """A packed batch with about ``tokens`` image tokens, the same scenes reduced to their
-        thumbnails with the questions about position, and the number of scenes.
+        """A packed batch with about ``tokens`` image tokens, a few sparse scenes reduced to their
+        thumbnails with questions about position, and the number of scenes.
 
         With crops in view, "where" is half answered by the order of the crops, and the model
         settles for that; alone, the thumbnail teaches it where the whole answer is.
@@ -64,19 +70,33 @@ class Batches:
         scenes = []
         while len(scenes) < count:
             # More questions of a type than in the evaluation: pages would fill few slots else.
-            scene = make_scene("train", 1 + self.seed, self.index, KINDS, {grid: 1.0}, 16, 8)
+            scene = make_scene("train", 1 + self.seed, self.index, MIX, {grid: 1.0}, 16, 8)
             self.index += self.stride
             if scene.questions:
                 scenes.append(scene)
         packed = pack(scenes, self.tokenizer, rng, noise=0.2)
-        places = [
-            replace(s, questions=[q for q in s.questions if q.group == "position"]) for s in scenes
-        ]
-        layouts = [token_layout(s.image.height, s.image.width) for s in scenes]
+        lone = []
+        while len(lone) < 10:
+            scene = make_scene("train", 1 + self.seed, self.index, SPARSE, {grid: 1.0}, 16, 8)
+            self.index += self.stride
+            asked = [q for q in scene.questions if q.group == "position"]
+            if asked:
+                lone.append(replace(scene, questions=asked))
+        layouts = [token_layout(s.image.height, s.image.width) for s in lone]
         keep = [layout.tile == 0 for layout in layouts]
         contiguous = bool(rng.random() < 0.5)
-        thumbs = pack(places, self.tokenizer, rng, "jitter", True, keep, contiguous)
+        thumbs = pack(lone, self.tokenizer, rng, "jitter", True, keep, contiguous)
         return packed, thumbs, count
+
+
+def answer_loss(packed: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of the answer tokens, weighted by question type (:data:`WEIGHTS`)."""
+    weights = torch.ones(packed.targets.shape)
+    for row, types in enumerate(packed.types):
+        for block, kind in enumerate(types):
+            weights[row, block] = WEIGHTS.get(kind, 1.0)
+    weights = weights[packed.targets >= 0]
+    return (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
 
 
 def random_keep(scene: Scene, retention: float, rng: np.random.Generator) -> np.ndarray:
@@ -189,13 +209,14 @@ def work(rank: int, args: argparse.Namespace) -> None:
             model.model.vision_tower, packed.tiles, model.config.vision_feature_layer
         )
         logits, targets, ahead = answer_logits(model, packed, features, aux)
-        loss = F.cross_entropy(logits, targets)
+        loss = answer_loss(packed, logits, targets)
         (loss + args.ahead * ahead).backward()
-        thumb = torch.zeros(())
-        if (thumbs.targets >= 0).any():
-            logits, targets, ahead_thumb = answer_logits(model, thumbs, features, aux)
-            thumb = F.cross_entropy(logits, targets)
-            (args.thumb * (thumb + args.ahead * ahead_thumb)).backward()
+        small = patch_features(
+            model.model.vision_tower, thumbs.tiles[:, :1], model.config.vision_feature_layer
+        )
+        logits, targets, ahead_thumb = answer_logits(model, thumbs, small, aux)
+        thumb = answer_loss(thumbs, logits, targets)
+        (args.thumb * (thumb + args.ahead * ahead_thumb)).backward()
         optimiser.step(schedule.factor(step))
         aux_optimiser.step(schedule.factor(step))
         step, seen = step + 1, seen + count * args.ranks
