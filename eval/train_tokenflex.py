@@ -2,12 +2,14 @@
 
 Two runs that differ in one thing: `flex` draws the tokens a tile (n x n) anew for every step, `fixed`
 always takes the full grid. Both start from the shipped model, keep its vision tower frozen, first bring
-the new projector near the outputs of the old one, then train projector and language model on answers.
-Both are then asked the same questions at every n, also at n that `flex` never drew.
+the new projector near the outputs of the old one, then train it on answers; the language model stays
+frozen too unless `--train-language` is given, so that the projector fits the shipped model. Both are
+then asked the same questions at every n, also at n that `flex` never drew.
 
     python -m vtc.eval.train_tokenflex --minutes 6 --output runs/tokenflex
 
-writes the projectors, the language-model weights that belong to them, and `result.json`.
+writes the projectors and `result.json`. The `flex` projector of such a run is shipped beside the
+reference VLM.
 """
 
 from __future__ import annotations
@@ -90,7 +92,8 @@ def logits(
     features = patch_features(model.model.vision_tower, packed.tiles, layer)
     short, embedded = prefix(model, packed, scenes, features, method)
     asked = packed.targets >= 0
-    return model.lm_head(answer_states(model, short, embedded)[asked]), packed.targets[asked]
+    states, _ = answer_states(model, short, embedded)
+    return model.lm_head(states[asked]), packed.targets[asked]
 
 
 class Scenes:
@@ -140,9 +143,10 @@ def train(name: str, args: argparse.Namespace, console: Console) -> tuple[nn.Mod
     model, _ = load_reference()
     model.set_attn_implementation("eager")
     model.requires_grad_(False)
-    model.model.language_model.requires_grad_(True)
-    model.lm_head.requires_grad_(True)
-    model.model.image_newline.requires_grad_(True)
+    if args.train_language:
+        model.model.language_model.requires_grad_(True)
+        model.lm_head.requires_grad_(True)
+        model.model.image_newline.requires_grad_(True)
     torch.manual_seed(args.seed)
     config = model.config
     projector = TokenFlexProjector(
@@ -152,10 +156,10 @@ def train(name: str, args: argparse.Namespace, console: Console) -> tuple[nn.Mod
     left = align(model, projector, data, args.align_steps)
     console.print(f"{name}: {left:.1%} of the old projector's variance left after alignment")
 
-    learned = [
-        {"params": projector.parameters(), "lr": args.lr},
-        {"params": [p for p in model.parameters() if p.requires_grad], "lr": args.lr / 3},
-    ]
+    learned: list[dict[str, Any]] = [{"params": list(projector.parameters()), "lr": args.lr}]
+    if args.train_language:
+        rest = [p for p in model.parameters() if p.requires_grad]
+        learned.append({"params": rest, "lr": args.lr / 3})
     optimiser = torch.optim.AdamW(learned, betas=(0.9, 0.98), weight_decay=0.01)
     base = [group["lr"] for group in optimiser.param_groups]
     tokenizer, rng = build_tokenizer(), np.random.default_rng([29, args.seed])
@@ -216,6 +220,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--lr", type=float, default=3e-3, help="of the projector; a third of it else"
     )
+    parser.add_argument(
+        "--train-language",
+        action="store_true",
+        help="train the language model too, as the paper does",
+    )
     parser.add_argument("--hidden", type=int, default=384, help="inner width of the SwiGLU")
     parser.add_argument("--test-scenes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
@@ -234,8 +243,9 @@ def main(argv: list[str] | None = None) -> None:
         model, projector = train(name, args, console)
         folder = args.output / name
         projector.save(folder)
-        weights = {k: v for k, v in model.state_dict().items() if "vision_tower" not in k}
-        torch.save(weights, folder / "language.pt")
+        if args.train_language:
+            weights = {k: v for k, v in model.state_dict().items() if "vision_tower" not in k}
+            torch.save(weights, folder / "language.pt")
         result["scores"][name] = {side: measure(model, projector, side, tested) for side in ASKED}
         (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
