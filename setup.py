@@ -42,13 +42,18 @@ setup(
     package_dir=package_dir,
     package_data={
         "vtc": ["py.typed"],
-        "vtc.eval.reference": ["checkpoint/*", "checkpoint/clip/*", "*.md"],
+        "vtc.eval.reference": [
+            "checkpoint/*",
+            "checkpoint/clip/*",
+            "checkpoint/tokenflex/*",
+            "*.md",
+        ],
     },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.18,<6",
         "numpy>=1.26",
-        "pillow>=10",
+        "pillow>=10.1",
         "safetensors>=0.4.3",
         "pyyaml>=6",
         "rich>=13",
