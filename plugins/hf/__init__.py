@@ -5,3 +5,32 @@ transformers runs as if the prompt had always been short. See `patch.py` for wha
 `entry.py` for the two entry points, `encode.py` for the way from pixels to compressed tokens,
 `compaction.py` for the way from a long prompt to a short one.
 """
+
+from __future__ import annotations
+
+import re
+import warnings
+
+import transformers
+
+#: first and last minor version of transformers that the tests ran with
+TESTED = ("5.18", "5.23")
+
+
+def version_note(version: str) -> str | None:
+    """What to say about a version of transformers, None for a tested one."""
+
+    def minor(text: str) -> tuple[int, ...]:
+        return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
+
+    if minor(TESTED[0]) <= minor(version) <= minor(TESTED[1]):
+        return None
+    return (
+        f"transformers {version} is installed, vtc was tested with {TESTED[0]} to {TESTED[1]}; check "
+        "that a model under retention=1.0 answers as it does without vtc"
+    )
+
+
+_NOTE = version_note(transformers.__version__)
+if _NOTE:
+    warnings.warn(_NOTE, stacklevel=2)

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Call, Unit, places
 from vtc.plugins.hf.probe import Record, recording
+from vtc.plugins.hf.question import asked
 from vtc.plugins.hf.signals import Signals
 from vtc.report import ImageReport, Report
 from vtc.tokens import CompressedTokens, VisualTokens
@@ -139,7 +141,10 @@ def _tokens(
     tiles = image[real]
     side = tower.image_size // tower.patch_size
     unit = Unit(len(tiles), (side, side), lead=True)
-    call = Call(tower, "image", {**named, "vtc_image": (index, real)}, None, real, None, record)
+    output = BaseModelOutputWithPooling(
+        pooler_output=tiles, hidden_states=(tiles[..., : tower.hidden_size],)
+    )
+    call = Call(tower, "image", {"image": index, "real": real}, None, real, output, record)
     signals = Signals(patch, call).of(next(places([unit])), _question(patch, index, named))
     seed = 0
     if patch.method.draws:
@@ -159,8 +164,9 @@ def _tokens(
 def _question(patch: Any, index: int, named: dict[str, Any]) -> str | None:
     if patch.text_encoder is None:
         return None
-    from vtc.plugins.hf.shorten import text_of
-
     call = _CALL.get()
     row = index // named["pixel_values"].shape[1]
-    return text_of(patch, call.get("input_ids"), call.get("attention_mask"), row)
+    ids, mask = call.get("input_ids"), call.get("attention_mask")
+    if ids is None:
+        return asked(patch, None)
+    return asked(patch, ids[row] if mask is None else ids[row][mask[row].bool()])

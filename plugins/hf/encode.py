@@ -198,6 +198,11 @@ def _to_language(
 ) -> Tensor:
     """Compressed features in the language model's width; separators as the model packed them."""
     features = out.features
+    if unit.fused and out.projected:
+        raise VTCError(
+            f"projector: a trained one cannot take the place of {type(call.base).__name__}'s, behind "
+            "which this image is scaled down; allowed here is None"
+        )
     if patch.method.stage == "vision" and not unit.fused and not out.projected:
         features = patch.adapter.projector(call.base)(features[None])[0]
     if unit.newline or unit.lead:

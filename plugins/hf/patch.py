@@ -17,7 +17,7 @@ from torch import nn
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.methods.base import Method
-from vtc.plugins.hf import entry, probe
+from vtc.plugins.hf import crossed, entry, probe
 from vtc.plugins.hf.adapters import Adapter, adapter_for
 from vtc.plugins.hf.adapters.base import PIXELS, layer_index
 from vtc.plugins.hf.positions import check_policy
@@ -176,7 +176,8 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     """Everything that can go wrong, before anything is changed."""
     adapter = adapter_for(model)
     base = model.base_model
-    if "mm_encoder_outputs" not in inspect.signature(type(model).forward).parameters:
+    takes = inspect.signature(type(model).forward).parameters
+    if adapter.mechanism == "boundary" and "mm_encoder_outputs" not in takes:
         import transformers
 
         raise VTCError(
@@ -189,15 +190,21 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     modalities = [m for m in PIXELS if adapter.token_id(model.config, m) is not None]
     layers = {modality: adapter.layers(base, modality) for modality in modalities}
     depth = len(layers["image"])
-    whole = {"last_hidden", "patch_embedding"}
+    read = {r.kind for r in requests.values()} - {"text_embedding"}
+    if read and depth == 0:
+        raise VTCError(
+            f"method: {method.name!r} reads {', '.join(sorted(read))}, but no attention layers are "
+            f"found in the vision tower of {type(model).__name__}; 'uniform', 'pool' and 'random' "
+            "work without"
+        )
     deepest = -1
     for request in requests.values():
-        if request.kind in whole:
+        if request.kind in ("last_hidden", "patch_embedding"):
             deepest = depth - 1
         elif request.kind != "text_embedding":
             deepest = max(deepest, layer_index(request.layer, depth))
 
-    notes = []
+    notes = list(adapter.notes(base, method))
     if not has_cls and any(r.kind == "attention_received" for r in requests.values()):
         notes.append("the vision tower has no CLS token: attention received is used in its place")
     patch = Patch(
@@ -226,10 +233,15 @@ def _attach(model: nn.Module, patch: Patch) -> None:
         for modality in towers.values():
             patch.probed.append(patch.adapter.attention(base, layer, modality))
             probe.attach(patch.probed[-1], layer)
-    patch.adapter.projector(base).register_forward_hook(probe.note_projector)
+    model._vtc = patch
+    if patch.adapter.mechanism == "crossed":
+        crossed.attach(model)
+        return
+    projector = patch.adapter.projector(base)
+    if projector is not None:
+        projector.register_forward_hook(probe.note_projector)
     model.register_forward_pre_hook(entry.pre_hook, with_kwargs=True)
     model.register_forward_hook(entry.post_hook, with_kwargs=True)
-    model._vtc = patch
     if hasattr(model, "generate"):
         patch.own_generate = model.__dict__.get("generate")
         # Not a bound method: unpickling would look it up on the class
@@ -241,18 +253,29 @@ def _detach(model: nn.Module) -> None:
     for module in patch.probed:
         probe.detach(module)
     patch.probed = []
-    projector = patch.adapter.projector(model.base_model)
     # By identity, not by the handles that registering returned: a deep copy has none of its own
-    _drop(probe.note_projector, projector._forward_hooks)
-    _drop(entry.pre_hook, model._forward_pre_hooks, model._forward_pre_hooks_with_kwargs)
-    _drop(entry.post_hook, model._forward_hooks, model._forward_hooks_with_kwargs)
-    model.__dict__.pop("generate", None)
-    if patch.own_generate is not None:
-        model.generate, patch.own_generate = patch.own_generate, None
+    if patch.adapter.mechanism == "crossed":
+        for module, hook in crossed.hooks(model):
+            _drop(module, hook)
+        crossed.detach(model)
+    else:
+        projector = patch.adapter.projector(model.base_model)
+        if projector is not None:
+            _drop(projector, probe.note_projector)
+        _drop(model, entry.pre_hook)
+        _drop(model, entry.post_hook)
+        model.__dict__.pop("generate", None)
+        if patch.own_generate is not None:
+            model.generate, patch.own_generate = patch.own_generate, None
     del model._vtc
 
 
-def _drop(hook: Any, hooks: dict[int, Any], *others: dict[int, Any]) -> None:
-    for key in [key for key, value in hooks.items() if value is hook]:
-        for table in (hooks, *others):
-            table.pop(key, None)
+def _drop(module: nn.Module, hook: Any) -> None:
+    """Take one hook off a module."""
+    for hooks, with_kwargs in (
+        (module._forward_hooks, module._forward_hooks_with_kwargs),
+        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+    ):
+        for key in [key for key, value in hooks.items() if value is hook]:
+            hooks.pop(key)
+            with_kwargs.pop(key, None)

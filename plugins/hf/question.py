@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from vtc.errors import VTCError
+
+if TYPE_CHECKING:
+    from vtc.plugins.hf.patch import Patch
 
 # Turn markers of the chat formats in use: LLaVA/Vicuna, Llama-2/Mistral, ChatML, Phi, Gemma, Llama-3,
 # and the "Human/Assistant" forms.
@@ -16,6 +24,22 @@ _ASSISTANT = re.compile(
 )
 _SYSTEM = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
 _TAG = re.compile(r"<[^<>\s]{1,40}>|</s>")
+
+
+def asked(patch: Patch, ids: Tensor | None) -> str:
+    """The text that guides a method: its own `question`, or what the prompt asks.
+
+    Args:
+        patch: of the model.
+        ids: token ids of the prompt `[L]`, without padding; None when the caller gave embeddings.
+    """
+    fixed = getattr(patch.method, "question", None)
+    if fixed is not None:
+        return fixed
+    if ids is None:
+        raise VTCError("inputs_embeds: a text-guided method cannot read them; pass question=...")
+    read = first_line if getattr(patch.method, "text_source", "") == "official" else last_question
+    return read(patch.tokenizer.decode(ids, skip_special_tokens=False))
 
 
 def last_question(prompt: str) -> str:

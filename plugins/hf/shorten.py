@@ -13,7 +13,7 @@ from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.compaction import Compaction, build_compaction, image_runs
 from vtc.plugins.hf.encode import Encoded, encode
 from vtc.plugins.hf.positions import prompt_positions, short_positions
-from vtc.plugins.hf.question import first_line, last_question
+from vtc.plugins.hf.question import asked
 from vtc.report import Report
 
 #: fill value of every text-side argument of shape [B, L] where a short row is padded
@@ -248,16 +248,9 @@ def _questions(
     patch: Any, ids: Tensor | None, real: Tensor, runs: list[Tensor], length: int
 ) -> list[str]:
     """The text that each image is asked about."""
-    fixed = getattr(patch.method, "question", None)
-    if fixed is not None:
-        return [fixed] * len(runs)
-    if ids is None:
-        raise VTCError("inputs_embeds: a text-guided method cannot read them; pass question=...")
-    read = first_line if getattr(patch.method, "text_source", "") == "official" else last_question
-    texts = {}
-    for row in {int(run[0]) // length for run in runs}:
-        texts[row] = read(patch.tokenizer.decode(ids[row][real[row]], skip_special_tokens=False))
-    return [texts[int(run[0]) // length] for run in runs]
+    rows = [int(run[0]) // length for run in runs]
+    texts = {row: asked(patch, None if ids is None else ids[row][real[row]]) for row in set(rows)}
+    return [texts[row] for row in rows]
 
 
 def _report(patch: Any, done: list[Encoded], runs: list[Tensor], length: int) -> None:

@@ -76,7 +76,9 @@ class Signals:
         whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
         patches = torch.cat(whole)
         values = self.patch.adapter.fuse(self.call, patches[:, None])[:, 0]
-        if kind != "cls_logits" and len(values) < len(patches):
+        # where there is no prompt to pack, what is fewer was padding
+        fused = self.patch.adapter.mechanism == "boundary" and len(values) < len(patches)
+        if kind != "cls_logits" and fused:
             values = values * (len(patches) / len(values))
         return values, None
 

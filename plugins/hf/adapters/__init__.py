@@ -1,11 +1,13 @@
 """One adapter a model family; importing this package registers them."""
 
 from vtc.plugins.hf.adapters import (  # noqa: F401
+    fallback,
     gemma,
     idefics3,
     internvl,
     llava,
     llava_next,
+    mllama,
     qwen_vl,
     video_llava,
 )

@@ -6,10 +6,12 @@ An adapter is mostly data. It never decides what is kept.
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,11 @@ from vtc.errors import VTCError
 from vtc.functional.anyres import Layout, pack_layout
 from vtc.plugins.hf.probe import Record
 
+if TYPE_CHECKING:
+    from vtc.methods.base import Method
+
 _ADAPTERS: dict[str, type[Adapter]] = {}
+_FALLBACK: list[type[Adapter]] = []
 A = TypeVar("A", bound="type[Adapter]")
 
 # Where transformers' models keep the parts of their vision side; the first that exists is taken
@@ -165,6 +171,10 @@ class Adapter:
 
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
+    #: how the model is wrapped: "boundary" (placeholders in the prompt, see `entry.py`) or "crossed"
+    mechanism: ClassVar[str] = "boundary"
+    #: how the projector makes fewer tokens of the patches, empty where it maps each by itself
+    fuses: ClassVar[str] = ""
     #: whether a layer may attend window by window, so that a tile's patches come in several calls
     windows: ClassVar[bool] = False
 
@@ -174,8 +184,8 @@ class Adapter:
         """The vision tower."""
         return find(base, _TOWERS, "vision tower")[2]
 
-    def projector(self, base: nn.Module) -> nn.Module:
-        """The module that maps vision features to the language model's width."""
+    def projector(self, base: nn.Module) -> nn.Module | None:
+        """The module that maps vision features to the language model's width, where it is needed."""
         return find(base, _PROJECTORS, "projector")[2]
 
     def layer_list(self, base: nn.Module, modality: str = "image") -> tuple[nn.Module, str]:
@@ -226,6 +236,21 @@ class Adapter:
         Both tile after tile in the tower's order. Here: patches are tokens.
         """
         return values
+
+    def notes(self, base: nn.Module, method: Method) -> list[str]:
+        """What a reader of the reports should know of this method on this family.
+
+        Raises:
+            VTCError: the method cannot work on it.
+        """
+        if not self.fuses or method.stage != "vision":
+            return []
+        if getattr(method, "projector", None) is not None:
+            raise VTCError(
+                f"projector: a trained one cannot take the place of {type(base).__name__}'s own, "
+                f"{self.fuses}; allowed here is None"
+            )
+        return [f"the method works on tokens behind the projector, {self.fuses}"]
 
     def check(self, base: nn.Module) -> None:
         """Raise `VTCError` when this checkpoint's configuration cannot be compressed."""
@@ -288,6 +313,12 @@ def register_adapter(*class_names: str) -> Callable[[A], A]:
     return decorate
 
 
+def register_fallback(cls: A) -> A:
+    """Class decorator: use the adapter for classes that no other one knows."""
+    _FALLBACK[:] = [cls]
+    return cls
+
+
 def supported_classes() -> list[str]:
     """Names of the model classes that have an adapter."""
     return sorted(_ADAPTERS)
@@ -302,6 +333,16 @@ def adapter_for(model: nn.Module) -> Adapter:
     for cls in type(model).__mro__:
         if cls.__name__ in _ADAPTERS:
             return _ADAPTERS[cls.__name__]()
+    base = getattr(model, "base_model", None)
+    takes = inspect.signature(type(model).forward).parameters
+    if hasattr(base, "get_image_features") and "mm_encoder_outputs" in takes:
+        warnings.warn(
+            f"{type(model).__name__} has no adapter: its images are taken to be what "
+            "get_image_features returns, one after the other, each a grid of its own. Signals are "
+            "read where one patch of the tower is one token. Check a few answers",
+            stacklevel=2,
+        )
+        return _FALLBACK[0]()
     raise VTCError(
         f"model: {type(model).__name__} is not supported, supported are "
         f"{', '.join(supported_classes())}"

@@ -18,6 +18,8 @@ class PaliGemma(Adapter):
 
 @register_adapter("Gemma3ForConditionalGeneration", "Gemma3Model")
 class Gemma3(Adapter):
+    fuses: ClassVar[str] = "which averages squares of patches"
+
     def units(self, call: Call) -> list[Unit]:
         tiles, tokens = call.output.pooler_output.shape[:2]
         return [Unit(1, square(tokens), fused=True)] * tiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class Idefics3(Adapter):
     """Every tile is a run of placeholders behind a tag. Where an image ends and how its crops are
     arranged is read from the tags: the thumbnail, last of every image, has the tag that stands last in
     the prompt, and only inside a row of crops nothing but two tags stands between them."""
+
+    fuses: ClassVar[str] = "which fuses squares of patches"
 
     def units(self, call: Call) -> list[Unit]:
         tokens = call.base.image_seq_len

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, grouped, register_adapter, square
@@ -12,6 +14,8 @@ from vtc.plugins.hf.adapters.mosaic import arrangement
 class InternVL(Adapter):
     """The call says nothing of the crops: how many an image has follows from its run of
     placeholders, and how they are arranged from comparing them with the thumbnail."""
+
+    fuses: ClassVar[str] = "which fuses squares of patches"
 
     def units(self, call: Call) -> list[Unit]:
         tokens = call.output.pooler_output.shape[1]

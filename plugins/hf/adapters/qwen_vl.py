@@ -26,6 +26,7 @@ class QwenVL(Adapter):
     """
 
     windows: ClassVar[bool] = True
+    fuses: ClassVar[str] = "which fuses squares of patches"
 
     def grids(self, call: Call) -> Tensor:
         """`(frames, rows, cols)` of patches of every image or clip."""

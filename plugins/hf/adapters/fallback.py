@@ -1,0 +1,53 @@
+"""Families without an adapter that follow transformers' rules for multimodal models."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from vtc.errors import VTCError
+from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_fallback
+
+
+@register_fallback
+class Fallback(Adapter):
+    """Whatever `get_image_features` returns for an image is a run of tokens: a square grid where their
+    number allows it, otherwise one long row."""
+
+    def units(self, call: Call) -> list[Unit]:
+        units = []
+        for part in call.output.pooler_output:
+            count = part.flatten(0, -2).shape[0]
+            side = math.isqrt(count)
+            grid = (side, side) if side * side == count else (1, count)
+            units.append(Unit(1, grid, fused=True))
+        return units
+
+    def fuse(self, call: Call, values: Tensor) -> Tensor:
+        tokens = sum(unit.patches for unit in self.units(call))
+        if len(values) != tokens:
+            raise VTCError(
+                f"method: it reads signals of {len(values)} patches, but {type(call.base).__name__} "
+                f"makes {tokens} tokens of them in a way that needs an adapter; 'uniform', 'pool' and "
+                "'random' work without"
+            )
+        return values
+
+    def layers(self, base: nn.Module, modality: str = "image") -> nn.ModuleList:
+        try:
+            return super().layers(base, modality)
+        except VTCError:
+            return nn.ModuleList()
+
+    def has_cls(self, base: nn.Module) -> bool:
+        try:
+            return super().has_cls(base)
+        except VTCError:
+            return False
+
+    def projector(self, base: nn.Module) -> nn.Module | None:
+        return None
+
+    def check(self, base: nn.Module) -> None:
+        pass
