@@ -73,11 +73,11 @@ def test_a_wrong_number_in_the_json_is_found(tmp_path, capsys):
 
 def test_only_selects_and_unknown_families_fail(tmp_path, capsys):
     copy(tmp_path, "rc_full_p05_n144_nocenters")
-    (tmp_path / "elm__pack_bits.json").write_text("{}")
+    (tmp_path / "nobody__knows.json").write_text("{}")
     assert golden.main([str(tmp_path), "--only", "rc_full"]) == 0
     assert capsys.readouterr().out == "rc_full 1/1\n"
     assert golden.main([str(tmp_path)]) == 1
-    assert "elm 0/1: no runner for this prefix" in capsys.readouterr().out
+    assert "0/1: no runner for this prefix" in capsys.readouterr().out
     assert golden.main([str(tmp_path), "--only", "zzz"]) == 1
 
 
