@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
+OLDEST := 5.18.0
 
-.PHONY: demo test test-slow golden style clean
+.PHONY: demo test test-slow test-oldest matrix golden style clean
 
 demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
@@ -12,6 +13,14 @@ test: $(VENV)/.ready         ## everything but the slow tests
 
 test-slow: $(VENV)/.ready    ## the slow tests alone
 	$(RUN) -m pytest -m slow
+
+test-oldest:                 ## the model families on the oldest transformers that is supported
+	$(MAKE) VENV=.venv-oldest .venv-oldest/.ready
+	.venv-oldest/bin/python -m pip install --quiet "transformers==$(OLDEST)"
+	.venv-oldest/bin/python -m pytest tests/families
+
+matrix: $(VENV)/.ready       ## every family, method and way to run, and the table of what holds
+	$(RUN) -m tests.families.matrix --output docs/support.md --jobs 2
 
 golden: $(VENV)/.ready       ## expected outputs of the official implementations
 	$(RUN) -m tests.golden tests/golden
