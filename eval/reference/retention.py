@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,12 @@ def top(scene: Scene, scores: np.ndarray, retention: float, per_tile: bool) -> n
 def cls_rule(model: Any, layer: int, per_tile: bool) -> Callable:
     """A keep rule for :func:`measure` by CLS attention."""
     tower = model.model.vision_tower
+    known: dict[int, np.ndarray] = {}  # by identity: the sample outlives the rule
 
     def keep(scene: Scene, retention: float, rng: np.random.Generator) -> np.ndarray:
-        return top(scene, cls_attention(tower, scene, layer), retention, per_tile)
+        if id(scene) not in known:
+            known[id(scene)] = cls_attention(tower, scene, layer)
+        return top(scene, known[id(scene)], retention, per_tile)
 
     return keep
 
@@ -107,8 +110,8 @@ def with_groups(scores: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def study(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row per rule, retention and numbering."""
+def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One row per rule, retention and numbering, as soon as it is known."""
     from transformers import AutoTokenizer, CLIPModel
 
     model, _ = load_reference(path=args.path)
@@ -118,14 +121,14 @@ def study(args: argparse.Namespace) -> list[dict[str, Any]]:
         rules[f"cls layer {layer}, per tile"] = cls_rule(model, layer, True)
         rules[f"cls layer {layer}, global"] = cls_rule(model, layer, False)
     modes = ["original", "contiguous"] if args.positions == "both" else [args.positions]
-    rows = [{"rule": "full", "retention": 1.0, "positions": "original"}]
-    rows[0] |= with_groups(measure(model, sample))
+    row = {"rule": "full", "retention": 1.0, "positions": "original"}
+    yield row | with_groups(measure(model, sample))
     for retention in args.retention:
         for name, keep in rules.items():
             for mode in modes:
                 scores = measure(model, sample, keep, retention, mode == "contiguous")
-                rows.append({"rule": name, "retention": retention, "positions": mode})
-                rows[-1] |= with_groups(scores)
+                row = {"rule": name, "retention": retention, "positions": mode}
+                yield row | with_groups(scores)
     if args.text:
         folder = (args.path or checkpoint_path()) / "clip"
         clip = CLIPModel.from_pretrained(folder).eval()
@@ -138,10 +141,8 @@ def study(args: argparse.Namespace) -> list[dict[str, Any]]:
         alone = one_question_each(sample, args.text)
         for retention in args.retention:
             for name, keep in (("text score, global", by_text), ("random, same set", random_keep)):
-                scores = with_groups(measure(model, alone, keep, retention))
-                rows.append({"rule": name, "retention": retention, "positions": "original"})
-                rows[-1] |= scores
-    return rows
+                row = {"rule": name, "retention": retention, "positions": "original"}
+                yield row | with_groups(measure(model, alone, keep, retention))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -159,15 +160,15 @@ def main(argv: list[str] | None = None) -> None:
     wrong = [r for r in args.retention if not 0 < r <= 1]
     if wrong:
         raise ValueError(f"retention must be in (0, 1], got {wrong}")
-    rows = study(args)
     if args.json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(list(study(args)), indent=1))
         return
     names = ["all", *dict.fromkeys(TYPES.values())]
     print(f"{'rule':26} {'keep':>5} {'positions':10} " + " ".join(f"{n:>9}" for n in names))
-    for row in rows:
+    for row in study(args):
         values = " ".join(f"{row.get(n, float('nan')):9.3f}" for n in names)
-        print(f"{row['rule']:26} {row['retention']:5.2f} {row['positions']:10} {values}")
+        start = f"{row['rule']:26} {row['retention']:5.2f} {row['positions']:10}"
+        print(f"{start} {values}", flush=True)
 
 
 if __name__ == "__main__":
