@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from vtc.eval.reference import checkpoint_path, is_correct, load_reference, prompt, scenes
 from vtc.eval.reference.score import answer
 from vtc.eval.reference.train_language import measure

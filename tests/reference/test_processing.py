@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from vtc.eval.reference import prompt, scenes
 from vtc.eval.reference.labels import phrase
 from vtc.eval.reference.lexicon import DIGITS, vocabulary

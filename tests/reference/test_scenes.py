@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
+
 from vtc.eval.reference import Scene, is_correct, scenes
 from vtc.eval.reference.labels import DENSE, IGNORE, label
 from vtc.eval.reference.questions import TYPES, quadrant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from vtc.eval.reference.muon import Muon, orthogonalise
 from vtc.eval.reference.packing import NEWLINE, TEXT, numbering, pack
 from vtc.eval.reference.scene import make_scene
