@@ -1,4 +1,4 @@
-"""The text half of a CLIP-like model: embeds questions and projects patches into the same space."""
+"""The text half of a CLIP or SigLIP model: embeds questions and projects patches into the same space."""
 
 from __future__ import annotations
 
@@ -25,22 +25,9 @@ class TextEncoder:
     """
 
     def __init__(self, source: str | Path, width: int, whole_padding: bool = False) -> None:
-        from transformers import AutoTokenizer, CLIPModel
-
-        try:
-            model = CLIPModel.from_pretrained(source)
-            self.tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise VTCError(
-                f"text_encoder: got {str(source)!r}, which cannot be loaded as a CLIP model: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-        have = model.visual_projection.in_features
-        if have != width:
-            raise VTCError(
-                f"text_encoder: got {str(source)!r}, made for vision features of width {have}, but "
-                f"this model's vision tower has width {width}"
-            )
+        model = _pretrained("CLIPModel", source)
+        self.tokenizer = _tokenizer(source)
+        _fits(source, model.visual_projection.in_features, width)
         self.text_model = model.text_model.eval().requires_grad_(False)
         self.text_projection = model.text_projection.requires_grad_(False)
         self.visual_projection = model.visual_projection.requires_grad_(False)
@@ -87,6 +74,53 @@ class TextEncoder:
             self._cache.clear()
 
 
+class SiglipTextEncoder(TextEncoder):
+    """SigLIP's text tower, and its pooling head for single patches.
+
+    SigLIP has no projection of patches: an image's embedding is what its pooling head makes of all of
+    them. A patch goes through the same head as if it were the whole image, that is, behind the tower's
+    last norm, the head's value path and its MLP [this project's choice; there is no published one].
+
+    Args:
+        source: hub id or folder of a `SiglipModel`.
+        width: width C of the vision tower whose patches are projected.
+    """
+
+    def __init__(self, source: str | Path, width: int) -> None:
+        model = _pretrained("SiglipModel", source)
+        vision = getattr(model.vision_model, "vision_model", model.vision_model)
+        self.tokenizer = _tokenizer(source)
+        _fits(source, vision.post_layernorm.weight.shape[0], width)
+        self.text_model = model.text_model.eval().requires_grad_(False)
+        self.norm = vision.post_layernorm.requires_grad_(False)
+        self.head = vision.head.eval().requires_grad_(False)
+        self.max_length = model.config.text_config.max_position_embeddings
+        self._cache = {}
+
+    @torch.no_grad()
+    def _embed(self, text: str) -> Tensor:
+        # As it was trained: padded to full length, padding seen, the last place read
+        inputs = self.tokenizer(
+            text,
+            padding="max_length",
+            truncation=True,
+            max_length=self.max_length,
+            return_tensors="pt",
+        ).to(self.norm.weight.device)
+        return self.text_model(input_ids=inputs["input_ids"]).pooler_output[0]
+
+    def project(self, hidden: Tensor) -> Tensor:
+        self.to(hidden.device)
+        patches = self.norm(hidden.to(self.norm.weight.dtype))
+        return self.head(patches.flatten(0, -2)[:, None]).unflatten(0, hidden.shape[:-1])
+
+    def to(self, device: torch.device) -> None:
+        if self.norm.weight.device != device:
+            for part in (self.text_model, self.norm, self.head):
+                part.to(device)
+            self._cache.clear()
+
+
 class CallableTextEncoder:
     """A user's own pair of functions in place of `TextEncoder`.
 
@@ -97,6 +131,50 @@ class CallableTextEncoder:
 
     def __init__(self, embed: Callable[[str], Tensor], project: Callable[[Tensor], Tensor]) -> None:
         self.embed, self.project = embed, project
+
+
+def _pretrained(kind: str, source: str | Path) -> Any:
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise VTCError(
+            f"text_encoder: got {str(source)!r}, which cannot be loaded as a CLIP or SigLIP model: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _tokenizer(source: str | Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise VTCError(
+            f"text_encoder: got {str(source)!r}, which has no tokenizer: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _fits(source: str | Path, have: int, width: int) -> None:
+    if have != width:
+        raise VTCError(
+            f"text_encoder: got {str(source)!r}, made for vision features of width {have}, but this "
+            f"model's vision tower has width {width}"
+        )
+
+
+def _make(source: str | Path, width: int, official: bool) -> TextEncoder:
+    """SigLIP's or, for anything else, CLIP's text encoder."""
+    from transformers import PreTrainedConfig
+
+    try:
+        kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
+    except (OSError, ValueError):
+        kind = None  # the loader says what is wrong
+    if kind == "siglip":
+        return SiglipTextEncoder(source, width)
+    return TextEncoder(source, width, official)
 
 
 _LOADED: dict[tuple[str, int, bool], TextEncoder] = {}
@@ -124,7 +202,8 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
         if not (beside / "config.json").is_file():
             raise VTCError(
                 "text_encoder: got None, and the checkpoint brings none; give the CLIP model that the "
-                "vision tower comes from, e.g. text_encoder='openai/clip-vit-large-patch14-336'"
+                "vision tower comes from, or its SigLIP model, e.g. "
+                "text_encoder='openai/clip-vit-large-patch14-336'"
             )
         choice = beside
     if not isinstance(choice, (str, Path)):
@@ -134,7 +213,7 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
         )
     key = (str(choice), width, official)
     if key not in _LOADED:
-        _LOADED[key] = TextEncoder(choice, width, official)
+        _LOADED[key] = _make(choice, width, official)
     return _LOADED[key]
 
 
