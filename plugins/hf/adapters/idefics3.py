@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from torch import Tensor
+import transformers
+from torch import Tensor, nn
 
+from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, grouped, register_adapter, square
 from vtc.plugins.hf.adapters.mosaic import arrangement
 
@@ -23,6 +25,14 @@ class Idefics3(Adapter):
     the prompt, and only inside a row of crops nothing but two tags stands between them."""
 
     fuses: ClassVar[str] = "which fuses squares of patches"
+
+    def check(self, base: nn.Module) -> None:
+        super().check(base)
+        if type(base).__name__ == "SmolVLMModel" and not hasattr(base, "get_placeholder_mask"):
+            raise VTCError(
+                f"transformers: {transformers.__version__} is installed, whose SmolVLM takes whole "
+                "tiles only; 5.23 is known to work"
+            )
 
     def units(self, call: Call) -> list[Unit]:
         tokens = call.base.image_seq_len

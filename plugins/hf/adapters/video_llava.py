@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+
+import transformers
 from torch import nn
 
+from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter, square
 
 
@@ -11,6 +15,14 @@ from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter, 
 class VideoLlava(Adapter):
     def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
         return base.video_tower if modality == "video" else base.image_tower
+
+    def check(self, base: nn.Module) -> None:
+        super().check(base)
+        if "pixel_values" not in inspect.signature(base.get_image_features).parameters:
+            raise VTCError(
+                f"transformers: {transformers.__version__} is installed, whose Video-LLaVA names its "
+                "pixels differently; 5.23 is known to work"
+            )
 
     def units(self, call: Call) -> list[Unit]:
         if call.modality == "image":
