@@ -6,7 +6,7 @@ the new projector near the outputs of the old one, then train it on answers; the
 frozen too unless `--train-language` is given, so that the projector fits the shipped model. Both are
 then asked the same questions at every n, also at n that `flex` never drew.
 
-    python -m vtc.eval.train_tokenflex --minutes 6 --output runs/tokenflex
+    python -m vtc.eval.train_tokenflex --steps 500 --output runs/tokenflex
 
 writes the projectors and `result.json`. The `flex` projector of such a run is shipped beside the
 reference VLM.
