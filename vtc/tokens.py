@@ -324,7 +324,11 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
             tokens.features.shape[0] * patches,
         )
     return CompressedTokens(
-        *(torch.cat(values) for values in (features, tile, patch, anchor, weight)),
+        features=torch.cat(features),
+        tile=torch.cat(tile),
+        patch=torch.cat(patch),
+        anchor=torch.cat(anchor),
+        weight=torch.cat(weight),
         merged=merged,
         projected=all(part.projected for part in parts),
     )
