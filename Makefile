@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
+# One thread a process, one process a core: small models gain nothing from threads
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 OLDEST := 5.18.0
 
 .PHONY: demo test test-slow test-oldest matrix golden style clean
@@ -9,10 +11,10 @@ demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
 
 test: $(VENV)/.ready         ## everything but the slow tests
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.ready    ## the slow tests alone
-	$(RUN) -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-oldest:                 ## the model families on the oldest transformers that is supported
 	$(MAKE) VENV=.venv-oldest .venv-oldest/.ready

@@ -22,6 +22,7 @@ EXTRAS["test"] = [
     *EXTRAS["eval"],
     *EXTRAS["accelerate"],
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "hypothesis>=6.100",
     "vector-quantize-pytorch>=1.32",
     "ruff>=0.6",
