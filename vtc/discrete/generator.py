@@ -171,7 +171,7 @@ class Generator(nn.Module):
             x: embedded positions.
             given: the condition.
             mask: see `Transformer.forward`.
-            t: times, `[B, 1]` or `[B, L]`.
+            t: times, `[B, 1]`, or `[B, groups]` for a whole sequence.
             rope: table of the positions.
             cache: see `Transformer.forward`.
             commit: see `Transformer.forward`.
@@ -184,7 +184,10 @@ class Generator(nn.Module):
             if self.time is not None:
                 if t is None:
                     raise VTCError("t: got none, but this generator reads the time")
-                vector = vector + self.time(t)
+                time = self.time(t)
+                if t.shape[1] > 1:
+                    time = time[:, self.plan.group_of().to(t.device)]
+                vector = vector + time
         return self.backbone(
             x, mask, rope, vector, given.context, given.valid, cache=cache, commit=commit
         )
@@ -252,9 +255,8 @@ class Generator(nn.Module):
             t: times `[B, groups]`.
             given: the condition.
         """
-        per_position = t[:, self.plan.group_of().to(t.device)]
         rope, mask = self.positions(first=False), self.plan.mask()
-        return self.head(self.run(self.head.embed(x), given, mask, per_position, rope))
+        return self.head(self.run(self.head.embed(x), given, mask, t, rope))
 
     def loss(
         self, codes: Tensor, given: Condition | Tensor | None = None, seed: samplers.Seed = None
