@@ -3,8 +3,8 @@
 The paper's thresholds are unknown; what is reported is that it removes about 66 % of the tokens of
 documents, so about 34 % are left. For every shallow layer and share `beta`, this finds the similarity
 `alpha` at which the method's own count leaves that share of the crops' patches on validation documents,
-and asks the model validation questions there. Test scenes are not touched. The result that the defaults of
-the method come from is `reference/logs/token_correlation.json`.
+and asks the model validation questions there. Test scenes are not touched. The result that the method's
+defaults come from is `reference/logs/token_correlation.json`.
 
     python -m vtc.eval.calibrate_token_correlation --documents 40 --output calibration.json
 """

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 
-def attention_received(
-    query: Tensor, keys: Tensor, scale: float, block: int = 128
-) -> Tensor:
+def attention_received(query: Tensor, keys: Tensor, scale: float, block: int = 128) -> Tensor:
     """Column means of the softmax attention matrix.
 
     Args:

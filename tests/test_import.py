@@ -9,7 +9,17 @@ import pytest
 
 import vtc
 
-HEAVY = ("transformers", "triton", "timm", "matplotlib", "sklearn", "skimage", "PIL", "rich", "yaml")
+HEAVY = (
+    "transformers",
+    "triton",
+    "timm",
+    "matplotlib",
+    "sklearn",
+    "skimage",
+    "PIL",
+    "rich",
+    "yaml",
+)
 
 
 def run(code: str) -> str:
