@@ -23,6 +23,7 @@ EXTRAS["test"] = [
     *EXTRAS["accelerate"],
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "peft>=0.13",
     "hypothesis>=6.100",
     "vector-quantize-pytorch>=1.32",
     "ruff>=0.6",
