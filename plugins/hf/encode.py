@@ -146,7 +146,10 @@ def _compress(
             captured.update(signals.of(place, texts[index] if texts is not None else None))
             out = method.compress(tokens)
             parts[index] = _to_language(patch, call, units[index], out, parts[index])
-        reports.append(ImageReport.from_tokens(tokens, out, time.perf_counter() - began))
+        # CLIP's processor cuts a square from the middle of a picture, the others squash it
+        fit = "crop" if patch.has_cls else "stretch"
+        seconds = time.perf_counter() - began
+        reports.append(ImageReport.from_tokens(tokens, out, seconds, fit=fit))
         anchors.append(out.anchor)
     call.output.pooler_output = parts
     _gather_deepstack(call.output, lengths, anchors)
