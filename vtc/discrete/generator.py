@@ -113,7 +113,9 @@ class Generator(nn.Module):
         self.classes: nn.Embedding | None = None
         if config.classes:
             self.classes = nn.Embedding(config.classes + 1, dim)
-            nn.init.normal_(self.classes.weight, std=0.02)
+            # adaLN has no norm in front: a small class would drown beside the time
+            std = 0.5 if config.class_as == "adaptive" else 0.02
+            nn.init.normal_(self.classes.weight, std=std)
         self.time: TimeEmbedding | None = None
         if config.time != "none":
             self.time = TimeEmbedding(dim, 0 if config.time == "scalar" else 256)
