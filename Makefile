@@ -26,6 +26,7 @@ matrix: $(VENV)/.ready       ## every family, method and way to run, and the tab
 
 golden: $(VENV)/.ready       ## expected outputs of the official implementations
 	$(RUN) -m tests.golden tests/golden
+	$(RUN) -m tests.golden tests/golden/discrete
 
 style: $(VENV)/.ready        ## lint, format check and types
 	$(RUN) -m ruff check .
