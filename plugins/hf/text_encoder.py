@@ -43,15 +43,19 @@ class TextEncoder:
             self._cache[text] = self._embed(text)
         return self._cache[text]
 
-    @torch.no_grad()
-    def _embed(self, text: str) -> Tensor:
-        inputs = self.tokenizer(
+    def _padded(self, text: str, device: torch.device) -> Any:
+        """Ids and mask `[1, max_length]`, padded to the full length."""
+        return self.tokenizer(
             text,
             padding="max_length",
             truncation=True,
             max_length=self.max_length,
             return_tensors="pt",
-        ).to(self.text_projection.weight.device)
+        ).to(device)
+
+    @torch.no_grad()
+    def _embed(self, text: str) -> Tensor:
+        inputs = self._padded(text, self.text_projection.weight.device)
         ids = inputs["input_ids"]
         mask = None if self.whole_padding else inputs["attention_mask"]
         hidden = self.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[0]
@@ -100,13 +104,7 @@ class SiglipTextEncoder(TextEncoder):
     @torch.no_grad()
     def _embed(self, text: str) -> Tensor:
         # As it was trained: padded to full length, padding seen, the last place read
-        inputs = self.tokenizer(
-            text,
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        ).to(self.norm.weight.device)
+        inputs = self._padded(text, self.norm.weight.device)
         return self.text_model(input_ids=inputs["input_ids"]).pooler_output[0]
 
     def project(self, hidden: Tensor) -> Tensor:
