@@ -1,0 +1,1 @@
+"""Sub-commands of `python -m vtc.eval`, one a file."""

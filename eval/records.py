@@ -1,0 +1,133 @@
+"""A run on disk: a manifest that says what made it, and lines that are written as they come."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vtc.errors import VTCError
+
+#: name of the manifest in a run's folder
+MANIFEST = "run.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of an experiment: a method with its settings.
+
+    Attributes:
+        method: registered name; "none" is the uncompressed model.
+        retention: share of the visual tokens that is kept.
+        seed: of a method that draws; 0 for the others.
+        options: further fields of the method.
+    """
+
+    method: str
+    retention: float = 1.0
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Unique name, such as `random@0.25#2` or `recoverable@0.25{"clusters": 10}`."""
+        seed = f"#{self.seed}" if self.seed else ""
+        options = json.dumps(dict(self.options), sort_keys=True) if self.options else ""
+        return f"{self.method}@{self.retention:g}{seed}{options}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered question under one setting: a line of `answers*.jsonl`.
+
+    Attributes:
+        setting: `Setting.key`.
+        item, cluster, kind, answers: of the `Item`.
+        prediction: what the model said, None when the row failed.
+        score: from 0 to 1; None when the row failed.
+        error: why the row failed, None when it did not.
+        tokens, tokens_full: visual tokens of the row after and before compression.
+        extra: what the suite's `summary` needs besides.
+    """
+
+    setting: str
+    item: str
+    cluster: str
+    kind: str
+    answers: tuple[str, ...]
+    prediction: str | None
+    score: float | None
+    error: str | None = None
+    tokens: int | None = None
+    tokens_full: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def line(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def read(cls, line: Mapping[str, Any]) -> Answer:
+        return cls(**{**line, "answers": tuple(line["answers"])})
+
+
+class Lines:
+    """A JSONL file that grows: every line is on disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+        self._file = path.open("a", encoding="utf-8")
+        if torn:  # the last run was killed while it wrote; the torn line is skipped by `read_lines`
+            self._file.write("\n")
+
+    def write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a JSONL file; a line that a killed run left half written is skipped."""
+    with path.open(encoding="utf-8") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict):
+                yield line
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`run.json` of a run.
+
+    Raises:
+        VTCError: when the folder holds no run.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise VTCError(f"run={str(folder)!r}: no readable {MANIFEST} there ({error})") from None
+    if not isinstance(manifest, dict):
+        raise VTCError(f"run={str(folder)!r}: {MANIFEST} is not an object")
+    return manifest
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """All answers of an accuracy run, of every process that wrote there; of a row that was asked
+    again after a failure the last line counts."""
+    found: dict[tuple[str, str], Answer] = {}
+    for path in sorted(folder.glob("answers*.jsonl")):
+        for line in read_lines(path):
+            answer = Answer.read(line)
+            kept = found.get((answer.setting, answer.item))
+            if kept is None or kept.error is not None or answer.error is None:
+                found[answer.setting, answer.item] = answer
+    return list(found.values())

@@ -1,0 +1,69 @@
+"""What a benchmark is to the runner: items to ask about, a score per answer, figures over all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from vtc.eval.records import Answer
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        id: unique in the suite and the same in every run.
+        images: calls that open an image each; opened late, so that a corrupt file costs one item.
+        prompt: the text of the user's turn, without image placeholders.
+        answers: accepted answers, in the form that the suite's scorer reads.
+        kind: type of the question, for figures by type; "" when there are none.
+        cluster: items with the same cluster stand or fall together (questions about one image, the
+            turned copies of one multiple-choice question): the unit that statistics draw.
+        extra: what the scorer needs besides.
+    """
+
+    id: str
+    images: tuple[Callable[[], Image], ...]
+    prompt: str
+    answers: tuple[str, ...]
+    kind: str = ""
+    cluster: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Suite(ABC):
+    """A benchmark.
+
+    Attributes:
+        name: as given to `--suite`.
+        metric: name of the headline figure, a key of `summary`.
+        max_new_tokens: how long an answer may get.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str] = "accuracy"
+    max_new_tokens: ClassVar[int] = 16
+
+    @abstractmethod
+    def items(self) -> Sequence[Item]:
+        """All questions, in a fixed order."""
+
+    @abstractmethod
+    def score(self, item: Item, prediction: str) -> float:
+        """How right an answer is, from 0 to 1."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What identifies the data (source, split, seed, count, fingerprint): part of a run's
+        manifest; runs whose facts differ are not compared."""
+
+    def summary(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """Figures over scored answers, the headline under `metric`. Failed rows are not among
+        `answers`; the runner counts them apart."""
+        return {self.metric: sum(a.score or 0.0 for a in answers) / len(answers)} if answers else {}
