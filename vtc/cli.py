@@ -1,15 +1,13 @@
-"""The `vtc` command: parser, error handling; the sub-commands are in `vtc/commands/`."""
+"""The `vtc` command; its sub-commands are in `vtc/commands/`."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
 from vtc import __version__
 from vtc.commands import demo, methods, run, show
-from vtc.errors import VTCError
+from vtc.commands._status import run_command
 
 EPILOG = """\
 examples:
@@ -39,27 +37,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; the exit status is 0, 1 for an error, 2 for wrong usage."""
-    try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as stop:  # argparse has printed its help or its error
-        return int(stop.code or 0)
-    try:
-        args.run(args)
-        return 0
-    except VTCError as error:
-        message = str(error)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "vtc":
-            raise
-        message = f"the package {error.name!r} is missing: pip install 'vtc-vlm[all]'"
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # an output folder that cannot be written, a full disk
-        name = f": {error.filename}" if error.filename else ""
-        message = f"{error.strerror or error}{name}"
-    except KeyboardInterrupt:
-        print("vtc: interrupted", file=sys.stderr)
-        return 130
-    print(f"vtc: error: {' '.join(message.split())}", file=sys.stderr)
-    return 1
+    return run_command(build_parser(), argv)

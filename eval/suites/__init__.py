@@ -1,1 +1,53 @@
-"""Benchmarks, one a file."""
+"""Benchmarks by name: every module here that defines a `Suite` with a name adds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from typing import Any
+
+from vtc.errors import VTCError, nearest
+from vtc.eval.suites.base import Item, Suite
+
+__all__ = ["Item", "Suite", "create_suite", "list_suites"]
+
+
+@cache
+def _load() -> dict[str, type[Suite]]:
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        members = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
+        for member in members:
+            if inspect.isclass(member) and issubclass(member, Suite) and hasattr(member, "name"):
+                found[member.name] = member
+    return found
+
+
+def list_suites(pattern: str = "*") -> list[str]:
+    """Names of the suites that match a glob, sorted."""
+    return sorted(fnmatch.filter(_load(), pattern))
+
+
+def create_suite(name: str, **options: Any) -> Suite:
+    """The suite called `name`; `options` are its dataclass fields.
+
+    Raises:
+        VTCError: unknown suite or option, or a value out of range.
+    """
+    suites = _load()
+    if name not in suites:
+        raise VTCError(
+            f"suite: got {name!r}, available are {', '.join(sorted(suites))}{nearest(name, suites)}"
+        )
+    allowed = [field.name for field in dataclasses.fields(suites[name]) if field.init]
+    for option in options:
+        if option not in allowed:
+            raise VTCError(
+                f"{option}: suite {name!r} has no such option, it takes "
+                f"{', '.join(allowed) or 'none'}{nearest(option, allowed)}"
+            )
+    return suites[name](**options)

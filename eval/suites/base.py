@@ -37,8 +37,10 @@ class Item:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass
 class Suite(ABC):
-    """A benchmark.
+    """A benchmark: a dataclass whose fields are its options (`--data FOLDER` fills `data`,
+    `--suite-option NAME.FIELD=VALUE` any). Making one is cheap; `items` reads the data.
 
     Attributes:
         name: as given to `--suite`.
