@@ -1,9 +1,13 @@
-"""Names to method classes: register by decorator, list by glob, create by name."""
+"""Names to what they make: look up, list by glob, create with checked options.
+
+Methods, and the presets, quantisers and objectives of `vtc.discrete`, are all found this way.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
+import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtc.errors import VTCError, nearest
@@ -13,6 +17,45 @@ if TYPE_CHECKING:
 
 _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound="type[Method]")
+T = TypeVar("T")
+
+
+def names(table: Mapping[str, Any], pattern: str = "*") -> list[str]:
+    """Names of a table that match a glob, sorted."""
+    return sorted(fnmatch.filter(table, pattern))
+
+
+def entry(table: Mapping[str, T], what: str, name: str) -> T:
+    """The entry of a table.
+
+    Raises:
+        VTCError: there is none of that name; `what` is what the message calls it.
+    """
+    if name not in table:
+        raise VTCError(
+            f"{what}: got {name!r}, available are {', '.join(sorted(table))}{nearest(name, table)}"
+        )
+    return table[name]
+
+
+def create(table: Mapping[str, Callable[..., T]], what: str, name: str, **options: Any) -> T:
+    """Call the entry `name` of a table with `options`.
+
+    Raises:
+        VTCError: the name or an option is unknown, or a needed option is missing.
+    """
+    make = entry(table, what, name)
+    parameters = inspect.signature(make).parameters
+    for option in options:
+        if option not in parameters:
+            raise VTCError(
+                f"{option}: {name!r} has no such option, it takes {', '.join(parameters)}"
+                f"{nearest(option, parameters)}"
+            )
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in options:
+            raise VTCError(f"{key}: {name!r} needs it")
+    return make(**options)
 
 
 def register_method(cls: M) -> M:
@@ -39,18 +82,12 @@ def _load() -> dict[str, type[Method]]:
 
 def list_methods(pattern: str = "*") -> list[str]:
     """Registered method names that match a glob, sorted."""
-    return sorted(fnmatch.filter(_load(), pattern))
+    return names(_load(), pattern)
 
 
 def method_class(name: str) -> type[Method]:
     """The class registered under `name`."""
-    methods = _load()
-    if name not in methods:
-        raise VTCError(
-            f"method: got {name!r}, available are {', '.join(sorted(methods))}"
-            f"{nearest(name, methods)}"
-        )
-    return methods[name]
+    return entry(_load(), "method", name)
 
 
 def create_method(name: str, **options: Any) -> Method:
@@ -59,12 +96,4 @@ def create_method(name: str, **options: Any) -> Method:
     Raises:
         VTCError: unknown method, unknown option or a value out of range.
     """
-    cls = method_class(name)
-    allowed = [f.name for f in dataclasses.fields(cls) if f.init]
-    for option in options:
-        if option not in allowed:
-            raise VTCError(
-                f"{option}: {name!r} has no such option, it takes {', '.join(allowed)}"
-                f"{nearest(option, allowed)}"
-            )
-    return cls(**options)
+    return create(_load(), "method", name, **options)

@@ -254,3 +254,29 @@ def test_a_tied_head_predicts_masked_tokens_only() -> None:
     model = create_generator("tiny_elm_mlm", space=space)
     with pytest.raises(VTCError, match="tied"):
         model.sample(torch.tensor([0]), "ar")
+
+
+@pytest.mark.parametrize("objective", ["next_token", "masked_token"])
+def test_soft_targets_lie_around_the_code(objective: str) -> None:
+    space = CodeSpace(4, (8, 8))
+    head = "tied" if objective == "masked_token" else "index"
+    model = lively(Generator(GeneratorConfig(space, TransformerConfig(16, 1, 2), head=head)))
+    codes = torch.randint(8, (3, 4, 2))
+    soft, hard = (
+        create_objective(objective, hamming=radius).loss(model, codes, seed=1)["loss"]
+        for radius in (1, 0)
+    )
+    if objective == "next_token":  # by hand: the code and its three neighbours
+        log = model.next_logits(codes, model.condition(None)).log_softmax(-1)
+        near = sum(log.gather(-1, codes.unsqueeze(-1) ^ flip) for flip in (1, 2, 4)).squeeze(-1)
+        here = log.gather(-1, codes.unsqueeze(-1)).squeeze(-1)
+        far = torch.tensor(-3.0).exp()
+        torch.testing.assert_close(soft, -((here + far * near) / (1 + 3 * far)).mean())
+    assert soft.isfinite() and abs(soft - hard) > 0.01
+
+
+@pytest.mark.parametrize("radius, head", [(-1, "index"), (1, "bit")])
+def test_soft_targets_need_a_table(radius: int, head: str) -> None:
+    model = Generator(GeneratorConfig(CodeSpace(4, (2, 2)), TransformerConfig(16, 1, 2), head=head))
+    with pytest.raises(VTCError, match="hamming: got"):
+        NextToken(hamming=radius).loss(model, torch.zeros(1, 4, 2, dtype=torch.long))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vtc import VTCError
-from vtc.discrete import losses, metrics, schedules
+from vtc.discrete import create_tokenizer, losses, metrics, schedules
 from vtc.discrete.flow import path, score_from_velocity
 from vtc.functional.similarity import similarity_points, token_similarity
 
@@ -51,6 +51,29 @@ def test_distillation_gives_the_teacher_no_gradient() -> None:
     total = losses.cosine_distillation(student, teacher)
     (total + losses.embedding_distillation(student, teacher)).backward()
     assert student.grad is not None and teacher.grad is None
+
+
+def test_alignment_reaches_a_teacher_of_another_grid() -> None:
+    torch.manual_seed(0)
+    tokenizer = create_tokenizer("tiny_instella_1d")
+    z = tokenizer.encode(torch.rand(2, tokenizer.encoder.channels, *tokenizer.size)).z
+    features = tokenizer.decoder.features(z, tokenizer.size)
+    assert torch.equal(tokenizer.decoder.draw(features), tokenizer.decode(z))
+    align = losses.Alignment(features.shape[-1], teacher=6)
+    teacher = torch.randn(2, 3, 5, 6)
+    optimizer = torch.optim.Adam(align.parameters(), 1e-2)
+    trace = []
+    for _ in range(60):
+        loss = align(features.detach(), teacher)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        trace.append(float(loss.detach()))
+    assert trace[-1] < 0.5 * trace[0]
+    align(features, teacher).backward()
+    assert tokenizer.encoder.latents.grad.abs().sum() > 0
+    with pytest.raises(VTCError, match="teacher: got shape"):
+        align(features, teacher[..., :5])
 
 
 def test_soft_labels_contain_hard_ones() -> None:

@@ -325,12 +325,20 @@ class LatentDecoder(_LatentStack):
         """The weight that `losses.adaptive_weight` looks at."""
         return self.out.weight
 
-    def forward(self, z: Tensor, size: Sequence[int]) -> Tensor:
-        """`[B, n, dim]` to `[B, 3, *size]`."""
+    def features(self, z: Tensor, size: Sequence[int]) -> Tensor:
+        """`[B, n, dim]` to the last layer's patches `[B, h, w, dim]`, which the image is drawn from
+        and which `losses.Alignment` compares with a teacher's."""
         rows, cols = check_grid(size, self.patch * self.scale)
         start = self.mask[None, :, None, None].expand(len(z), -1, rows, cols)
-        _, patches = self.run(self.enter(z), start)
-        pixels = self.out(patches.permute(0, 2, 3, 1))  # [B, h, w, patch * patch * channels]
+        return self.run(self.enter(z), start)[1].permute(0, 2, 3, 1)
+
+    def forward(self, z: Tensor, size: Sequence[int]) -> Tensor:
+        """`[B, n, dim]` to `[B, 3, *size]`."""
+        return self.draw(self.features(z, size))
+
+    def draw(self, features: Tensor) -> Tensor:
+        """`features` `[B, h, w, dim]` to pixels `[B, 3, h * patch, w * patch]`."""
+        pixels = self.out(features)  # [B, h, w, patch * patch * channels]
         pixels = pixels.unflatten(-1, (self.patch, self.patch, -1))
         return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 

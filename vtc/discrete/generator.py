@@ -14,10 +14,10 @@ from vtc.discrete.backbone import KVCache, Rope, TimeEmbedding, Transformer, Tra
 from vtc.discrete.heads import HEADS, Head, VelocityHead
 from vtc.discrete.noise import Noise, as_noise
 from vtc.discrete.plans import Plan, Pyramid, create_plan
-from vtc.discrete.registry import call
 from vtc.discrete.schedules import Guidance
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
+from vtc.registry import create
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Generator(nn.Module):
         if config.channels:
             self.head = VelocityHead(dim, config.channels)
         else:
-            self.head = call(HEADS, "head", config.head, dim=dim, space=config.space)
+            self.head = create(HEADS, "head", config.head, dim=dim, space=config.space)
         self.backbone = Transformer(config.transformer)
         self.start = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.classes: nn.Embedding | None = None

@@ -129,6 +129,49 @@ def embedding_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     return F.mse_loss(student, teacher.detach())
 
 
+class Alignment(nn.Module):
+    """Pulls a decoder's patches towards those of a frozen vision model (Instella-T2I, after REPA,
+    arXiv 2410.06940): Linear, LayerNorm, ReLU, Linear, then `cosine_distillation`.
+
+        features = tokenizer.decoder.features(tokenizer.encode(image).z, size)
+        loss = reconstruction_loss(tokenizer.decoder.draw(features), image)
+        loss = loss + weight * alignment(features, teacher)
+
+    Args:
+        dim: width of the patches.
+        teacher: width of the vision model's [1024 in the release].
+    """
+
+    def __init__(self, dim: int, teacher: int = 1024) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, teacher)
+        )
+
+    def forward(self, features: Tensor, teacher: Tensor) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            features: `[B, h, w, dim]`.
+            teacher: `[B, h', w', teacher]`; another grid is resampled to h x w.
+
+        Raises:
+            VTCError: the teacher is no such map.
+        """
+        width = self.net[-1].out_features
+        if teacher.dim() != 4 or teacher.shape[-1] != width or len(teacher) != len(features):
+            raise VTCError(
+                f"teacher: got shape {tuple(teacher.shape)}, expected "
+                f"[{len(features)}, rows, cols, {width}]"
+            )
+        teacher = teacher.movedim(-1, 1)
+        if teacher.shape[2:] != features.shape[1:3]:
+            teacher = F.interpolate(
+                teacher, features.shape[1:3], mode="bilinear", align_corners=False
+            )
+        return cosine_distillation(self.net(features), teacher.movedim(1, -1))
+
+
 def contrastive_last_token(
     image: Tensor, text: Tensor, temperature: Tensor | float, smoothing: float = 0.1
 ) -> Tensor:

@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.discrete import flow, masks, samplers
+from vtc.discrete.codes import hamming_soft_labels, unpack_bits
 from vtc.discrete.generator import Condition, Generator
+from vtc.discrete.losses import soft_cross_entropy
 from vtc.discrete.noise import Noise, as_noise
-from vtc.discrete.registry import call
 from vtc.discrete.schedules import logit_normal, masked_share, noisy_probability
+from vtc.discrete.types import bit_width
 from vtc.errors import VTCError
+from vtc.registry import create
 
 
 class Objective:
@@ -60,15 +63,36 @@ class Objective:
         raise NotImplementedError
 
 
+def _code_loss(model: Generator, logits: Tensor, codes: Tensor, hamming: int) -> Tensor:
+    """Loss of each token, `[B, N]`, against the code or, by bits, its surroundings."""
+    if not hamming:
+        return model.head.loss(logits, codes)
+    sizes = set(model.space.vocab)
+    if hamming < 0 or logits.dim() < 4 or len(sizes) > 1:
+        raise VTCError(
+            f"hamming: got {hamming}, it needs a positive number, a head with a table of codes and "
+            f"equal sub-codes, here {model.config.head!r} over {sizes}"
+        )
+    bits = unpack_bits(codes.unsqueeze(-1), bit_width(sizes.pop()))  # [B, N, K, d]
+    return soft_cross_entropy(logits, hamming_soft_labels(bits, hamming)).mean(-1)
+
+
 @dataclass(frozen=True)
 class NextToken(Objective):
-    """Predict each token from those before it."""
+    """Predict each token from those before it.
+
+    Attributes:
+        hamming: 0. Codes up to this many bits away share the target, the nearer the more, see
+            `codes.hamming_soft_labels` (ELM); 0 for the one code.
+    """
+
+    hamming: int = 0
 
     def terms(
         self, model: Generator, codes: Tensor, given: Condition, noise: Noise
     ) -> tuple[Tensor, Tensor | None]:
         """See `Objective`."""
-        return model.head.loss(model.next_logits(codes, given), codes), None
+        return _code_loss(model, model.next_logits(codes, given), codes, self.hamming), None
 
 
 @dataclass(frozen=True)
@@ -77,9 +101,11 @@ class MaskedToken(Objective):
 
     Attributes:
         schedule: how the share falls over a uniform ratio, see `schedules.masked_share`.
+        hamming: 0. As in `NextToken`.
     """
 
     schedule: str = "cos"
+    hamming: int = 0
 
     def terms(
         self, model: Generator, codes: Tensor, given: Condition, noise: Noise
@@ -89,7 +115,8 @@ class MaskedToken(Objective):
         ratios = noise.uniform((batch,), torch.empty(0)).tolist()
         masked = [max(1, int(count * masked_share(self.schedule, ratio))) for ratio in ratios]
         unknown = masks.random_mask(batch, count, masked, noise).to(codes.device)
-        return model.head.loss(model.masked_logits(codes, unknown, given), codes), unknown
+        logits = model.masked_logits(codes, unknown, given)
+        return _code_loss(model, logits, codes, self.hamming), unknown
 
 
 @dataclass(frozen=True)
@@ -185,4 +212,4 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 
 def create_objective(name: str, **options: object) -> Objective:
     """The objective `name`; `options` are its fields."""
-    return call(OBJECTIVES, "objective", name, **options)
+    return create(OBJECTIVES, "objective", name, **options)

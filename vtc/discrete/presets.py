@@ -23,10 +23,10 @@ from vtc.discrete.autoencoders import (
 from vtc.discrete.backbone import TransformerConfig, swiglu_hidden
 from vtc.discrete.generator import Generator, GeneratorConfig
 from vtc.discrete.quantizers import create_quantizer
-from vtc.discrete.registry import call, names
 from vtc.discrete.tokenizer import ImageTokenizer
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
+from vtc.registry import create, names
 
 Options = dict[str, Any]
 TOKENIZERS: dict[str, Callable[..., ImageTokenizer]] = {}
@@ -497,7 +497,7 @@ def create_tokenizer(name: str, **options: Any) -> ImageTokenizer:
     Raises:
         VTCError: unknown name or option, or a value that does not fit.
     """
-    model = call(TOKENIZERS, "tokenizer", name, **options)
+    model = create(TOKENIZERS, "tokenizer", name, **options)
     model.recipe = {"kind": "tokenizer", "name": name, "options": options}
     return model
 
@@ -508,6 +508,6 @@ def create_generator(name: str, **options: Any) -> Generator:
     Raises:
         VTCError: unknown name or option, or a value that does not fit.
     """
-    model = call(GENERATORS, "generator", name, **options)
+    model = create(GENERATORS, "generator", name, **options)
     model.recipe = {"kind": "generator", "name": name, "options": options}
     return model

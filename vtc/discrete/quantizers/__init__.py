@@ -10,7 +10,7 @@ from vtc.discrete.quantizers.base import Quantizer
 from vtc.discrete.quantizers.bernoulli import BernoulliQuantizer
 from vtc.discrete.quantizers.ibq import IndexBackpropQuantizer
 from vtc.discrete.quantizers.vq import VectorQuantizer
-from vtc.discrete.registry import call, names
+from vtc.registry import create, names
 
 QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
     "bernoulli": BernoulliQuantizer,
@@ -35,4 +35,4 @@ def create_quantizer(name: str, dim: int, **options: Any) -> Quantizer:
     Raises:
         VTCError: unknown name or option, or a value out of range.
     """
-    return call(QUANTIZERS, "quantizer", name, dim=dim, **options)
+    return create(QUANTIZERS, "quantizer", name, dim=dim, **options)
