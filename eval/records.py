@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -21,22 +22,24 @@ class Setting:
 
     Attributes:
         method: registered name; "none" is the uncompressed model.
-        retention: share of the visual tokens that is kept.
+        retention: share of the patch tokens that is kept; None leaves it to the method (`adaptive`
+            methods have a count of their own).
         seed: of a method that draws; 0 for the others.
         options: further fields of the method.
     """
 
     method: str
-    retention: float = 1.0
+    retention: float | None = 1.0
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """Unique name, such as `random@0.25#2` or `recoverable@0.25{"clusters": 10}`."""
+        """Unique name, such as `random@0.25#2`, `recoverable@own` or `pool@0.5{"window": 2}`."""
+        share = "own" if self.retention is None else f"{self.retention:g}"
         seed = f"#{self.seed}" if self.seed else ""
         options = json.dumps(dict(self.options), sort_keys=True) if self.options else ""
-        return f"{self.method}@{self.retention:g}{seed}{options}"
+        return f"{self.method}@{share}{seed}{options}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,10 @@ class Answer:
         prediction: what the model said, None when the row failed.
         score: from 0 to 1; None when the row failed.
         error: why the row failed, None when it did not.
-        tokens, tokens_full: visual tokens of the row after and before compression.
+        tokens, tokens_full: visual tokens of the row after and before compression, as the language
+            model gets them: patch tokens and separators.
+        patches, patches_full: the patch tokens among them, which `retention` is about; None for the
+            uncompressed model.
         extra: what the suite's `summary` needs besides.
     """
 
@@ -63,6 +69,8 @@ class Answer:
     error: str | None = None
     tokens: int | None = None
     tokens_full: int | None = None
+    patches: int | None = None
+    patches_full: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self) -> str:
@@ -83,8 +91,8 @@ class Lines:
         if torn:  # the last run was killed while it wrote; the torn line is skipped by `read_lines`
             self._file.write("\n")
 
-    def write(self, line: str) -> None:
-        self._file.write(line + "\n")
+    def write(self, *lines: str) -> None:
+        self._file.write("".join(line + "\n" for line in lines))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -93,8 +101,10 @@ class Lines:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSONL file; a line that a killed run left half written is skipped."""
-    with path.open(encoding="utf-8") as file:
+    """The lines of a JSONL file, which may be packed (`.gz`); a line that a killed run left half
+    written is skipped."""
+    packed = path.suffix == ".gz"
+    with gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8") as file:
         for text in file:
             try:
                 line = json.loads(text)
@@ -121,10 +131,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_answers(folder: Path) -> list[Answer]:
-    """All answers of an accuracy run, of every process that wrote there; of a row that was asked
-    again after a failure the last line counts."""
+    """All answers of an accuracy run, of every process that wrote there.
+
+    A row that failed may have been asked again: an answer counts more than a failure, and of two
+    failures the last.
+    """
     found: dict[tuple[str, str], Answer] = {}
-    for path in sorted(folder.glob("answers*.jsonl")):
+    for path in sorted([*folder.glob("answers*.jsonl"), *folder.glob("answers*.jsonl.gz")]):
         for line in read_lines(path):
             answer = Answer.read(line)
             kept = found.get((answer.setting, answer.item))

@@ -20,8 +20,10 @@ class Item:
     Attributes:
         id: unique in the suite and the same in every run.
         images: calls that open an image each; opened late, so that a corrupt file costs one item.
+            Items about the same image should share the call: the runner then opens it once a batch.
         prompt: the text of the user's turn, without image placeholders.
-        answers: accepted answers, in the form that the suite's scorer reads.
+        answers: accepted answers, in the form that the suite's scorer reads. With none the row is
+            marked as failed and the model is not asked.
         kind: type of the question, for figures by type; "" when there are none.
         cluster: items with the same cluster stand or fall together (questions about one image, the
             turned copies of one multiple-choice question): the unit that statistics draw.
@@ -54,7 +56,11 @@ class Suite(ABC):
 
     @abstractmethod
     def items(self) -> Sequence[Item]:
-        """All questions, in a fixed order."""
+        """All questions, in a fixed order, those about one image side by side.
+
+        Raises:
+            VTCError: no such data, or a column is missing.
+        """
 
     @abstractmethod
     def score(self, item: Item, prediction: str) -> float:
@@ -63,7 +69,7 @@ class Suite(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """What identifies the data (source, split, seed, count, fingerprint): part of a run's
-        manifest; runs whose facts differ are not compared."""
+        manifest; runs whose facts differ are not compared. Of local data a fingerprint, no path."""
 
     def summary(self, answers: Sequence[Answer]) -> dict[str, float]:
         """Figures over scored answers, the headline under `metric`. Failed rows are not among
