@@ -13,7 +13,13 @@ for name, folder in ROOTS.items():
 
 EXTRAS = {
     "vis": ["matplotlib>=3.8"],
-    "eval": ["matplotlib>=3.8", "scikit-image>=0.22", "scikit-learn>=1.4"],
+    "eval": [
+        "matplotlib>=3.8",
+        "scikit-image>=0.22",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "jinja2>=3.1",
+    ],
     "kernels": ["triton>=3.2; platform_system == 'Linux'"],
     "accelerate": ["accelerate>=1.0"],
     "discrete": ["vector-quantize-pytorch>=1.32", "timm>=1.0"],
@@ -44,6 +50,7 @@ setup(
     package_dir=package_dir,
     package_data={
         "vtc": ["py.typed"],
+        "vtc.eval.pages": ["*.html", "*.css", "*.js"],
         "vtc.eval.reference": [
             "checkpoint/*",
             "checkpoint/clip/*",
