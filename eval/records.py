@@ -104,7 +104,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a JSONL file, which may be packed (`.gz`); a line that a killed run left half
     written is skipped."""
     packed = path.suffix == ".gz"
-    with gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8") as file:
+    open_text = gzip.open if packed else open
+    with open_text(path, "rt", encoding="utf-8", errors="replace") as file:
         for text in file:
             try:
                 line = json.loads(text)
@@ -144,3 +145,11 @@ def read_answers(folder: Path) -> list[Answer]:
             if kept is None or kept.error is not None or answer.error is None:
                 found[answer.setting, answer.item] = answer
     return list(found.values())
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write `run.json` whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{MANIFEST}.new"
+    draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(folder / MANIFEST)

@@ -234,9 +234,9 @@ def _method(where: str, value: Any) -> str:
 def _budget(name: str, where: str, value: Any) -> Any:
     """`retention` or `tokens` from text or plain values: a number, a list of numbers, or None."""
     if isinstance(value, str):
-        value = _scalar(value)
+        value = parse_value(value)
         if isinstance(value, str) and "," in value:
-            value = [_scalar(part) for part in value.split(",")]
+            value = [parse_value(part) for part in value.split(",")]
     if value is None:
         return None
     several = isinstance(value, (list, tuple))
@@ -344,7 +344,7 @@ def _flags(args: argparse.Namespace | None) -> Iterator[Entry]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise VTCError(f"--{prefix}option: got {text!r}, expected KEY=VALUE")
-        yield "option", f"--{prefix}option", (key.strip(), _scalar(value))
+        yield "option", f"--{prefix}option", (key.strip(), parse_value(value))
 
 
 def _keywords(keywords: Mapping[str, Any]) -> Iterator[Entry]:
@@ -362,7 +362,7 @@ def _keywords(keywords: Mapping[str, Any]) -> Iterator[Entry]:
             yield "option", f"keyword {name}", (name, value)
 
 
-def _scalar(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """A YAML scalar or flow sequence: `0.5`, `true`, `null`, `[1, 2]`, otherwise the text."""
     import yaml
 

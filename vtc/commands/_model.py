@@ -39,19 +39,23 @@ class Loaded:
         template the image tokens stand in front.
         """
         token = getattr(self.processor, "image_token", "<image>")
-        if token in text:
-            return text
-        if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-            return self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-            )
-        return f"{token}\n" * images + text
+        return text if token in text else prompt(self.processor, text, images)
 
     def decode(self, output: Any, inputs: Any) -> str:
         """The answer in what `generate` returned."""
         new = output[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
+
+
+def prompt(processor: Any, text: str, images: int) -> str:
+    """`text` as the user's turn in the chat template, behind `images` images; without a chat
+    template the image tokens stand in front."""
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+    return f"{getattr(processor, 'image_token', '<image>')}\n" * images + text
 
 
 def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:

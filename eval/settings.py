@@ -1,0 +1,92 @@
+"""The columns of an experiment: methods x retentions x seeds, and the method objects they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vtc.config import parse_value
+from vtc.errors import VTCError
+from vtc.eval.records import Setting
+from vtc.methods.base import Method
+from vtc.registry import create_method, method_class
+
+#: the uncompressed model, the reference of every experiment
+FULL = Setting("none")
+
+
+def plan(
+    methods: Sequence[str],
+    retentions: Sequence[float | None],
+    seeds: int = 1,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Setting]:
+    """The uncompressed model, then every method at every retention, with every seed if it draws.
+
+    Retention 1 is the uncompressed model whatever the method; None is the method's own count and
+    concerns `adaptive` methods alone.
+
+    Args:
+        seeds: 0 to `seeds - 1` for methods that draw.
+        options: further fields, by method.
+
+    Raises:
+        VTCError: unknown method or option, a value out of range, or options of a method that is
+            not among `methods`.
+    """
+    options = options or {}
+    for name in options:
+        if name not in methods:
+            raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
+    found = [FULL]
+    for name in methods:
+        cls = method_class(name)
+        own = dict(options.get(name, {}))
+        create_method(name, **own)
+        for retention in retentions:
+            if retention is None and not cls.adaptive:
+                continue
+            create_method(name, retention=retention)
+            if retention == 1 or name == "none":
+                continue
+            found += [Setting(name, retention, s, own) for s in range(seeds if cls.draws else 1)]
+    return list({setting.key: setting for setting in found}.values())
+
+
+def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
+    """The method of a setting.
+
+    Args:
+        defaults: fields that come with the model, by method; options of the setting win.
+    """
+    options = {**(defaults or {}).get(setting.method, {}), **setting.options}
+    if method_class(setting.method).draws:
+        options["seed"] = setting.seed
+    return create_method(setting.method, retention=setting.retention, **options)
+
+
+def parse_options(texts: Sequence[str], flag: str) -> dict[str, dict[str, Any]]:
+    """`NAME.FIELD=VALUE`, or JSON `{"NAME": {"FIELD": VALUE}}`, each any number of times.
+
+    Raises:
+        VTCError: neither of them; the message names `flag`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        if text.lstrip().startswith("{"):
+            try:
+                given = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise VTCError(f"{flag}: got {text!r}, not JSON: {error}") from None
+        else:
+            path, equals, value = text.partition("=")
+            name, dot, option = path.strip().partition(".")
+            if not (equals and dot and name and option):
+                raise VTCError(f"{flag}: got {text!r}, expected NAME.FIELD=VALUE or JSON")
+            given = {name: {option: parse_value(value)}}
+        for name, fields in given.items():
+            if not isinstance(fields, dict):
+                raise VTCError(f"{flag}: got {fields!r} for {name!r}, expected fields with values")
+            found.setdefault(name, {}).update(fields)
+    return found
