@@ -27,6 +27,7 @@ EXTRAS = {
 EXTRAS["test"] = [
     *EXTRAS["eval"],
     *EXTRAS["accelerate"],
+    *EXTRAS["kernels"],
     "pytest>=8",
     "pytest-xdist>=3.5",
     "peft>=0.13",
