@@ -1,9 +1,9 @@
-"""Answers of a model to the questions about scenes, and how many of them are right."""
+"""Asking a model in batches, and how many answers are right."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,29 +42,40 @@ class Score:
     groups: dict[str, float]
 
 
+def prepare(processor: Any, images: Sequence[Sequence[Any]], prompts: Sequence[str]) -> Any:
+    """What `model.generate` takes, padded on the left.
+
+    Args:
+        images: the images of each prompt; either all prompts have some or none has.
+        prompts: finished prompts, with their image tokens.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer.padding_side = "left"  # an answer goes on where its prompt ends
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    nested = [list(row) for row in images] if any(images) else None
+    return processor(images=nested, text=list(prompts), padding=True, return_tensors="pt")
+
+
 def batches(processor: Any, scenes: Iterable[Any], prompt: Callable[[str], str]) -> list[Batch]:
     """One batch a scene: its image, repeated for each of its questions."""
     out = []
     for index, scene in enumerate(scenes):
         if not scene.questions:
             continue
-        inputs = processor(
-            images=[scene.image] * len(scene.questions),
-            text=[prompt(question.text) for question in scene.questions],
-            padding=True,
-            return_tensors="pt",
-        )
+        prompts = [prompt(question.text) for question in scene.questions]
+        inputs = prepare(processor, [[scene.image]] * len(prompts), prompts)
         out.append(Batch(inputs, list(scene.questions), [index] * len(scene.questions)))
     return out
 
 
-def answer(model: Any, processor: Any, batch: Batch, max_new_tokens: int = 8) -> list[str]:
-    """Greedy answers, one a question; whatever compression is on the model takes part."""
+def answer(model: Any, processor: Any, inputs: Any, max_new_tokens: int = 8) -> list[str]:
+    """Greedy answers, one a row; whatever compression is on the model takes part."""
     import torch
 
     with torch.inference_mode():
-        out = model.generate(**batch.inputs, do_sample=False, max_new_tokens=max_new_tokens)
-    new = out[:, batch.inputs["input_ids"].shape[1] :]
+        out = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens)
+    new = out[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
@@ -89,12 +100,3 @@ def score(right: Sequence[bool], scenes: Sequence[int], groups: Sequence[str]) -
         count=count,
         groups={name: sum(hits) / len(hits) for name, hits in sorted(by_group.items())},
     )
-
-
-def majority(questions: Iterable[Any]) -> float:
-    """Accuracy of always giving the most frequent answer of a question's type."""
-    answers: dict[str, Counter[str]] = defaultdict(Counter)
-    for question in questions:
-        answers[question.type][question.answer] += 1
-    total = sum(counter.total() for counter in answers.values())
-    return sum(counter.most_common(1)[0][1] for counter in answers.values()) / max(total, 1)

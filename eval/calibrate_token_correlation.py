@@ -72,7 +72,7 @@ def accuracy(model: Any, processor: Any, method: vtc.Method, sample: Sequence[Ba
     right, left = [], []
     with vtc.compress(model, method, processor=processor) as run:
         for batch in sample:
-            said = answer(model, processor, batch)
+            said = answer(model, processor, batch.inputs)
             right += [
                 reference.is_correct(text, question.answer)
                 for text, question in zip(said, batch.questions, strict=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.answers import Batch, Score, answer, batches, majority, score
+from vtc.eval.answers import Batch, Score, answer, batches, score
 from vtc.eval.timing import Ratio, interleaved, ratio, stopwatch
 from vtc.methods.base import Method
 
@@ -120,17 +120,10 @@ def settings(methods: Sequence[str], retentions: Sequence[float]) -> list[Settin
 
 def build(setting: Setting) -> Method:
     """The method of a setting, made for the reference model."""
-    options: dict[str, Any] = {}
-    if setting.method == "tokenflex" and _projector().is_dir():
-        options["projector"] = str(_projector())
+    from vtc.eval.reference import method_options
+
+    options = method_options().get(setting.method, {})
     return vtc.create_method(setting.method, retention=setting.retention, **options)
-
-
-def _projector() -> Path:
-    """Where the reference checkpoint keeps a projector trained for TokenFLEX."""
-    from vtc.eval.reference import checkpoint_path
-
-    return checkpoint_path() / "tokenflex"
 
 
 def measure(
@@ -156,6 +149,7 @@ def measure(
         VTCError: the sample is empty.
     """
     from vtc.eval import reference
+    from vtc.eval.reference.questions import majority
 
     pictures = list(reference.scenes("test", scenes, seed, questions=questions))
     sample = batches(processor, pictures, reference.prompt)
@@ -164,11 +158,6 @@ def measure(
         raise VTCError(f"scenes: got {scenes}, which gives no questions")
     methods = {setting.name: build(setting) for setting in chosen}
     rows, notes = [], []
-    if any(setting.method == "tokenflex" for setting in chosen) and not _projector().is_dir():
-        notes.append(
-            "tokenflex: without a projector trained for it, pooling in front of the model's own "
-            "projector; an ablation, not TokenFLEX"
-        )
     for setting in chosen:
         row, said = _accuracy(model, processor, setting, methods[setting.name], sample, step)
         rows.append(row)
@@ -176,7 +165,8 @@ def measure(
     times = _times(model, processor, chosen, methods, pictures, rounds, step)
     for row in rows[1:]:
         row.prefill = ratio(times[row.setting.name], times[rows[0].setting.name])
-    return Demo(rows, scenes, len(every), seed, majority(every), rounds, list(dict.fromkeys(notes)))
+    guess = majority(every)[0]["all"]
+    return Demo(rows, scenes, len(every), seed, guess, rounds, list(dict.fromkeys(notes)))
 
 
 def steps(chosen: Sequence[Setting], scenes: int, rounds: int) -> int:
@@ -197,7 +187,7 @@ def _accuracy(
     right: list[bool] = []
     with vtc.compress(model, method, processor=processor) as run:
         for batch in sample:
-            said = answer(model, processor, batch)
+            said = answer(model, processor, batch.inputs)
             right += [
                 is_correct(text, question.answer)
                 for text, question in zip(said, batch.questions, strict=True)

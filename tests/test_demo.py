@@ -78,11 +78,11 @@ def test_batch_equals_single():
     model, processor = reference.load_reference()
     (scene,) = reference.scenes("test", 1, 3, questions=4)
     (batch,) = answers.batches(processor, [scene], reference.prompt)
-    together = answers.answer(model, processor, batch)
+    together = answers.answer(model, processor, batch.inputs)
     for question, text in zip(scene.questions, together, strict=True):
         alone = type(scene)(scene.image, scene.kind, scene.grid, scene.objects, [question])
         (single,) = answers.batches(processor, [alone], reference.prompt)
-        assert answers.answer(model, processor, single) == [text]
+        assert answers.answer(model, processor, single.inputs) == [text]
 
 
 def test_score_counts_scenes_not_questions():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -191,3 +192,19 @@ def normalise(text: str) -> str:
 def is_correct(prediction: str, answer: str) -> bool:
     """Exact match after :func:`normalise`."""
     return normalise(prediction) == normalise(answer)
+
+
+def majority(questions: Iterable[Question]) -> tuple[dict[str, float], dict[str, int]]:
+    """Share of the most frequent answer, and number of questions, by type and over "all".
+
+    The share over all is that of giving each type its own most frequent answer.
+    """
+    answers: dict[str, Counter[str]] = {}
+    for question in questions:
+        answers.setdefault(question.type, Counter())[question.answer] += 1
+    count = {kind: seen.total() for kind, seen in answers.items()}
+    top = {kind: seen.most_common(1)[0][1] for kind, seen in answers.items()}
+    share = {kind: top[kind] / count[kind] for kind in answers}
+    share["all"] = sum(top.values()) / max(1, sum(count.values()))
+    count["all"] = sum(count.values())
+    return share, count

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+from vtc.eval.answers import answer, batches
 
 from .model import load_reference
-from .questions import TYPES, is_correct
+from .questions import TYPES, is_correct, majority
 from .scene import SPLITS, Scene, scenes
 from .tokenizer import chat
 from .train_language import measure
@@ -31,20 +31,6 @@ def nothing_kept(scene: Scene, retention: float, rng: np.random.Generator) -> np
     from .tiles import token_layout
 
     return np.zeros(len(token_layout(scene.image.height, scene.image.width)), dtype=bool)
-
-
-def majority(sample: list[Scene]) -> tuple[dict[str, float], dict[str, int]]:
-    """Share of the most frequent answer, and number of questions, by type."""
-    answers: dict[str, Counter] = defaultdict(Counter)
-    for scene in sample:
-        for question in scene.questions:
-            answers[question.type][question.answer] += 1
-    count = {kind: sum(seen.values()) for kind, seen in answers.items()}
-    top = {kind: seen.most_common(1)[0][1] for kind, seen in answers.items()}
-    share = {kind: top[kind] / count[kind] for kind in answers}
-    share["all"] = sum(top.values()) / max(1, sum(count.values()))
-    count["all"] = sum(count.values())
-    return share, count
 
 
 def groups(scores: dict[str, float], count: dict[str, int]) -> dict[str, float]:
@@ -58,24 +44,14 @@ def groups(scores: dict[str, float], count: dict[str, int]) -> dict[str, float]:
     return found
 
 
-def answer(model: Any, processor: Any, scene: Scene) -> list[str]:
-    """Greedy answers to the questions of a scene, through the public path of transformers."""
-    found = []
-    for question in scene.questions:
-        inputs = processor(images=scene.image, text=chat(question.text), return_tensors="pt")
-        with torch.no_grad():
-            out = model.generate(**inputs, do_sample=False, max_new_tokens=8)
-        new = out[0, inputs["input_ids"].shape[1] :]
-        found.append(processor.tokenizer.decode(new, skip_special_tokens=True))
-    return found
-
-
 def check_generate(model: Any, processor: Any, sample: list[Scene]) -> dict[str, float]:
     """Exact match by ``generate`` and by the packed pass, on the same scenes."""
     hits = [
         is_correct(said, question.answer)
-        for scene in sample
-        for said, question in zip(answer(model, processor, scene), scene.questions, strict=True)
+        for batch in batches(processor, sample, chat)
+        for said, question in zip(
+            answer(model, processor, batch.inputs), batch.questions, strict=True
+        )
     ]
     packed = measure(model, sample)
     return {"generate": float(np.mean(hits)), "packed": packed["all"], "n": len(hits)}
@@ -85,7 +61,7 @@ def score(split: str, n: int, seed: int, path: Path | None, generate: int = 0) -
     """Everything that the command prints."""
     model, processor = load_reference(path=path)
     sample = list(scenes(split, n, seed))
-    share, count = majority(sample)
+    share, count = majority(question for scene in sample for question in scene.questions)
     full = measure(model, sample)
     blind = measure(model, sample, nothing_kept)
     names = [*TYPES, "all"]

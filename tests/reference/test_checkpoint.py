@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtc.eval.reference import checkpoint_path, is_correct, load_reference, prompt, scenes
-from vtc.eval.reference.score import answer
+from vtc.eval.answers import answer, prepare
+from vtc.eval.reference import checkpoint_path, load_reference, prompt, scenes
+from vtc.eval.reference.score import check_generate
 from vtc.eval.reference.train_language import measure
 
 
@@ -26,14 +27,8 @@ def test_answers_unseen_questions(reference):
 
 
 def test_generate_answers_as_the_packed_pass_says(reference):
-    model, processor = reference
-    sample = list(scenes("val", 3, seed=6))
-    hits = [
-        is_correct(said, question.answer)
-        for scene in sample
-        for said, question in zip(answer(model, processor, scene), scene.questions, strict=True)
-    ]
-    assert sum(hits) / len(hits) == pytest.approx(measure(model, sample)["all"])
+    found = check_generate(*reference, list(scenes("val", 3, seed=6)))
+    assert found["generate"] == pytest.approx(found["packed"])
 
 
 def test_left_padded_batch_equals_single_prompts(reference):
@@ -47,7 +42,8 @@ def test_left_padded_batch_equals_single_prompts(reference):
         out = model.generate(**batch, max_new_tokens=8)
     new = out[:, batch["input_ids"].shape[1] :]
     said = processor.batch_decode(new, skip_special_tokens=True)
-    assert said == answer(model, processor, scene)[:4]
+    alone = [prepare(processor, [[scene.image]], [text]) for text in texts]
+    assert said == [text for inputs in alone for text in answer(model, processor, inputs)]
 
 
 def test_pipeline_and_automatic_classes(reference):
