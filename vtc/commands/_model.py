@@ -73,7 +73,7 @@ def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    place = _device(device)
+    place = find_device(device)
     kind: Any = "auto" if dtype == "auto" else getattr(torch, dtype)
     if dtype == "auto" and place.type == "cpu":
         kind = torch.float32  # half precision is slow on most CPUs
@@ -88,7 +88,12 @@ def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:
     return Loaded(name, model.to(place).eval(), processor, place)
 
 
-def _device(name: str | None) -> Any:
+def find_device(name: str | None) -> Any:
+    """The torch device of that name, by default the first GPU if there is one, else the CPU.
+
+    Raises:
+        VTCError: it cannot be used.
+    """
     import torch
 
     if name is None:
