@@ -140,13 +140,14 @@ def noted_launches() -> Iterator[list[Launch]]:
 class Kernel:
     """A Triton kernel that is decorated at its first launch, so that importing needs no Triton.
 
-    The decorated function says `tl` for `triton.language` without importing it.
+    The decorated function says `tl` for `triton.language` without importing it. A function that
+    kernels call is decorated in the same way.
 
     Args:
         function: the kernel; its first argument is a tensor.
     """
 
-    def __init__(self, function: Callable[..., None]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.name = function.__name__.strip("_")
         self.names = function.__code__.co_varnames[: function.__code__.co_argcount]
@@ -166,6 +167,10 @@ class Kernel:
 
         return launch
 
+    def __call__(self, *arguments: Any) -> Any:
+        """Only kernels can call it; Triton's compiler or interpreter then has taken its place."""
+        raise TypeError(f"{self.name} is called from kernels only")
+
     @functools.cached_property
     def jitted(self) -> Any:
         """The function as Triton decorates it: compiled, or interpreted where that is asked for."""
@@ -179,7 +184,11 @@ class Kernel:
                 f"{VARIABLE}: got 'interpret', but triton was imported without its interpreter; "
                 f"set {VARIABLE} before vtc is imported"
             )
-        self.function.__globals__["tl"] = triton.language
+        names = self.function.__globals__
+        names["tl"] = triton.language
+        for name in self.function.__code__.co_names:
+            if isinstance(names.get(name), Kernel):
+                names[name] = names[name].jitted
         return triton.jit(self.function)
 
 

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.kernels import _dispatch, cls_attention
+from vtc.kernels import _dispatch, cls_attention, lof, segmented_topk
 from vtc.kernels._dispatch import Launch, noted_launches
+from vtc.kernels._ordering import LONGEST
 
 #: name -> the arguments of Triton's GPUTarget: backend, architecture, threads of a warp
 TARGETS: dict[str, tuple[str, int | str, int]] = {
@@ -46,9 +47,22 @@ def _cls_attention(dtype: torch.dtype) -> None:
     cls_attention.launch(keys[:, :, 0], keys, HEAD_WIDTH**-0.5)
 
 
+def _segmented_topk(dtype: torch.dtype) -> None:
+    k, valid = _meta(TILES, dtype=torch.int64), _meta(TILES, PATCHES, dtype=torch.bool)
+    segmented_topk.launch(_meta(TILES, PATCHES), k, valid)
+    segmented_topk.launch(_meta(1, LONGEST), k, None)
+
+
+def _lof(dtype: torch.dtype) -> None:
+    lof.launch(_meta(TILES, PATCHES), 20, _meta(TILES, PATCHES, dtype=torch.bool))
+    lof.launch(_meta(1, LONGEST), 20, None)
+
+
 #: file of the operation -> a call of its launches for features of a dtype
 OPERATIONS: dict[str, Callable[[torch.dtype], Any]] = {
     "cls_attention": _cls_attention,
+    "segmented_topk": _segmented_topk,
+    "lof": _lof,
 }
 
 
