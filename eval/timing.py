@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,14 +46,19 @@ def interleaved(
         progress: called after each timed call.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for turn in range(rounds + 1):
-        order = list(cases) if turn % 2 else list(reversed(cases))
+    for turn, order in turns(list(cases), rounds + 1):
         for name in order:
             seconds = cases[name]()
             if turn:
                 times[name].append(seconds)
             progress()
     return times
+
+
+def turns(cases: Sequence[T], rounds: int) -> Iterator[tuple[int, list[T]]]:
+    """Number and order of every round; every second one runs backwards."""
+    for turn in range(rounds):
+        yield turn, list(cases) if turn % 2 else list(reversed(cases))
 
 
 def stopwatch(call: Callable[[], Any], device: Any = "cpu") -> float:
@@ -65,11 +72,16 @@ def stopwatch(call: Callable[[], Any], device: Any = "cpu") -> float:
 
 def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:
     """`times` against `baseline`, round by round."""
-    ratios = sorted(a / b for a, b in zip(times, baseline, strict=True))
-    if len(ratios) == 1:
-        return Ratio(ratios[0], ratios[0], ratios[0], 1)
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Ratio(statistics.median(ratios), low, high, len(ratios))
+    ratios = [a / b for a, b in zip(times, baseline, strict=True)]
+    return Ratio(*spread(ratios), len(ratios))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median and quartiles."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
 
 
 def _wait(device: Any) -> None:

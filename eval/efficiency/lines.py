@@ -3,8 +3,9 @@
 A line, as JSON:
 
     {"setting": "globalcom2@0.25", "method": "globalcom2", "retention": 0.25, "seed": 0,
-     "options": {}, "attention": "sdpa", "tokens": 726, "tokens_full": 2880, "prompt": 782,
-     "prompt_full": 2936, "rounds": 5, "partial": false, "error": null, "notes": [],
+     "options": {}, "attention": "sdpa", "tokens": 768, "tokens_full": 2928, "patches": 720,
+     "patches_full": 2880, "prompt": 816, "prompt_full": 2976, "rounds": 5, "partial": false,
+     "error": null, "notes": [],
      "measures": {
        "ttft": {"value": 1.71, "low": 1.69, "high": 1.75, "unit": "s",
                 "ratio": {"median": 0.31, "low": 0.30, "high": 0.32, "rounds": 5},
@@ -79,23 +80,27 @@ class Line:
         attention: attention implementation of the whole model.
         tokens, tokens_full: visual tokens after and before compression, separators included; None
             when nothing was measured.
+        patches, patches_full: the patch tokens among them, which `retention` is about; None for the
+            uncompressed model.
         prompt, prompt_full: the same of the whole prompt, text included.
         rounds: timed rounds that were finished.
         partial: whether the run was interrupted before the last round.
         measures: name -> figure, as measured.
         extrapolated: name -> figure at the true depth; empty when the model has it.
-        error: why there are no figures, None when there are.
+        error: why there are no figures, or none of later rounds; None when nothing went wrong.
         notes: what a reader should know.
     """
 
     setting: str
     method: str
-    retention: float
+    retention: float | None
     seed: int
     options: Mapping[str, Any]
     attention: str
     tokens: int | None = None
     tokens_full: int | None = None
+    patches: int | None = None
+    patches_full: int | None = None
     prompt: int | None = None
     prompt_full: int | None = None
     rounds: int = 0
@@ -152,8 +157,8 @@ def write_summary(path: Path, lines: Sequence[Line]) -> None:
     names = [
         f"{prefix}{name}_{column}" for prefix, _ in parts for name in MEASURES for column in columns
     ]
-    fixed = ["setting", "method", "retention", "seed", "attention", "tokens", "tokens_full"]
-    fixed += ["prompt", "prompt_full", "rounds", "partial", "error"]
+    first = "setting method retention seed attention tokens tokens_full patches patches_full"
+    fixed = [*first.split(), "prompt", "prompt_full", "rounds", "partial", "error"]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*fixed, *names])
