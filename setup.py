@@ -22,12 +22,14 @@ EXTRAS = {
     ],
     "kernels": ["triton>=3.2; platform_system == 'Linux'"],
     "accelerate": ["accelerate>=1.0"],
+    "suites": ["datasets>=3"],
     "discrete": ["vector-quantize-pytorch>=1.32", "timm>=1.0"],
 }
 EXTRAS["test"] = [
     *EXTRAS["eval"],
     *EXTRAS["accelerate"],
     *EXTRAS["kernels"],
+    *EXTRAS["suites"],
     "pytest>=8",
     "pytest-xdist>=3.5",
     "peft>=0.13",

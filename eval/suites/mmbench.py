@@ -1,0 +1,58 @@
+"""MMBench (Liu et al. 2023): multiple choice, each question asked with its options in every turn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vtc.eval.scoring.choice import option_letter
+from vtc.eval.scoring.circular import circular_accuracy
+from vtc.eval.suites.base import Item
+from vtc.eval.suites.table import LETTER, Row, TableSuite, listed
+
+if TYPE_CHECKING:
+    from vtc.eval.records import Answer
+
+TURN = 1_000_000  # turned copies of a question have its index plus a multiple of this
+
+
+class MMBench(TableSuite):
+    """Circular accuracy: a question is right when it is in every turn. Kinds are the categories."""
+
+    name = "mmbench"
+    dataset = "lmms-lab/MMBench"
+    config = "en"
+    default_split = "dev"
+    columns = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category")
+
+    def items(self) -> Sequence[Item]:
+        if not self._items:
+            turns = Counter(item.cluster for item in super().items())
+            for i, item in enumerate(self._items):
+                extra = {**item.extra, "turns": turns[item.cluster]}
+                self._items[i] = replace(item, extra=extra)
+        return self._items
+
+    def read(self, row: Row, number: int) -> Item:
+        options = {letter: row[letter] for letter in "ABCD" if row[letter] not in (None, "", "nan")}
+        hint = f"{row['hint']} " if row["hint"] not in (None, "", "nan") else ""
+        prompt = f"{hint}{row['question']} There are several options:\n{listed(options)}\n{LETTER}"
+        return Item(
+            id=str(row["index"]),
+            images=(row["image"],),
+            prompt=prompt,
+            answers=(row["answer"],) if row["answer"] not in (None, "", "nan") else (),
+            kind=row["category"] or "",
+            cluster=str(row["index"] % TURN),
+            extra={"options": options},
+        )
+
+    def score(self, item: Item, prediction: str) -> float:
+        """1 when this turn is right."""
+        return float(option_letter(prediction, item.extra["options"]) == item.answers[0])
+
+    def summary(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """`accuracy` over questions with all turns right, `vanilla_accuracy` over turns."""
+        return circular_accuracy((a.cluster, a.extra["turns"], a.score or 0.0) for a in answers)
