@@ -110,9 +110,13 @@ class Line:
     error: str | None = None
     notes: tuple[str, ...] = ()
 
+    def plain(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
     def line(self) -> str:
         """The line as JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+        return json.dumps(self.plain(), ensure_ascii=False)
 
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> Line:

@@ -113,11 +113,12 @@ class Run:
         if self.subject.depth != self.subject.true_depth:
             deeper = measures(series, baseline, alone, full, true_depth=True)
         if noisy(found):
-            line = _replace(line, notes=(*line.notes, f"{_NOISY} {', '.join(noisy(found))}"))
+            line = _replace(line, notes=(*line.notes, f"{NOISY} {', '.join(noisy(found))}"))
         return _replace(line, rounds=len(series.rounds), measures=found, extrapolated=deeper)
 
 
-_NOISY = "quartiles far apart:"
+#: how the note on wide quartiles begins
+NOISY = "quartiles far apart:"
 
 
 def _replace(line: Line, **changes: Any) -> Line:
@@ -332,7 +333,7 @@ def _warnings(run: Run, load: float) -> list[str]:
     cores = os.cpu_count() or 1
     if load > cores:
         out.append(f"load average {load:.1f} on {cores} cores: other programs ran beside")
-    wide = [x.setting for x in run.lines() if any(note.startswith(_NOISY) for note in x.notes)]
+    wide = [x.setting for x in run.lines() if any(note.startswith(NOISY) for note in x.notes)]
     if wide:
         out.append(f"quartiles far apart: {', '.join(dict.fromkeys(wide))}")
     if run.rounds < run.wanted:

@@ -213,7 +213,7 @@ def from_checkpoint(
     from vtc.commands._model import load
     from vtc.eval.efficiency.memory import weight_bytes
     from vtc.eval.efficiency.stages import parts
-    from vtc.eval.reference import checkpoint_path
+    from vtc.eval.reference import method_options
 
     loaded = load(name, device, dtype)
     _, _, towers, decoder = parts(loaded.model)
@@ -225,11 +225,8 @@ def from_checkpoint(
         text = " ".join(words[i % len(words)] for i in range(max(question - 1, 0)))
         return dict(loaded.inputs([shown], f"{text} {serial % 1000:03d}"))
 
-    trained = checkpoint_path() / "tokenflex"
-
     def options(method: str) -> dict[str, Any]:
-        own = name == "reference" and method == "tokenflex" and trained.is_dir()
-        return {"projector": str(trained)} if own else {}
+        return method_options().get(method, {}) if name == "reference" else {}
 
     weights, depth = weight_bytes([loaded.model]), Depth(len(decoder), len(towers))
     return Subject(
