@@ -86,14 +86,21 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
-        self._file = path.open("a", encoding="utf-8")
+        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        # without a buffer: nothing is left over that a full disk would make `close` fail on
+        self._file = path.open("ab", buffering=0)
         if torn:  # the last run was killed while it wrote; the torn line is skipped by `read_lines`
-            self._file.write("\n")
+            self._file.write(b"\n")
 
     def write(self, *lines: str) -> None:
-        self._file.write("".join(line + "\n" for line in lines))
-        self._file.flush()
+        """Add lines.
+
+        Raises:
+            OSError: the disk is full or gone; the lines before are safe.
+        """
+        data = "".join(line + "\n" for line in lines).encode()
+        while data:
+            data = data[self._file.write(data) :]
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

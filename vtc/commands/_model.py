@@ -25,9 +25,15 @@ class Loaded:
 
     def inputs(self, images: Sequence[Image.Image], text: str) -> Any:
         """What `model.generate` takes: one prompt with all `images`, on the device."""
-        inputs = self.processor(
-            images=list(images), text=self.prompt(text, len(images)), return_tensors="pt"
-        ).to(self.device)
+        return self.place(
+            self.processor(
+                images=list(images), text=self.prompt(text, len(images)), return_tensors="pt"
+            )
+        )
+
+    def place(self, inputs: Any) -> Any:
+        """`inputs` on the device, pixels in the model's dtype."""
+        inputs = inputs.to(self.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs
