@@ -40,6 +40,7 @@ EXTRAS["test"] = [
     "types-PyYAML",
 ]
 EXTRAS["all"] = sorted({need for needs in EXTRAS.values() for need in needs})
+EXTRAS["lmms"] = ["lmms-eval>=0.7"]  # not in "all": about 140 packages, many of them pinned
 
 setup(
     name="vtc-vlm",
@@ -71,7 +72,10 @@ setup(
         "rich>=13",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["vtc=vtc.cli:main"]},
+    entry_points={
+        "console_scripts": ["vtc=vtc.cli:main"],
+        "lmms_eval.models": ["vtc=vtc.eval.harnesses.lmms:manifest"],
+    },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",

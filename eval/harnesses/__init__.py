@@ -1,0 +1,1 @@
+"""Compressed models inside other people's evaluation harnesses."""
