@@ -10,7 +10,6 @@ from typing import Any
 
 from vtc.errors import VTCError
 
-
 #: where launchers (torchrun and accelerate, the MPIs) say how many processes there are
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
