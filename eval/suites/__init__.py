@@ -13,7 +13,7 @@ from typing import Any
 from vtc.errors import VTCError, nearest
 from vtc.eval.suites.base import Item, Suite
 
-__all__ = ["Item", "Suite", "create_suite", "list_suites"]
+__all__ = ["Item", "Suite", "create_suite", "list_suites", "suite_class"]
 
 
 @cache
@@ -32,22 +32,32 @@ def list_suites(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_load(), pattern))
 
 
-def create_suite(name: str, **options: Any) -> Suite:
-    """The suite called `name`; `options` are its dataclass fields.
+def suite_class(name: str) -> type[Suite]:
+    """The class of the suite called `name`.
 
     Raises:
-        VTCError: unknown suite or option, or a value out of range.
+        VTCError: unknown suite.
     """
     suites = _load()
     if name not in suites:
         raise VTCError(
             f"suite: got {name!r}, available are {', '.join(sorted(suites))}{nearest(name, suites)}"
         )
-    allowed = [field.name for field in dataclasses.fields(suites[name]) if field.init]
+    return suites[name]
+
+
+def create_suite(name: str, **options: Any) -> Suite:
+    """The suite called `name`; `options` are its dataclass fields.
+
+    Raises:
+        VTCError: unknown suite or option, or a value out of range.
+    """
+    cls = suite_class(name)
+    allowed = [field.name for field in dataclasses.fields(cls) if field.init]
     for option in options:
         if option not in allowed:
             raise VTCError(
                 f"{option}: suite {name!r} has no such option, it takes "
                 f"{', '.join(allowed) or 'none'}{nearest(option, allowed)}"
             )
-    return suites[name](**options)
+    return cls(**options)

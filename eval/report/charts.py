@@ -1,0 +1,343 @@
+"""The figures: inline SVG that follows the page's colours, and the same as PNG.
+
+Methods differ by colour and by marker, and every line carries its name.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vtc.errors import VTCError
+from vtc.eval.report.results import Entry, Results, budget, cost
+
+WIDE, NARROW = (10.0, 5.6), (4.2, 5.4)  # inches; of screens and paper, of phones
+#: colours by the name of their variable in the stylesheet; the light values are those of a PNG
+COLOURS = {
+    "paper": "#fdfdfb", "ink": "#1b1f27", "faint": "#565d6a", "rule": "#d8d9d3",
+    "s1": "#0072b2", "s2": "#c14a00", "s3": "#00805e", "s4": "#a8487f", "s5": "#96700a",
+    "s6": "#2b86bd", "s7": "#6b6f78",
+}  # fmt: skip
+SERIES = [name for name in COLOURS if re.fullmatch(r"s\d", name)]
+MARKERS = "osD^vPXp<>h"  # prime to the number of colours, so that pairs repeat late
+WORSE, BETTER = "#c85214", "#0060aa"  # of the heat map, as --worse and --better
+
+
+def style(results: Results, label: str) -> tuple[str, str]:
+    """Colour and marker of a method, the same in every figure."""
+    number = results.labels.index(label)
+    return COLOURS[SERIES[number % len(SERIES)]], MARKERS[number % len(MARKERS)]
+
+
+def against_retention(results: Results, metric: str, size: tuple[float, float] = WIDE) -> Any:
+    """Accuracy against the share of patch tokens that was kept, with intervals; a figure."""
+    figure, axes = _axes(size, right=1.5)  # for the names at the ends of the lines
+    _full_band(results, axes)
+    ends = []
+    labels = results.labels
+    shares = [entry.kept for entry in results.entries if not entry.full and entry.kept > 0]
+    for number, label in enumerate(labels):
+        colour, marker = style(results, label)
+        shift = 1 + 0.016 * (number - (len(labels) - 1) / 2)  # so that intervals stay apart
+        mine = [e for e in results.entries if e.label == label and e.kept > 0]
+        line = sorted((e for e in mine if e.retention is not None), key=lambda e: -e.kept)
+        if line:
+            axes.plot(
+                [e.kept * shift for e in line], [100 * e.accuracy.value for e in line],
+                color=colour, linewidth=1.6, zorder=2,
+            )  # fmt: skip
+            ends.append((line[-1].kept * shift, 100 * line[-1].accuracy.value, label, colour))
+        for entry in mine:
+            own = entry.retention is None
+            _point(axes, entry.kept * shift, entry, colour, marker, hollow=own)
+        if not line and mine:
+            ends.append((mine[-1].kept, 100 * mine[-1].accuracy.value, label, colour))
+    if results.full is not None:
+        axes.plot(
+            1, 100 * results.full.accuracy.value, "*", markersize=11, color=COLOURS["ink"], zorder=4
+        )
+    axes.set_xscale("log")
+    ticks = sorted({r for r in results.retentions if r is not None} | {1.0})
+    if not any(r is not None for r in results.retentions):
+        ticks = sorted({round(share, 3) for share in shares} | {1.0})
+    axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(1.12, min([*shares, 0.5]) * 0.9)  # much kept on the left
+    axes.set_xlabel("patch tokens kept (logarithmic)")
+    axes.set_ylabel(f"{metric} (%)")
+    _labels(axes, ends, size)
+    return figure
+
+
+def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE) -> Any:
+    """Accuracy against time to the first token, or visual tokens when nothing was timed; the
+    Pareto front is marked. A figure."""
+    figure, axes = _axes(size, right=0.2)
+    timed = results.timed
+    shown = [e for e in results.entries if not math.isnan(cost(e, timed))]
+    for label in results.labels:
+        colour, marker = style(results, label)
+        mine = [e for e in shown if e.label == label]
+        line = sorted((e for e in mine if e.retention is not None), key=lambda e: -e.retention)
+        axes.plot(
+            [cost(e, timed) for e in line], [100 * e.accuracy.value for e in line],
+            color=colour, linewidth=0.8, alpha=0.5, zorder=1.5,
+        )  # fmt: skip
+        axes.plot([], [], marker, color=colour, markersize=7, label=label)
+        for entry in mine:
+            if timed and entry.prefill is not None:
+                axes.plot(
+                    [entry.prefill.low, entry.prefill.high], [100 * entry.accuracy.value] * 2,
+                    color=colour, linewidth=1.0, zorder=2,
+                )  # fmt: skip
+            hollow = entry.retention is None
+            _point(axes, cost(entry, timed), entry, colour, marker, hollow)
+    if results.full in shown:
+        axes.plot(
+            cost(results.full, timed), 100 * results.full.accuracy.value, "*", markersize=11,
+            color=COLOURS["ink"], zorder=4, linestyle="none", label="full model",
+        )  # fmt: skip
+    front = sorted((e for e in shown if e.front), key=lambda e: cost(e, timed))
+    _front(axes, front, timed)
+    costs = [cost(entry, timed) for entry in shown]
+    across = (max(costs) - min(costs)) or 1.0
+    # names of the front stand on its left, where nothing can be: as many inches on every size
+    room = across / (size[0] / 1.75 - 1)
+    axes.set_xlim(min(costs) - room, max(costs) + 0.05 * across)
+    axes.set_xticks([tick for tick in axes.get_xticks() if min(costs) - room / 2 <= tick])
+    axes.set_xlim(min(costs) - room, max(costs) + 0.05 * across)
+    axes.set_ylabel(f"{metric} (%)")
+    axes.set_xlabel(
+        "time to the first token, full model = 1" if timed else "visual tokens the model reads"
+    )
+    _front_names(axes, front, timed, size)
+    # much cost for little accuracy: this corner is empty
+    axes.legend(loc="lower right", frameon=False, fontsize=9, handletextpad=0.3)
+    return figure
+
+
+def heat(results: Results, metric: str) -> Any:
+    """Score by question type, method and retention, shaded by the loss against the full model; a
+    figure with a panel a retention."""
+    pyplot = _matplotlib()
+    labels, kinds = results.labels, results.kinds
+    panels = [entries for r in results.retentions if (entries := results.at(r))]
+    tall = 0.36 * len(kinds) + 1.9
+    figure, grid = pyplot.subplots(
+        len(panels), 1, figsize=(2.2 + 0.8 * (len(labels) + 1), tall * len(panels)), squeeze=False
+    )
+    for axes, entries in zip(grid[:, 0], panels, strict=True):
+        columns = [results.full, *entries] if results.full else entries
+        for x, entry in enumerate(columns):
+            for y, kind in enumerate(kinds):
+                value, count = entry.kinds[kind]
+                if not count:
+                    continue
+                colour, alpha = shade(results, entry, kind)
+                axes.add_patch(
+                    pyplot.Rectangle((x - 0.5, y - 0.5), 1, 1, color=colour, alpha=alpha, lw=0)
+                )
+                axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=9)
+        axes.set_xlim(-0.5, len(labels) + 0.5)
+        axes.set_ylim(len(kinds) - 0.5, -0.5)
+        axes.set_xticks(range(len(columns)), [e.label for e in columns], rotation=30, ha="left")
+        axes.xaxis.tick_top()
+        axes.set_yticks(range(len(kinds)), [kind or "all" for kind in kinds])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(
+            f"{metric} (%) at {budget(entries[0].retention)}; orange: below the full model",
+            loc="left", fontsize=10, pad=12,
+        )  # fmt: skip
+    figure.tight_layout()
+    return figure
+
+
+def shade(results: Results, entry: Entry, kind: str) -> tuple[str, float]:
+    """Colour and opacity of a cell of the heat map: strongest at a change of 50 points."""
+    if results.full is None or entry.full:
+        return WORSE, 0.0
+    value, reference = entry.kinds[kind][0], results.full.kinds[kind][0]
+    change = 0.0 if math.isnan(value - reference) else value - reference
+    return (BETTER if change > 0 else WORSE), round(0.75 * min(1.0, abs(change) / 0.5), 3)
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise VTCError("figures need matplotlib: pip install 'vtc-vlm[eval]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcdefaults()
+    pyplot.rcParams.update(
+        {
+            "font.size": 10,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "vtc",  # the same page from the same runs
+            "figure.facecolor": COLOURS["paper"],
+            "axes.facecolor": COLOURS["paper"],
+            "axes.edgecolor": COLOURS["faint"],
+            "axes.labelcolor": COLOURS["ink"],
+            "axes.titlecolor": COLOURS["ink"],
+            "text.color": COLOURS["ink"],
+            "xtick.color": COLOURS["faint"],
+            "ytick.color": COLOURS["faint"],
+            "xtick.labelcolor": COLOURS["ink"],
+            "ytick.labelcolor": COLOURS["ink"],
+            "grid.color": COLOURS["rule"],
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
+    )
+    return pyplot
+
+
+def _axes(size: tuple[float, float], right: float) -> tuple[Any, Any]:
+    """Axes with `right` inches beside them."""
+    pyplot = _matplotlib()
+    figure, axes = pyplot.subplots(figsize=size)
+    figure.subplots_adjust(left=0.62 / size[0], right=1 - right / size[0], top=0.97, bottom=0.1)
+    axes.grid(True, axis="y", linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _point(
+    axes: Any, x: float, entry: Entry, colour: str, marker: str, hollow: bool = False
+) -> None:
+    """A marker with its interval; hollow for a count that the method chose."""
+    accuracy = entry.accuracy
+    if not math.isnan(accuracy.low):
+        axes.plot(
+            [x, x], [100 * accuracy.low, 100 * accuracy.high], color=colour, linewidth=1, zorder=2
+        )
+    axes.plot(
+        x, 100 * accuracy.value, marker, color=colour, markersize=7, zorder=3, markeredgewidth=1.4,
+        markerfacecolor=COLOURS["paper"] if hollow else colour,
+    )  # fmt: skip
+
+
+def _full_band(results: Results, axes: Any) -> None:
+    """The uncompressed model: a line with its interval behind it, named at its right end."""
+    if results.full is None:
+        return
+    accuracy = results.full.accuracy
+    axes.axhspan(
+        100 * accuracy.low, 100 * accuracy.high, color=COLOURS["rule"], alpha=0.6, lw=0, zorder=0
+    )
+    axes.axhline(100 * accuracy.value, color=COLOURS["ink"], linewidth=1, dashes=(5, 3), zorder=1)
+    axes.annotate(
+        f"full model {100 * accuracy.value:.1f}", (1, 100 * accuracy.value),
+        xycoords=("axes fraction", "data"), xytext=(8, 0), textcoords="offset points",
+        va="center", fontsize=9, annotation_clip=False,
+    )  # fmt: skip
+
+
+def _labels(
+    axes: Any, ends: list[tuple[float, float, str, str]], size: tuple[float, float]
+) -> None:
+    """Names at the ends of lines, moved apart until none covers another."""
+    low, high = axes.get_ylim()
+    end = 1 + 0.11 / (size[0] - 2.1)
+    room = 0.19 / (size[1] * 0.87) * (high - low)  # a line of text, in data units
+    taken = [t.xy[1] for t in axes.texts]  # the full model's name stays where it is
+    ends = sorted(ends, key=lambda end: -end[1])
+    places = _apart([end[1] for end in ends], room, taken)
+    for (x, y, label, colour), at in zip(ends, places, strict=True):
+        axes.annotate(
+            label, (x, y), xytext=(end, (at - low) / (high - low)), textcoords="axes fraction",
+            color=colour, fontsize=9.5, va="center", fontweight="bold",
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 2, "shrinkB": 6},
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _apart(values: Sequence[float], room: float, taken: Sequence[float]) -> list[float]:
+    """Places near `values` (falling), `room` apart from each other and from `taken`."""
+    places: list[float] = []
+    for value in values:
+        place = min(value, places[-1] - room) if places else value
+        for other in sorted(taken, reverse=True):
+            if abs(place - other) < room:
+                place = other - room
+        places.append(place)
+    return places
+
+
+def _front(axes: Any, front: Sequence[Entry], timed: bool) -> None:
+    """The Pareto front as steps: what accuracy a cost buys."""
+    if not front:
+        return
+    axes.step(
+        [cost(e, timed) for e in front], [100 * e.accuracy.value for e in front],
+        where="post", color=COLOURS["ink"], linewidth=1.1, dashes=(2, 2), zorder=1.8,
+    )  # fmt: skip
+    axes.plot(
+        [cost(e, timed) for e in front], [100 * e.accuracy.value for e in front], "o",
+        markersize=14, markerfacecolor="none", markeredgecolor=COLOURS["ink"],
+        markeredgewidth=1.1, zorder=3.5, linestyle="none",
+    )  # fmt: skip
+
+
+def _front_names(axes: Any, front: Sequence[Entry], timed: bool, size: tuple[float, float]) -> None:
+    """Names of the entries on the front, left of their points."""
+    low, high = axes.get_ylim()
+    room = 0.19 / (size[1] * 0.87) * (high - low)
+    left, right = axes.get_xlim()
+    named = sorted((e for e in front if not e.full), key=lambda e: -e.accuracy.value)
+    places = _apart([100 * entry.accuracy.value + room / 2 for entry in named], room, [])
+    for entry, at in zip(named, places, strict=True):
+        x, y = cost(entry, timed), 100 * entry.accuracy.value
+        axes.annotate(
+            entry.name, (x, y), (x - 0.19 / size[0] * (right - left), at),
+            fontsize=8.5, va="center", ha="right", color=COLOURS["ink"], annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": COLOURS["faint"], "lw": 0.5, "shrinkB": 7},
+        )  # fmt: skip
+
+
+# -- output ------------------------------------------------------------------------------------
+
+
+def svg(figure: Any, name: str, label: str) -> str:
+    """The figure as an `<svg>` for a page, drawn in the page's own colours.
+
+    Args:
+        name: unique in the page, for the ids.
+        label: what the figure shows, for readers who do not see it.
+    """
+    from html import escape
+
+    from matplotlib import pyplot
+
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r"url\(#", f"url(#{name}-", text)
+    text = re.sub(r'href="#', f'href="#{name}-', text)
+    for variable, colour in COLOURS.items():
+        text = re.sub(colour, f"var(--{variable})", text, flags=re.I)
+    head = re.search(r'viewBox="[^"]*"', text)
+    inner = text[text.index(">") + 1 :]
+    box = head.group(0) if head else ""
+    return f'<svg {box} role="img" aria-label="{escape(label)}">{inner.strip()}'
+
+
+def png(figure: Any, path: Path) -> None:
+    """The figure as a PNG."""
+    from matplotlib import pyplot
+
+    figure.savefig(path, dpi=160, metadata={"Software": None})
+    pyplot.close(figure)
