@@ -25,6 +25,7 @@ from vtc.eval.efficiency.subject import Subject
 from vtc.eval.records import Lines, Setting, write_manifest
 from vtc.eval.settings import FULL, create
 from vtc.eval.timing import turns
+from vtc.plugins.hf.adapters import adapter_for
 
 #: a count may differ from its formula by this share before a note says so
 CLOSE = 1e-3
@@ -305,7 +306,8 @@ def _describe(
 ) -> None:
     """Counts of tokens, and a note where figures are not what their formulas say."""
     ids, config = inputs["input_ids"], subject.model.config
-    tokens = int((ids == config.image_token_id).sum())
+    placeholder = adapter_for(subject.model).token_id(config, "image")
+    tokens = int((ids == placeholder).sum())
     counts = {"tokens": tokens, "tokens_full": tokens}
     counts.update(prompt=ids.shape[1], prompt_full=ids.shape[1])
     if handle is not None and handle.reports:
