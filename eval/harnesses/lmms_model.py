@@ -14,6 +14,7 @@ from loguru import logger
 from PIL import Image
 from tqdm import tqdm
 
+from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.eval.harnesses.model import Compressed, Generation, Question
 
@@ -65,7 +66,9 @@ class Model(lmms):
         )
         if self._world_size > 1:
             device = str(self.accelerator.device)
-        self.compressed = Compressed.load(pretrained, method, device, dtype, **compression)
+        # the environment is left out: it would not show in lmms-eval's record of the run
+        config = CompressionConfig.from_sources(env={}, method=method, **compression)
+        self.compressed = Compressed.load(pretrained, config, device, dtype)
         self.device = self.compressed.loaded.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

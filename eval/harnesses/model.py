@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import vtc
@@ -91,27 +91,24 @@ class Compressed:
     def load(
         cls,
         pretrained: str,
-        method: str = "none",
+        config: CompressionConfig,
         device: str | None = None,
         dtype: str = "auto",
-        **compression: Any,
     ) -> Compressed:
         """Load a model and put a method on it for good.
 
         Args:
             pretrained: hub id, folder or "reference".
-            method: name; "none" leaves the model as it is.
-            compression: `retention`, `tokens`, `positions` and the method's own options.
+            config: with method "none" the model is left as it is.
 
         Raises:
-            VTCError: no such model, method or option.
+            VTCError: no such model, or it cannot have the method.
         """
         if pretrained == "reference":
             from vtc.eval.reference import method_options
 
-            compression = {**method_options().get(method, {}), **compression}
-        # what the environment says would not show in the harness's record of the run
-        config = CompressionConfig.from_sources(env={}, method=method, **compression)
+            options = {**method_options().get(config.method, {}), **config.options}
+            config = replace(config, options=options)
         loaded = load(pretrained, device, dtype)
         handle = vtc.apply_from_config(loaded.model, config, processor=loaded.processor)
         return cls(loaded, handle)

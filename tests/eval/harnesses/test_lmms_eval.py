@@ -209,7 +209,7 @@ def test_rounds_go_on_until_the_task_ends_them(model, rows):
     assert found == [model.generate_until(expected)]
 
 
-def test_videos_and_odd_batch_sizes_are_refused(model, rows):
+def test_videos_and_wrong_arguments_are_refused(model, rows):
     from vtc.eval.harnesses.lmms_model import Model
 
     bad = request("generate_until", "what ?", {}, lambda row: ["clip.mp4"], 0, "t", "test")
@@ -217,3 +217,7 @@ def test_videos_and_odd_batch_sizes_are_refused(model, rows):
         model.generate_until([bad])
     with pytest.raises(VTCError, match="batch_size: got 'auto'"):
         Model("reference", batch_size="auto")
+    with pytest.raises(VTCError, match="retention"):
+        Model("reference", method="globalcom2", retention=1.5)
+    with pytest.raises(VTCError, match="no option 'sead'"):
+        Model("reference", method="random", retention=0.5, sead=1)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.eval import reference
 from vtc.eval.harnesses.model import Compressed, Generation, Question
@@ -25,18 +26,23 @@ def asked():
     return found
 
 
+def load(method, **options):
+    config = CompressionConfig.from_sources(env={}, method=method, **options)
+    return Compressed.load("reference", config)
+
+
 SHORT = Generation.read({"max_new_tokens": 8})
 
 
 def test_without_a_method_the_answers_are_the_plain_model_s(asked):
-    model = Compressed.load("reference")
+    model = load("none")
     questions, answers = zip(*asked, strict=True)
     assert model.answer(questions, SHORT) == list(answers)
     assert (model.tokens, model.tokens_full) == (0, 0)
 
 
 def test_batches_and_single_questions_agree_under_compression(asked):
-    model = Compressed.load("reference", "globalcom2", retention=0.25)
+    model = load("globalcom2", retention=0.25)
     questions = [question for question, _ in asked]
     together = model.answer(questions, SHORT)
     share = model.tokens / model.tokens_full
@@ -46,7 +52,7 @@ def test_batches_and_single_questions_agree_under_compression(asked):
 
 
 def test_questions_with_and_without_images_in_one_batch(asked):
-    model = Compressed.load("reference")
+    model = load("none")
     blind = Question("what is in the image ?")
     (question, answer), *_ = asked
     said = model.answer([blind, question, blind], SHORT)
@@ -54,7 +60,7 @@ def test_questions_with_and_without_images_in_one_batch(asked):
 
 
 def test_the_loss_is_that_of_a_forward_pass(asked):
-    model = Compressed.load("reference")
+    model = load("none")
     (question, answer), *_ = asked
     loaded = model.loaded
     inputs = loaded.inputs(question.images, question.text)
@@ -69,7 +75,7 @@ def test_the_loss_is_that_of_a_forward_pass(asked):
 
 
 def test_the_loss_of_a_wrong_answer_is_larger(asked):
-    model = Compressed.load("reference", "globalcom2", retention=0.5)
+    model = load("globalcom2", retention=0.5)
     (question, _), *_ = asked
     said = model.answer([question], SHORT)[0]
     wrong = "red" if said != "red" else "blue"
@@ -81,7 +87,7 @@ def test_the_loss_of_a_wrong_answer_is_larger(asked):
 
 
 def test_places_of_images_in_the_text():
-    model = Compressed.load("reference")
+    model = load("none")
     template = model.loaded.processor.chat_template
     image = object()
     try:
@@ -138,8 +144,5 @@ def test_an_answer_ends_at_the_first_stop_string():
     assert Generation({}, ()).cut("one\n\ntwo") == "one\n\ntwo"
 
 
-def test_wrong_options_are_named():
-    with pytest.raises(VTCError, match="retention"):
-        Compressed.load("reference", "globalcom2", retention=1.5)
-    with pytest.raises(VTCError, match="no option 'sead'"):
-        Compressed.load("reference", "random", retention=0.5, sead=1)
+def test_fields_that_come_with_the_reference_model():
+    assert load("tokenflex", retention=0.5).handle is not None
