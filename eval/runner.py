@@ -46,6 +46,7 @@ class Runner:
     template: str | None = None
     positions: str = "original"
     _fits: dict[str, int] = field(default_factory=dict, init=False)  # rows, after running out
+    _inputs: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False)  # of one batch
 
     def check(self, settings: Sequence[Setting]) -> None:
         """Put every method on the model once.
@@ -56,7 +57,7 @@ class Runner:
         if self.template is not None and "{question}" not in self.template:
             raise VTCError(f"prompt: got {self.template!r}, which has no {{question}}")
         for setting in settings:
-            with self._compressed(setting):
+            with self.compressed(setting):
                 pass
 
     def ask(
@@ -64,6 +65,7 @@ class Runner:
     ) -> Iterator[list[Answer]]:
         """The answers of a batch, one list a setting, without those that are `done`."""
         opened = _open(batch)
+        self._inputs.clear()
         for setting in settings:
             todo = [item for item in batch if (setting.key, item.id) not in done]
             rows, found = [], []
@@ -95,11 +97,8 @@ class Runner:
         return self._ask(setting, rows[:half]) + self._ask(setting, rows[half:])
 
     def _generate(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
-        loaded = self.loaded
-        prompts = [self._prompt(row) for row in rows]
-        inputs = prepare(loaded.processor, [row.images for row in rows], prompts)
-        inputs = loaded.place(inputs)
-        with self._compressed(setting) as run:
+        loaded, inputs = self.loaded, self._prepared(rows)
+        with self.compressed(setting) as run:
             said = answer(loaded.model, loaded.processor, inputs, self.suite.max_new_tokens)
             reports = [] if run is None else list(run.reports)
         if run is None:
@@ -111,8 +110,24 @@ class Runner:
             for row, text, count in zip(rows, said, counts, strict=True)
         ]
 
-    def _compressed(self, setting: Setting) -> Any:
-        """The uncompressed model is the plain one, with nothing on it."""
+    def _prepared(self, rows: Sequence[Row]) -> Any:
+        """Inputs of the model, made once a batch for all settings: a quarter of a run's time."""
+        key = tuple(row.item.id for row in rows)
+        if key not in self._inputs:
+            images = [row.images for row in rows]
+            prompts = [self._prompt(row) for row in rows]
+            self._inputs[key] = self.loaded.place(prepare(self.loaded.processor, images, prompts))
+        return self._inputs[key]
+
+    def inputs(self, rows: Sequence[Row]) -> Any:
+        """What the model takes, on its device."""
+        prompts = [self._prompt(row) for row in rows]
+        images = [row.images for row in rows]
+        return self.loaded.place(prepare(self.loaded.processor, images, prompts))
+
+    def compressed(self, setting: Setting) -> Any:
+        """Context of a setting, with the compressed run or None: the uncompressed model is the
+        plain one, with nothing on it."""
         if setting.key == FULL.key:
             return contextlib.nullcontext()
         return vtc.compress(

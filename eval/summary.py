@@ -170,26 +170,17 @@ def _flat(entry: Entry) -> Entry:
     return out
 
 
-def cells(summary: Entry) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table as text, a row a method and retention."""
+def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table as text, a row a method and retention.
+
+    Args:
+        figures: with the suite's figures beside the headline.
+    """
     entries = summary["methods"]
-    names = list(entries[0]["figures"])
-    # shares in percent; other figures, such as MME's points, as they are
-    scale = {
-        name: 100 if all((e["figures"].get(name) or 0) <= 1 for e in entries) else 1
-        for name in names
-    }
-    whole = 100 if all((e["value"] or 0) <= 1 for e in entries) else 1
-    header = [
-        "method",
-        "retention",
-        summary["metric"],
-        "95 %",
-        "of full, %",
-        *names,
-        "tokens",
-        "failed",
-    ]
+    names = list(entries[0]["figures"]) if figures else []
+    scale = {name: _scale([entry["figures"].get(name) for entry in entries]) for name in names}
+    whole = _scale([entry["value"] for entry in entries])
+    header = ["method", "retention", summary["metric"], "95 %", "of full, %", *names]
     lines = []
     for entry in entries:
         low, high = _text(entry["low"], whole), _text(entry["high"], whole)
@@ -205,12 +196,17 @@ def cells(summary: Entry) -> tuple[list[str], list[list[str]]]:
                 str(entry["failed"]),
             ]
         )
-    return header, lines
+    return [*header, "tokens", "failed"], lines
+
+
+def _scale(values: Sequence[float | None]) -> float:
+    """Shares are shown in percent; other figures, such as MME's points, as they are."""
+    return 100 if all(value is None or value <= 1 for value in values) else 1
 
 
 def _label(entry: Entry) -> str:
     options = ", ".join(f"{name}={value}" for name, value in entry["options"].items())
-    seeds = f"mean of {entry['seeds']} seeds" if entry["seeds"] > 1 else ""
+    seeds = f"{entry['seeds']} seeds" if entry["seeds"] > 1 else ""
     notes = "; ".join(note for note in (options, seeds) if note)
     return f"{entry['method']} ({notes})" if notes else entry["method"]
 

@@ -132,7 +132,7 @@ def _ask(args: argparse.Namespace, experiment: Run, group: Processes) -> None:
     command = shlex.join(["python", "-m", "vtc.eval", *sys.argv[1:]])
     share = experiment.prepare(group, command, args.any_code)
     name, folder = experiment.suite.name, experiment.folder
-    if group.main:
+    if group.main and not args.quiet:
         _say(
             f"{name}: {len(experiment.items)} questions x {len(experiment.settings)} settings, "
             f"{len(share.done)} answers are there already"
@@ -182,10 +182,10 @@ def print_summary(found: dict[str, Any]) -> None:
 
     from vtc.eval.summary import cells
 
-    header, lines = cells(found)
+    header, lines = cells(found, figures=False)
     table = Table(title=found["suite"], box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for name in header:
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
     for line in lines:
         table.add_row(*(escape(cell) for cell in line))
     stdout().print(table)

@@ -1,0 +1,443 @@
+"""The accuracy runner: what it asks, what it writes, and what happens on a bad day."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from PIL import Image
+
+import vtc.eval.suites as suites
+from vtc.commands import _model
+from vtc.commands._model import load
+from vtc.errors import VTCError
+from vtc.eval import accuracy, runner, settings
+from vtc.eval.__main__ import main
+from vtc.eval.processes import Processes
+from vtc.eval.records import read_answers, read_lines, read_manifest
+from vtc.eval.suites import Item, Suite, create_suite
+
+SMALL = ["accuracy", "--suite", "reference", "--suite-option", "reference.scenes=2",
+         "--suite-option", "reference.questions=4", "--quiet"]  # fmt: skip
+COUNT = 7  # questions in there
+POOL = ["--methods", "pool", "--retention", "1.0,0.25"]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load("reference", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, loaded):
+    """Load the reference model once."""
+    monkeypatch.setattr("vtc.eval.commands.accuracy.load", lambda *arguments: loaded)
+
+
+def answers(folder):
+    return {(answer.setting, answer.item): answer for answer in read_answers(folder)}
+
+
+def lines(folder):
+    return [line for path in folder.glob("answers*.jsonl") for line in read_lines(path)]
+
+
+def asked(folder):
+    return Counter((line["setting"], line["item"]) for line in lines(folder))
+
+
+# -- what is asked -------------------------------------------------------------------------------
+
+
+def test_run_folder_holds_answers_summary_and_what_made_them(tmp_path, capsys):
+    argv = [*SMALL, "--methods", "random,pool", "--retention", "1.0,0.25", "--seeds", "2",
+            "--method-options", "random.video=frame", "--output", str(tmp_path)]  # fmt: skip
+    assert main(argv) == 0
+    option = '{"video": "frame"}'
+    keys = ["none@1", f"random@0.25{option}", f"random@0.25#1{option}", "pool@0.25"]
+    found = answers(tmp_path)
+    assert {setting for setting, _ in found} == set(keys) and len(found) == 4 * COUNT
+    for answer in found.values():
+        assert answer.score == float(answer.prediction == answer.answers[0])
+        assert (answer.tokens == answer.tokens_full) == (answer.setting == "none@1")
+        if answer.patches is not None:
+            assert answer.patches <= 0.25 * answer.patches_full
+    manifest = read_manifest(tmp_path)
+    assert manifest["kind"] == "accuracy"
+    assert [entry["key"] for entry in manifest["settings"]] == keys
+    assert manifest["settings"][2]["fields"]["seed"] == 1
+    assert manifest["settings"][3]["fields"]["retention"] == 0.25
+    assert manifest["model"]["dtype"] == "float32" and manifest["model"]["attention"] == "sdpa"
+    assert len(manifest["model"]["sha256"]) == len(manifest["code"]["sources"]) == 64
+    assert manifest["code"]["packages"]["torch"] == torch.__version__
+    assert manifest["suite"]["facts"]["scenes"] == 2 and manifest["suite"]["items"] == COUNT
+    assert manifest["generation"]["max_new_tokens"] == 8
+    (session,) = manifest["sessions"]
+    assert session["seconds"] > 0 and session["processes"] == 1 and session["device"] == "cpu"
+    assert str(Path.home()) not in json.dumps(manifest["settings"]), "no path of this machine"
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    by_key = {entry["key"]: entry for entry in summary["settings"]}
+    for key in keys:
+        mine = [answer for (setting, _), answer in found.items() if setting == key]
+        assert by_key[key]["value"] == pytest.approx(sum(a.score for a in mine) / COUNT)
+        assert by_key[key]["answered"] == COUNT and by_key[key]["failed"] == 0
+    assert by_key["none@1"]["share"] == 1.0
+    assert [entry["seeds"] for entry in summary["methods"]] == [1, 2, 1]
+    assert len((tmp_path / "summary.csv").read_text().splitlines()) == 5
+    assert "| pool | 25% |" in (tmp_path / "summary.md").read_text()
+    assert "pool" in capsys.readouterr().out
+
+
+def test_full_model_is_the_plain_one(loaded):
+    """Nothing is on the model while the uncompressed answers are made."""
+    suite = create_suite("reference", scenes=1, questions=1)
+    ask = runner.Runner(loaded, suite, {})
+    seen = []
+    plain = type(loaded.model).generate
+
+    class Watched(type(loaded.model)):
+        def generate(self, *args, **kwargs):
+            seen.append(hasattr(self, "_vtc"))
+            return plain(self, *args, **kwargs)
+
+    watched = dataclasses.replace(loaded, model=loaded.model)
+    kind = type(loaded.model)
+    loaded.model.__class__ = Watched
+    try:
+        ask.loaded = watched
+        (found,) = ask.ask(suite.items(), [settings.FULL], ())
+    finally:
+        loaded.model.__class__ = kind
+    assert seen == [False] and found[0].score is not None
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_batch_size_changes_no_answer(tmp_path, loaded, size):
+    """Scenes of different shapes, methods that draw, that read the question, and that merge."""
+    argv = ["accuracy", "--suite", "reference", "--suite-option", "reference.scenes=3",
+            "--suite-option", "reference.questions=4", "--quiet", "--seeds", "1", "--methods",
+            "random,globalcom2,recoverable,tokenflex", "--retention", "0.25"]  # fmt: skip
+    assert main([*argv, "--batch-size", "12", "--output", str(tmp_path / "12")]) == 0
+    assert main([*argv, "--batch-size", str(size), "--output", str(tmp_path / "n")]) == 0
+    assert len({answer.tokens_full for answer in read_answers(tmp_path / "12")}) > 1
+    assert answers(tmp_path / "n") == answers(tmp_path / "12")
+
+
+def test_prompt_template(loaded):
+    suite = create_suite("reference", scenes=1, questions=2)
+    ask = runner.Runner(loaded, suite, {}, "USER: {image}{question} ASSISTANT:")
+    (found,) = ask.ask(suite.items(), [settings.FULL], ())
+    usual = runner.Runner(loaded, suite, {})
+    (expected,) = usual.ask(suite.items(), [settings.FULL], ())
+    assert found == expected, "the template is the chat template written out"
+    row = runner.Row(suite.items()[0], (None, None))
+    ask.template = "{question} ?"
+    assert ask._prompt(row) == f"<image>\n<image>\n{suite.items()[0].prompt} ?"
+    ask.template = "what ?"
+    with pytest.raises(VTCError, match="which has no {question}"):
+        ask.check([])
+
+
+# -- going on ------------------------------------------------------------------------------------
+
+
+def test_killed_run_goes_on_and_asks_nothing_twice(tmp_path):
+    argv = [*SMALL, *POOL, "--batch-size", "2", "--output", str(tmp_path / "killed")]
+    argv[argv.index("reference.questions=4")] = "reference.questions=8"
+    process = subprocess.Popen([sys.executable, "-m", "vtc.eval", *argv])
+    path = tmp_path / "killed" / "answers.jsonl"
+    while process.poll() is None and not (path.exists() and path.read_bytes().count(b"\n") >= 4):
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = path.read_bytes()
+    with path.open("ab") as file:  # and, by bad luck, in the middle of a line
+        file.write(b'{"setting": "pool@0.25", "item": "te')
+    assert main(argv) == 0
+    assert path.read_bytes().startswith(before)
+    assert set(asked(tmp_path / "killed").values()) == {1}
+    argv[-1] = str(tmp_path / "whole")
+    assert main(argv) == 0
+    assert answers(tmp_path / "killed") == answers(tmp_path / "whole")
+    assert len(read_manifest(tmp_path / "killed")["sessions"]) == 2
+    for name in ("summary.json", "summary.csv"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    ask, calls = runner.answer, iter(range(100))
+
+    def stopped(*arguments):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return ask(*arguments)
+
+    argv = [*SMALL, *POOL, "--batch-size", "2", "--output", str(tmp_path)]
+    monkeypatch.setattr(runner, "answer", stopped)
+    assert main(argv) == 130
+    assert "the same command goes on from there" in capsys.readouterr().err
+    assert sum(asked(tmp_path).values()) == 6
+    assert main(argv) == 0
+    assert set(asked(tmp_path).values()) == {1} and len(answers(tmp_path)) == 2 * COUNT
+
+
+def test_other_settings_are_refused(tmp_path, monkeypatch, capsys):
+    argv = [*SMALL, *POOL, "--output", str(tmp_path)]
+    assert main(argv) == 0
+    before = (tmp_path / "answers.jsonl").read_bytes()
+    for change, name in (
+        (["--limit", "3"], "suite.limit was None, is now 3"),
+        (["--retention", "0.25,0.5"], "settings.pool@0.5 is new"),
+        (["--suite-option", "reference.seed=1"], "suite.facts.seed was 100, is now 1"),
+        (["--prompt", "{question}"], "generation.prompt was 'chat template', is now '{question}'"),
+        (["--positions", "contiguous"], "generation.positions was 'original'"),
+    ):
+        capsys.readouterr()
+        assert main([*argv, *change]) == 1
+        assert name in capsys.readouterr().err
+    monkeypatch.setattr("vtc.eval.manifest._sources", lambda: "other")
+    assert main(argv) == 1
+    assert "code.sources" in capsys.readouterr().err
+    assert (tmp_path / "answers.jsonl").read_bytes() == before
+    assert main([*argv, "--any-code"]) == 0
+    assert read_manifest(tmp_path)["sessions"][-1]["code"]["sources"] == "other"
+
+
+def test_processes_share_the_questions(tmp_path, loaded):
+    """Two shards give what one process gives; three go on where two were stopped."""
+    suite = create_suite("reference", scenes=2, questions=4)
+    chosen = settings.plan(["uniform"], [0.25])
+
+    def share(folder, rank, count):
+        run = accuracy.Run(folder, loaded, suite, suite.items(), chosen, batch_size=2)
+        return run.prepare(Processes(rank, count), "")
+
+    share(tmp_path / "one", 0, 1).ask()
+    shards = [share(tmp_path / "many", rank, 2) for rank in range(2)]
+    shards[0].ask()
+    rest = [share(tmp_path / "many", rank, 3) for rank in range(3)]
+    assert 0 < sum(shard.left for shard in rest) == shards[1].left
+    for shard in rest:
+        shard.ask()
+    assert set(asked(tmp_path / "many").values()) == {1}
+    assert answers(tmp_path / "many") == answers(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_accelerate_launch_gives_the_scores_of_one_process(tmp_path):
+    argv = [*SMALL, *POOL, "--device", "cpu", "--batch-size", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "vtc.eval"]
+    subprocess.run([*launch, *argv, "--output", str(tmp_path / "two")], check=True)
+    assert len(list((tmp_path / "two").glob("answers-*.jsonl"))) == 2
+    assert main([*argv, "--output", str(tmp_path / "one")]) == 0
+    assert answers(tmp_path / "two") == answers(tmp_path / "one")
+    for name in ("summary.json", "summary.csv"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text()
+
+
+# -- bad days ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Files(Suite):
+    """Questions about files of a folder; one without an answer, one that the scorer cannot read."""
+
+    data: str = ""
+
+    name: ClassVar[str] = "files"
+    max_new_tokens: ClassVar[int] = 4
+
+    def items(self):
+        def image(name):
+            return lambda: Image.open(Path(self.data) / name)
+
+        return [
+            Item("good", (image("good.png"),), "how many circles are there ?", ("0",)),
+            Item("torn", (image("torn.png"),), "how many circles are there ?", ("0",)),
+            Item("missing", (image("none.png"),), "how many circles are there ?", ("0",)),
+            Item("unlabelled", (image("good.png"),), "how many rings are there ?", ()),
+            Item("odd", (image("good.png"),), "how many rings are there ?", ("odd",)),
+        ]
+
+    def score(self, item, prediction):
+        return float(int(prediction) == int(item.answers[0]))
+
+    def facts(self):
+        return {"count": 5}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    known = suites._load()
+    monkeypatch.setattr(suites, "_load", lambda: {**known, "files": Files})
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Image.new("RGB", (128, 128), "white").save(folder / "good.png")
+    data = (folder / "good.png").read_bytes()
+    (folder / "torn.png").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+def test_bad_rows_are_marked_and_cost_no_other(tmp_path, files, capsys):
+    argv = ["accuracy", "--suite", "files", "--data", str(files), *POOL, "--quiet", "--output",
+            str(tmp_path / "run")]  # fmt: skip
+    assert main(argv) == 0
+    found = answers(tmp_path / "run")
+    for key in ("none@1", "pool@0.25"):
+        assert found[key, "good"].error is None and found[key, "good"].score is not None
+        assert found[key, "torn"].error.startswith("image: OSError: ")
+        assert found[key, "missing"].error.startswith("image: FileNotFoundError")
+        assert found[key, "unlabelled"].error == "answers: the data has none"
+        assert found[key, "odd"].error.startswith("score: ValueError")
+        assert found[key, "odd"].prediction, "what was said is kept"
+    assert "8 rows failed" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [(e["answered"], e["failed"]) for e in summary["settings"]] == [(1, 4), (1, 4)]
+    assert main([*argv, "--strict"]) == 1
+
+    (files / "torn.png").write_bytes((files / "good.png").read_bytes())
+    assert main(argv) == 0, "rows that failed are asked again"
+    assert answers(tmp_path / "run")["pool@0.25", "torn"].error is None
+    assert asked(tmp_path / "run")["pool@0.25", "good"] == 1
+
+
+def test_nothing_measured_is_an_error(tmp_path, files, capsys):
+    (files / "good.png").unlink()
+    argv = ["accuracy", "--suite", "files", "--data", str(files), *POOL, "--quiet"]
+    assert main([*argv, "--output", str(tmp_path / "run")]) == 1
+    assert "nothing could be measured" in capsys.readouterr().err
+
+
+def test_out_of_memory_halves_the_batch_then_marks_the_row(tmp_path, monkeypatch, loaded):
+    suite = create_suite("reference", seed=3, scenes=1, questions=8)
+    doomed = suite.items()[5]
+    assert len(suite.items()) == 8
+    ask, sizes = runner.answer, []
+
+    def small(model, processor, inputs, count):
+        texts = processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+        sizes.append(len(texts))
+        if len(texts) > 2 or any(doomed.prompt in text for text in texts):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return ask(model, processor, inputs, count)
+
+    monkeypatch.setattr(runner, "answer", small)
+    ask_all = runner.Runner(loaded, suite, {})
+    (found,) = ask_all.ask(suite.items(), [settings.FULL], ())
+    failed = [answer.item for answer in found if answer.error]
+    assert [a.item for a in found] == [item.id for item in suite.items()]
+    assert failed == [doomed.id] and "out of memory" in found[5].error
+    assert all(answer.score is not None for answer in found if answer.item not in failed)
+    sizes.clear()
+    list(ask_all.ask(suite.items()[:4], [settings.FULL], ()))
+    assert max(sizes) <= 2, "the batch that did not fit is not tried again"
+
+
+def test_full_disk_loses_nothing(tmp_path, monkeypatch, capsys):
+    argv = [*SMALL, *POOL, "--batch-size", "2", "--output", str(tmp_path)]
+    sync, calls = os.fsync, iter(range(100))
+
+    def full(number):
+        if next(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert main(argv) == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message and "goes on from there" in message
+    kept = (tmp_path / "answers.jsonl").read_bytes()
+    assert kept.count(b"\n") >= 6
+    assert main(argv) == 0
+    assert (tmp_path / "answers.jsonl").read_bytes().startswith(kept)
+    assert len(answers(tmp_path)) == 2 * COUNT and set(asked(tmp_path).values()) == {1}
+
+
+def test_method_that_the_model_cannot_have_is_told_before_anything_runs(tmp_path, capsys):
+    argv = [*SMALL, "--methods", "tokenflex", "--retention", "0.5", "--output", str(tmp_path)]
+    assert main([*argv, "--method-options", f"tokenflex.projector={tmp_path}"]) == 1
+    assert "projector" in capsys.readouterr().err
+    assert not (tmp_path / "answers.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--suite", "reference,referense"], "did you mean 'reference'"),
+        (["--methods", "poool"], "did you mean 'pool'"),
+        (["--retention", "2"], "retention: got 2.0"),
+        (["--retention", "half"], "retention: got 'half'"),
+        (["--method-options", "pool.nothing=1"], "nothing: 'pool' has no such option"),
+        (["--method-options", "uniform.video=clip"], "'uniform', which is not in methods"),
+        (["--method-options", "pool"], "expected NAME.FIELD=VALUE or JSON"),
+        (["--suite-option", "reference.scenes=0"], "scenes: got 0"),
+        (["--suite-option", "reference.split=dev"], "split: got 'dev'"),
+        (["--suite-option", "pope.split=test"], "'pope', which is not in --suite"),
+        (["--data", "x"], "data: suite 'reference' has no such option"),
+    ],
+)
+def test_bad_arguments(tmp_path, capsys, change, message):
+    assert main([*SMALL, *POOL, "--output", str(tmp_path / "run"), *change]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+# -- parts ---------------------------------------------------------------------------------------
+
+
+def test_plan():
+    keys = [setting.key for setting in settings.plan(["random", "none", "pool"], [1.0, 0.5], 2)]
+    assert keys == ["none@1", "random@0.5", "random@0.5#1", "pool@0.5"]
+    own = settings.plan(["pool", "recoverable"], [None, 0.5])
+    assert [s.key for s in own] == ["none@1", "pool@0.5", "recoverable@own", "recoverable@0.5"]
+    assert settings.create(own[2]).retention is None
+    assert settings.create(settings.plan(["random"], [0.5], 3)[3]).seed == 2
+
+
+def test_options_as_json_or_one_by_one():
+    texts = ['{"pool": {"a": 1}, "random": {"b": [1, 2]}}', "pool.c=x", "pool.a=0.5"]
+    found = settings.parse_options(texts, "method-options")
+    assert found == {"pool": {"a": 0.5, "c": "x"}, "random": {"b": [1, 2]}}
+
+
+def test_reference_suite_draws_fresh_images_from_any_seed():
+    one, again, other = (create_suite("reference", scenes=2, seed=seed) for seed in (1, 1, 2))
+    assert one.facts() == again.facts() and one.items()[0].id == again.items()[0].id
+    assert one.facts()["fingerprint"] != other.facts()["fingerprint"]
+    ids = [item.id for item in (*one.items(), *other.items())]
+    assert len(set(ids)) == len(ids)
+    first, second = (suite.items()[0].images[0]() for suite in (one, other))
+    assert first.tobytes() != second.tobytes()
+    item = one.items()[0]
+    assert (
+        one.score(item, f" {item.answers[0].upper()}. ") == 1.0 and one.score(item, "no way") == 0
+    )
+
+
+def test_model_by_its_folder(tmp_path, monkeypatch):
+    """A folder loads through the automatic classes and answers as the shipped model does."""
+    from vtc.eval.reference import checkpoint_path
+
+    monkeypatch.setattr("vtc.eval.commands.accuracy.load", _model.load)
+    argv = [*SMALL, *POOL, "--limit", "2", "--output"]
+    assert main([*argv, str(tmp_path / "folder"), "--model", str(checkpoint_path())]) == 0
+    assert main([*argv, str(tmp_path / "name")]) == 0
+    assert answers(tmp_path / "folder") == answers(tmp_path / "name")
+    model = read_manifest(tmp_path / "folder")["model"]
+    assert model["name"] == checkpoint_path().name
+    assert model["sha256"] == read_manifest(tmp_path / "name")["model"]["sha256"]
