@@ -178,8 +178,7 @@ class Kernel:
         import triton.language
 
         # Triton's own functions were decorated at its import: a process has one mode
-        interpret = os.environ.get(VARIABLE) == "interpret"
-        if interpret and isinstance(triton.language.cdiv, triton.JITFunction):
+        if interpreted() and isinstance(triton.language.cdiv, triton.JITFunction):
             raise VTCError(
                 f"{VARIABLE}: got 'interpret', but triton was imported without its interpreter; "
                 f"set {VARIABLE} before vtc is imported"
@@ -190,6 +189,11 @@ class Kernel:
             if isinstance(names.get(name), Kernel):
                 names[name] = names[name].jitted
         return triton.jit(self.function)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in the interpreter, whose products of bfloat16 matrices are wrong."""
+    return os.environ.get(VARIABLE) == "interpret"
 
 
 def next_power(n: int) -> int:

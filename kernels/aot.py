@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.kernels import _dispatch, cls_attention, lof, segmented_topk
+from vtc.kernels import _dispatch, cls_attention, cosine_topk, lof, neighbour_count, segmented_topk
 from vtc.kernels._dispatch import Launch, noted_launches
 from vtc.kernels._ordering import LONGEST
 
@@ -58,11 +58,25 @@ def _lof(dtype: torch.dtype) -> None:
     lof.launch(_meta(1, LONGEST), 20, None)
 
 
+def _neighbour_count(dtype: torch.dtype) -> None:
+    keys = _meta(TILES, PATCHES + 1, WIDTH, dtype=dtype)[:, 1:]
+    neighbour_count.launch(keys, 0.5, _meta(TILES, PATCHES, dtype=torch.bool))
+
+
+def _cosine_topk(dtype: torch.dtype) -> None:
+    keys = _meta(TILES, PATCHES, WIDTH, dtype=dtype)
+    valid, itself = _meta(TILES, PATCHES, dtype=torch.bool), _meta(TILES, 32, dtype=torch.int64)
+    cosine_topk.launch(keys[:, :32], keys, 32, _meta(TILES, PATCHES), valid, itself)
+    cosine_topk.launch(keys[:, :32], keys, cosine_topk.MOST, None, None, None)
+
+
 #: file of the operation -> a call of its launches for features of a dtype
 OPERATIONS: dict[str, Callable[[torch.dtype], Any]] = {
     "cls_attention": _cls_attention,
     "segmented_topk": _segmented_topk,
     "lof": _lof,
+    "neighbour_count": _neighbour_count,
+    "cosine_topk": _cosine_topk,
 }
 
 

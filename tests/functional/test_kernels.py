@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.kernels.merge import weighted_merge
-from vtc.kernels.neighbour_count import neighbour_count
+from vtc.kernels.neighbour_count import neighbour_count_torch
 from vtc.kernels.segmented_topk import segmented_topk
 
 
@@ -37,7 +37,7 @@ def test_neighbours_are_counted_among_valid_others(block):
     generator = torch.Generator().manual_seed(1)
     keys = torch.randn(3, 20, 4, generator=generator)
     valid = torch.rand(3, 20, generator=generator) < 0.8
-    got = neighbour_count(keys, 0.3, valid, block)
+    got = neighbour_count_torch(keys, 0.3, valid, block)
     for t in range(3):
         for i in range(20):
             near = [

@@ -56,3 +56,7 @@ def test_operator():
     torch.library.opcheck(torch.ops.vtc.segmented_topk, arguments)
     compiled = torch.compile(segmented_topk, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*arguments)[1], segmented_topk_torch(*arguments)[1])
+
+
+def test_a_masked_row_with_tritons_sort():
+    same(normal(0, 1, 20).round(), torch.tensor([3]), mask(0, 1, 20))
