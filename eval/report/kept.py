@@ -217,8 +217,8 @@ def _panel(runner: Runner, row: Any, label: str, setting: Setting, answer: Answe
 
     from vtc.panels import paint_panel
 
-    with runner._compressed(setting) as run, torch.inference_mode():
-        runner.loaded.model(**_inputs(runner, row))
+    with runner.compressed(setting) as run, torch.inference_mode():
+        runner.loaded.model(**runner.inputs([row]))
         images = list(run.reports[-1].images)
     part = "thumbnail" if images[0].tile_grid is None else "crops"
     return Panel(
@@ -229,13 +229,6 @@ def _panel(runner: Runner, row: Any, label: str, setting: Setting, answer: Answe
         answer.prediction or "",
         (answer.score or 0.0) > 0.5,
     )
-
-
-def _inputs(runner: Runner, row: Any) -> Any:
-    from vtc.eval.answers import prepare
-
-    loaded = runner.loaded
-    return loaded.place(prepare(loaded.processor, [row.images], [runner._prompt(row)]))
 
 
 def _fitted(picture: Image) -> Image:

@@ -38,7 +38,8 @@ def _retention(results: Results, retention: float | None, entries: list[Entry]) 
         if mine == best.label and verdict in ("none", "unclear") and other != "the full model"
     )
     if level:
-        said.append(f"No firm difference between it and {_list(level)}.")
+        others = len(entries) - 1
+        said.append(f"No firm difference between it and {_list(level, others)}.")
     if results.baseline is None:
         return said
     baseline = results.baseline
@@ -53,7 +54,7 @@ def _retention(results: Results, retention: float | None, entries: list[Entry]) 
     ):
         names = sorted(name for name, verdict in mine.items() if verdict in verdicts)
         if names:
-            said.append(f"{text}{_list(names)}.")
+            said.append(f"{text}{_list(names, len(mine))}.")
     if mine and all(verdict == "better" for verdict in mine.values()):
         said.append(f"Every method is better than {baseline}.")
     return said
@@ -64,7 +65,10 @@ def _verdicts(results: Results, retention: float | None) -> list[tuple[str, str,
     return [(c.first, c.second, c.verdict) for e, c in found if e.retention == retention]
 
 
-def _list(names: list[str]) -> str:
+def _list(names: list[str], all_of: int) -> str:
+    """Names in a sentence; "any other method" when they are all there are."""
+    if len(names) == all_of > 1:
+        return "any other method"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

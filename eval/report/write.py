@@ -163,7 +163,7 @@ def page(
             figures[name, size] = Markup(charts.svg(figure, f"{name}-{size}", label))
     return pages.render(
         "report.html",
-        title=title or f"Visual-token compression: {model['name']} on {suite['name']}",
+        title=title or f"Visual-token compression: model {model['name']}, suite {suite['name']}",
         lead=(
             f"{results.questions:,} questions about {results.clusters:,} images, "
             f"{len(results.labels)} methods, {len(results.retentions)} retentions."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ ABILITY = {
     ("recoverable", None): 0.94,
 }  # fmt: skip
 METHODS = ("globalcom2", "random", "uniform", "recoverable")
+MANY = (*METHODS, "pool", "token_correlation", "tokenflex")
 KINDS = {"count": 0.8, "color": 1.0, "tag": 0.9}
 MODEL = {"name": "reference", "class": "LlavaNext", "sha256": "ab" * 32, "dtype": "float32",
          "attention": "sdpa", "parameters": 1_930_000, "revision": None}  # fmt: skip
@@ -93,6 +95,11 @@ def answers(chosen: Sequence[Setting], images: int, each: int = 8) -> list[Answe
                     )
                 )
     return out
+
+
+def failed(answer: Answer) -> Answer:
+    """The row as it is when its image is corrupt."""
+    return replace(answer, prediction=None, score=None, error="image: cannot be read")
 
 
 def write_accuracy(
