@@ -56,7 +56,7 @@ def summarise(folder: Path) -> Entry:
     return {
         "suite": suite.name,
         "metric": suite.metric,
-        "methods": _over_seeds(settings, rows),
+        "methods": _over_seeds(settings, rows, suite.metric == suite.mean_metric),
         "settings": settings,
     }
 
@@ -103,18 +103,21 @@ def _figures(suite: Suite, answers: Sequence[Answer], full: Mapping[str, Answer]
     }
 
 
-def _over_seeds(settings: Sequence[Entry], rows: Mapping[str, Sequence[Answer]]) -> list[Entry]:
+def _over_seeds(
+    settings: Sequence[Entry], rows: Mapping[str, Sequence[Answer]], mean: bool
+) -> list[Entry]:
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in settings:
         groups[json.dumps([entry["method"], entry["options"], entry["retention"]])].append(entry)
     return [
-        _group(members, [rows[entry["key"]] for entry in members]) for members in groups.values()
+        _group(members, [rows[entry["key"]] for entry in members], mean)
+        for members in groups.values()
     ]
 
 
-def _group(members: Sequence[Entry], answers: Sequence[Sequence[Answer]]) -> Entry:
+def _group(members: Sequence[Entry], answers: Sequence[Sequence[Answer]], mean: bool) -> Entry:
     values = [entry["value"] for entry in members if entry["value"] is not None]
-    low, high = _bounds(answers, values)
+    low, high = _bounds(answers) if mean else (None, None)
     first = members[0]
     return {
         **{name: first[name] for name in ("method", "options", "retention")},
@@ -135,18 +138,15 @@ def _group(members: Sequence[Entry], answers: Sequence[Sequence[Answer]]) -> Ent
     }
 
 
-def _bounds(
-    answers: Sequence[Sequence[Answer]], values: Sequence[float]
-) -> tuple[float | None, float | None]:
-    """Interval of the score averaged over seeds; None where the headline is not the mean score."""
+def _bounds(answers: Sequence[Sequence[Answer]]) -> tuple[float | None, float | None]:
+    """Interval of the mean score averaged over seeds; None where no row was answered."""
     clusters: dict[str, str] = {}
     scores: list[dict[str, float]] = []
     for seed in answers:
         scored = _scored(seed)
         scores.append({answer.item: answer.score or 0.0 for answer in scored})
         clusters.update({answer.item: answer.cluster for answer in scored})
-    means = [sum(seed.values()) / len(seed) for seed in scores if seed]
-    if not means or not np.allclose(means, values, rtol=0, atol=1e-9):
+    if not clusters:
         return None, None
     table = np.array([[seed.get(item, np.nan) for item in clusters] for seed in scores])
     (found,) = intervals(*by_cluster(over_seeds(table)[0][None], list(clusters.values())))

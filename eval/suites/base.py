@@ -47,11 +47,14 @@ class Suite(ABC):
     Attributes:
         name: as given to `--suite`.
         metric: name of the headline figure, a key of `summary`.
+        mean_metric: name in `summary` of the mean of `score`, what intervals and tests are about;
+            another one than `metric` where the headline is no such mean.
         max_new_tokens: how long an answer may get.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
+    mean_metric: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 16
 
     @abstractmethod
@@ -74,4 +77,8 @@ class Suite(ABC):
     def summary(self, answers: Sequence[Answer]) -> dict[str, float]:
         """Figures over scored answers, the headline under `metric`. Failed rows are not among
         `answers`; the runner counts them apart."""
-        return {self.metric: sum(a.score or 0.0 for a in answers) / len(answers)} if answers else {}
+        return (
+            {self.mean_metric: sum(a.score or 0.0 for a in answers) / len(answers)}
+            if answers
+            else {}
+        )

@@ -11,7 +11,7 @@ class ChartQA(TableSuite):
     """Relaxed accuracy; kinds are who wrote the question, people or a machine."""
 
     name = "chartqa"
-    metric = "relaxed_accuracy"
+    metric = mean_metric = "relaxed_accuracy"
     dataset = "lmms-lab/ChartQA"
     default_split = "test"
     columns = ("type", "question", "answer")

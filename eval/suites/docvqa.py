@@ -11,7 +11,7 @@ class DocVQA(TableSuite):
     """ANLS; the kind is the first of a question's types."""
 
     name = "docvqa"
-    metric = "anls"
+    metric = mean_metric = "anls"
     max_new_tokens = 32
     dataset = "lmms-lab/DocVQA"
     config = "DocVQA"

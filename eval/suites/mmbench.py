@@ -22,6 +22,7 @@ class MMBench(TableSuite):
     """Circular accuracy: a question is right when it is in every turn. Kinds are the categories."""
 
     name = "mmbench"
+    mean_metric = "vanilla_accuracy"
     dataset = "lmms-lab/MMBench"
     config = "en"
     default_split = "dev"

@@ -123,6 +123,9 @@ def test_summary_of_right_and_wrong_answers(hub, name):
     right = suite.summary(run(suite, lambda item: item.answers[-1]))
     best = {"mme": 400, "ocrbench": 1000}.get(name, 1)
     assert right[suite.metric] == best
+    answers = run(suite, lambda item: item.answers[0] if item is suite.items()[0] else "?")
+    mean = sum(answer.score for answer in answers) / len(answers)
+    assert suite.summary(answers)[suite.mean_metric] == pytest.approx(mean)
     wrong = suite.summary(run(suite, lambda item: "?" if name != "pope" else "no"))
     assert wrong[suite.metric] == (2 / 3 if name == "pope" else 0)
 
