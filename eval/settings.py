@@ -66,6 +66,20 @@ def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = 
     return create_method(setting.method, retention=setting.retention, **options)
 
 
+def parse_retention(text: str) -> float | None:
+    """A share as the command line has it; `own`, a method's own count, is None.
+
+    Raises:
+        VTCError: neither a number nor `own`.
+    """
+    if text == "own":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise VTCError(f"retention: got {text!r}, allowed are numbers in (0, 1] and own") from None
+
+
 def parse_options(texts: Sequence[str], flag: str) -> dict[str, dict[str, Any]]:
     """`NAME.FIELD=VALUE`, or JSON `{"NAME": {"FIELD": VALUE}}`, each any number of times.
 

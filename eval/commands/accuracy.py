@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.commands._arguments import positive
+from vtc.commands._arguments import names, positive
 from vtc.commands._console import progress, stdout
 from vtc.commands._model import DTYPES, load
 from vtc.config import POSITIONS
@@ -44,15 +44,15 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", default="reference", help="hub id, folder, or 'reference' (default)"
     )
-    parser.add_argument("--methods", required=True, type=_names, metavar="NAME,...")
+    parser.add_argument("--methods", required=True, type=names, metavar="NAME,...")
     parser.add_argument(
         "--retention",
         required=True,
-        type=_names,
+        type=names,
         metavar="SHARE,...",
         help="shares of patch tokens to keep; 'own' is the count of a method that has one",
     )
-    parser.add_argument("--suite", required=True, type=_names, metavar="NAME,...")
+    parser.add_argument("--suite", required=True, type=names, metavar="NAME,...")
     parser.add_argument(
         "--output",
         required=True,
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
     chosen = settings.plan(
         args.methods,
-        [_retention(text) for text in args.retention],
+        [settings.parse_retention(text) for text in args.retention],
         args.seeds,
         settings.parse_options(args.method_options, "method-options"),
     )
@@ -192,19 +192,6 @@ def print_summary(found: dict[str, Any]) -> None:
 
 
 # -- arguments ---------------------------------------------------------------------------------
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _retention(text: str) -> float | None:
-    if text == "own":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise VTCError(f"retention: got {text!r}, allowed are numbers in (0, 1] and own") from None
 
 
 def _suites(args: argparse.Namespace) -> list[Suite]:

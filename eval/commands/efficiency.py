@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.commands._arguments import positive
+from vtc.commands._arguments import names, positive
 from vtc.commands._console import print_json, progress, stderr, stdout
 from vtc.commands._model import DTYPES
 from vtc.config import POSITIONS
@@ -49,10 +49,10 @@ def add(commands: Any) -> None:
         "'reference' (default)",
     )
     subject.add_argument("--model", metavar="NAME", help="a checkpoint: hub id or folder")
-    parser.add_argument("--methods", type=_names, default=METHODS, metavar="NAME,...")
+    parser.add_argument("--methods", type=names, default=METHODS, metavar="NAME,...")
     parser.add_argument(
         "--retention",
-        type=_names,
+        type=names,
         default="0.25,0.1",
         metavar="SHARE,...",
         help="shares of patch tokens to keep, default 0.25,0.1",
@@ -83,7 +83,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--attention",
-        type=_names,
+        type=names,
         metavar="NAME,...",
         help="sdpa, flash_attention_2, eager; default: sdpa, and flash_attention_2 where it runs",
     )
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
         raise VTCError(f"new-tokens: got {args.new_tokens}, allowed are 2 and more")
     chosen = settings.plan(
         args.methods,
-        [_retention(text) for text in args.retention],
+        [settings.parse_retention(text) for text in args.retention],
         options=settings.parse_options(args.method_options, "method-options"),
     )
     with progress(disable=args.quiet or args.json) as bar:
@@ -195,19 +195,6 @@ def _print(done: Run, lines: Sequence[Line], folder: Path) -> None:
 
 def _command() -> str:
     return shlex.join(["python", "-m", "vtc.eval", *sys.argv[1:]])
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _retention(text: str) -> float | None:
-    if text == "own":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise VTCError(f"retention: got {text!r}, allowed are numbers in (0, 1] and own") from None
 
 
 def _size(text: str) -> tuple[int, int]:

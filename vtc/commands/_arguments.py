@@ -26,3 +26,8 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, allowed are whole numbers >= 1")
     return value
+
+
+def names(text: str) -> list[str]:
+    """Type of an argument that lists names, with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
