@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import signal
@@ -100,27 +101,23 @@ def test_run_folder_holds_answers_summary_and_what_made_them(tmp_path, capsys):
     assert "pool" in capsys.readouterr().out
 
 
-def test_full_model_is_the_plain_one(loaded):
-    """Nothing is on the model while the uncompressed answers are made."""
+def test_full_model_is_the_plain_one(loaded, monkeypatch):
+    """Nothing is on the model while the uncompressed answers are made, nor behind any."""
     suite = create_suite("reference", scenes=1, questions=1)
-    ask = runner.Runner(loaded, suite, {})
-    seen = []
-    plain = type(loaded.model).generate
+    chosen = settings.plan(["pool"], [0.5])
+    kind, seen = type(loaded.model), []
+    plain = kind.generate
 
-    class Watched(type(loaded.model)):
-        def generate(self, *args, **kwargs):
-            seen.append(hasattr(self, "_vtc"))
-            return plain(self, *args, **kwargs)
+    @functools.wraps(plain)
+    def watched(self, *args, **kwargs):
+        seen.append(hasattr(self, "_vtc"))
+        return plain(self, *args, **kwargs)
 
-    watched = dataclasses.replace(loaded, model=loaded.model)
-    kind = type(loaded.model)
-    loaded.model.__class__ = Watched
-    try:
-        ask.loaded = watched
-        (found,) = ask.ask(suite.items(), [settings.FULL], ())
-    finally:
-        loaded.model.__class__ = kind
-    assert seen == [False] and found[0].score is not None
+    monkeypatch.setattr(kind, "generate", watched)
+    ask = runner.Runner(loaded, suite, {"pool@0.5": settings.create(chosen[1])})
+    found = list(ask.ask(suite.items(), chosen, ()))
+    assert seen == [False, True] and not hasattr(loaded.model, "_vtc")
+    assert all(answer.error is None for (answer,) in found)
 
 
 @pytest.mark.parametrize("size", [1, 5])
