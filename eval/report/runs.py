@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from vtc.eval import manifest
 from vtc.eval.efficiency.lines import read_measures
 from vtc.eval.records import Answer, Setting, read_answers, read_manifest
 from vtc.eval.report.results import group_key
+from vtc.eval.suites import list_suites, suite_class
 from vtc.eval.timing import Ratio
 
 #: entries of a manifest that accuracy runs must share
@@ -72,6 +74,25 @@ class Collected:
         return self.accuracy[0].facts
 
     @property
+    def metric(self) -> str:
+        """Name of the mean score: that of the suite's headline where the two are the same."""
+        return "mean score" if self.headline_apart else self.facts["suite"]["metric"]
+
+    @property
+    def headline_apart(self) -> bool:
+        """Whether the suite's headline is another figure than the mean score (MME's points)."""
+        suite = self.facts["suite"]
+        if suite["name"] not in list_suites():
+            return False
+        key = self.answers[0].setting if self.answers else ""
+        scored = [a for a in self.answers if a.setting == key and a.score is not None]
+        if not scored:
+            return False
+        headline = suite_class(suite["name"])().summary(scored)[suite["metric"]]
+        mean = sum(answer.score or 0.0 for answer in scored) / len(scored)
+        return not math.isclose(headline, mean, abs_tol=1e-9)
+
+    @property
     def settings(self) -> list[Setting]:
         """Settings of all accuracy runs."""
         return [setting for run in self.accuracy for setting in run.settings]
@@ -116,13 +137,20 @@ def collect(folders: Sequence[Path], allow: Collection[str] = ()) -> Collected:
         for run in accuracy
         if _mixed(run.facts)
     ]
-    return Collected(
+    collected = Collected(
         accuracy,
         efficiency[0] if efficiency else None,
         _answers(accuracy),
         _times(efficiency[0], accuracy[0]) if efficiency else None,
         warnings,
     )
+    if collected.headline_apart:
+        warnings.append(
+            f"The headline of this suite ({collected.facts['suite']['metric']}) is not a mean over "
+            "questions. This page shows the mean score a question; the headline is in summary.md "
+            "of the run."
+        )
+    return collected
 
 
 def _check(one: Run, two: Run, allow: Collection[str]) -> list[str]:

@@ -39,7 +39,7 @@ def write(
         The files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    metric = collected.facts["suite"]["metric"]
+    metric = collected.metric
     charts.png(charts.against_retention(results, metric), folder / "accuracy_retention.png")
     cost = folder / f"accuracy_{'time' if results.timed else 'tokens'}.png"
     charts.png(charts.against_cost(results, metric), cost)
@@ -143,7 +143,7 @@ def page(
     from markupsafe import Markup
 
     suite, model = collected.facts["suite"], collected.facts["model"]
-    metric = suite["metric"]
+    metric = collected.metric
     sections = [
         ("short", "In short"),
         ("retention", "Accuracy and retention"),
