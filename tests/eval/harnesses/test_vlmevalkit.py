@@ -1,14 +1,22 @@
 """The VLMEvalKit launcher, with a stand-in for VLMEvalKit: its dictionary and its `run.py`."""
 
+import base64
+import csv
+import importlib.util
+import io
 import json
+import os
+import subprocess
 import sys
 from types import ModuleType
 
 import pytest
 from PIL import Image
 
+from vtc.config import CompressionConfig
 from vtc.eval import reference
 from vtc.eval.harnesses import vlmevalkit
+from vtc.eval.harnesses.model import Compressed, Generation, Question
 
 # what VLMEvalKit's run.py does with a model: make it by name, then ask
 RUN = """\
@@ -89,3 +97,50 @@ def test_without_the_kit_the_launcher_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "vlmeval", None)
     with pytest.raises(SystemExit, match="VLMEvalKit cannot be imported"):
         vlmevalkit.main(["--pretrained", "reference", "--vtc-method", "none"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("vlmeval"), reason="VLMEvalKit is not installed")
+def test_the_kit_itself_asks_and_scores(tmp_path):
+    """A local multiple-choice table; the answers are those of the model asked directly."""
+    pandas = pytest.importorskip("pandas")
+    options = dict(zip("ABCD", ("red", "blue", "green", "yellow"), strict=True))
+    rows, asked = [], []
+    for scene in reference.scenes("test", 4, 7, questions=2):
+        for question in scene.questions:
+            file = io.BytesIO()
+            scene.image.save(file, "PNG")
+            rows.append(
+                {"index": len(rows), "image": base64.b64encode(file.getvalue()).decode()}
+                | {"question": question.text, **options, "answer": "A"}
+            )
+            listed = "".join(f"{letter}. {option}\n" for letter, option in options.items())
+            asked.append(
+                Question(
+                    f"<image>\nQuestion: {question.text}\nOptions:\n{listed}"
+                    "Please select the correct answer from the options above. \n",
+                    [scene.image],
+                )
+            )
+    with (tmp_path / "Local.tsv").open("w", newline="") as table:
+        writer = csv.DictWriter(table, list(rows[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+    command = [sys.executable, "-m", "vtc.eval.harnesses.vlmevalkit", "--pretrained", "reference"]
+    command += ["--vtc-method", "globalcom2", "--vtc-retention", "0.5", "--device", "cpu"]
+    command += ["--max-new-tokens", "8", "--data", "Local", "--work-dir", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*command, "--judge", "exact_matching"],
+        cwd=tmp_path,
+        env={**os.environ, "LMUData": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (answers,) = (tmp_path / "out").rglob("reference-globalcom2-0.5_Local.xlsx")
+    assert list((tmp_path / "out").rglob("*_acc.csv"))
+    config = CompressionConfig(method="globalcom2", retention=0.5)
+    direct = Compressed.load("reference", config, device="cpu")
+    said = direct.answer(asked, Generation.read({"max_new_tokens": 8}))
+    assert pandas.read_excel(answers, dtype=str)["prediction"].tolist() == said
