@@ -24,12 +24,14 @@ EXTRAS = {
     "accelerate": ["accelerate>=1.0"],
     "suites": ["datasets>=3"],
     "discrete": ["vector-quantize-pytorch>=1.32", "timm>=1.0"],
+    "generation": ["omegaconf>=2.3"],  # with "eval", "accelerate" and "discrete"
 }
 EXTRAS["test"] = [
     *EXTRAS["eval"],
     *EXTRAS["accelerate"],
     *EXTRAS["kernels"],
     *EXTRAS["suites"],
+    *EXTRAS["generation"],
     "pytest>=8",
     "pytest-xdist>=3.5",
     "peft>=0.13",
@@ -55,6 +57,7 @@ setup(
     package_data={
         "vtc": ["py.typed"],
         "vtc.eval.pages": ["*.html", "*.css", "*.js"],
+        "vtc.eval.generation": ["configs/*.yaml"],
         "vtc.eval.reference": [
             "checkpoint/*",
             "checkpoint/clip/*",

@@ -1,0 +1,82 @@
+"""What a training step computes: a module from a batch to its losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vtc.discrete import Generator, ImageTokenizer, Noise
+from vtc.errors import VTCError
+
+Batch = dict[str, Tensor]
+
+
+class TokenizerTask(nn.Module):
+    """Reconstruct images.
+
+    Args:
+        tokenizer: the model that learns.
+        kind: see `vtc.discrete.losses.reconstruction_loss`.
+        prefix: decode a random number of leading tokens in half of the steps.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, kind: str = "mse", prefix: bool = False) -> None:
+        super().__init__()
+        self.tokenizer, self.kind, self.prefix = tokenizer, kind, prefix
+        if prefix and tokenizer.space.grid is not None:
+            raise VTCError(
+                "tokenizer.prefix: this tokenizer makes a grid, a prefix needs 1-D codes"
+            )
+
+    def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """`loss` and what to log."""
+        keep, tokens = 0, self.tokenizer.space.tokens
+        if self.prefix and noise.integer(2, torch.empty(0)):
+            keep = 1 + noise.integer(tokens, torch.empty(0))
+        return self.tokenizer.loss(batch["image"], self.kind, noise=noise, keep=keep)
+
+
+class GeneratorTask(nn.Module):
+    """Predict codes or pixels of images; `batch["codes"]` are what `Generator.loss` takes."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
+        """`loss` and what to log."""
+        labels = batch["label"] if self.generator.classes is not None else None
+        return {"loss": self.generator.loss(batch["codes"], labels, noise)["loss"]}
+
+
+def to_patches(images: Tensor, space: Any, channels: int) -> Tensor:
+    """Images `[B, 3, H, W]` as the latents `[B, N, channels]` of a pixel generator.
+
+    Each is a square patch of all colours, or of grey where `channels` are as many as its pixels.
+
+    Raises:
+        VTCError: the generator's grid and channels do not fit the images.
+    """
+    rows, cols = space.grid
+    patch = images.shape[-1] // cols
+    if (rows * patch, cols * patch) != tuple(images.shape[2:]) or channels not in (
+        patch * patch,
+        3 * patch * patch,
+    ):
+        raise VTCError(
+            f"generator.options: a grid of {rows} x {cols} with {channels} channels does not fit "
+            f"{images.shape[-2]} x {images.shape[-1]} pixels"
+        )
+    if channels == patch * patch:
+        images = images.mean(dim=1, keepdim=True)
+    return F.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2)
+
+
+def from_patches(latents: Tensor, space: Any, size: int) -> Tensor:
+    """The inverse of `to_patches`: `[B, 3, size, size]`."""
+    patch = size // space.grid[1]
+    images = F.pixel_shuffle(latents.transpose(1, 2).unflatten(2, space.grid), patch)
+    return images.expand(-1, 3, -1, -1)

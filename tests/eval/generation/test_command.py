@@ -1,0 +1,131 @@
+"""`python -m vtc.eval generation`: an experiment end to end, and wrong orders of its steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("omegaconf")
+pytest.importorskip("accelerate")
+pytest.importorskip("skimage")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from vtc.eval.__main__ import main  # noqa: E402
+
+SMALL = [
+    "tokenizer.options.width=8",
+    "generator.options.dim=16",
+    "generator.options.depth=1",
+    *(
+        f"{part}.train.{key}"
+        for part in ("tokenizer", "generator")
+        for key in ("steps=20", "batch=8")
+    ),
+    "sample.count=20",
+    "features.steps=20",
+]
+
+
+def run(*words: str) -> int:
+    return main(["generation", *words])
+
+
+def test_train_sample_measure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "digits"
+    given = ["digits_ar", "--output", str(folder), "--set", *SMALL]
+    assert run("train-tokenizer", *given) == 0
+    assert run("train-generator", *given) == 0
+    assert run("sample", *given) == 0
+    capsys.readouterr()
+    assert run("measure", *given) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads((folder / "metrics.json").read_text())
+    assert report["features"] == "32-d classifier of digits"
+    assert report["reconstruction"]["bits_per_image"] == 128
+    assert report["samples"]["count"] == 20 and report["samples"]["distance"] > 0
+    made = load_file(str(folder / "samples.safetensors"))
+    assert made["images"].shape == (20, 3, 8, 8) and made["images"].abs().max() <= 1
+    assert made["labels"].tolist() == [n % 10 for n in range(20)]
+    for name in ("samples.png", "reconstructions.png", "tokenizer/history.png", "config.yaml"):
+        assert (folder / name).stat().st_size > 0
+    rows = (folder / "tokenizer" / "history.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 20
+    # the same samples again, and a finished run that is continued changes nothing
+    weights = (folder / "generator" / "model.safetensors").read_bytes()
+    assert run("train-generator", *given, "--resume") == 0
+    assert (folder / "generator" / "model.safetensors").read_bytes() == weights
+    assert run("sample", *given) == 0
+    again = load_file(str(folder / "samples.safetensors"))
+    assert torch.equal(again["images"], made["images"])
+    # refused: starting over, and other settings in the same folder
+    assert run("train-generator", *given) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert run("sample", *given, "seed=3") == 1
+    assert "seed: 0 -> seed: 3" in capsys.readouterr().err
+
+
+def test_pixels_need_no_tokenizer(tmp_path: Path) -> None:
+    small = [
+        "generator.options={grid: 4, channels: 4, plan: whole, dim: 16, depth: 1}",
+        "generator.train.steps=3",
+        "sample.count=10",
+        "sample.options.steps=2",
+        "features.steps=5",
+    ]
+    given = ["digits_pixels", "--output", str(tmp_path / "x"), "--set", *small]
+    assert run("run", *given) == 0
+    report = json.loads((tmp_path / "x" / "metrics.json").read_text())
+    assert "reconstruction" not in report and report["samples"]["count"] == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample"], "generation train-generator"),
+        (["train-generator"], "generation train-tokenizer"),
+        (["measure"], "neither a trained tokenizer nor samples"),
+        (["train-tokenizer", "tokenizer.options.size=8"], "set data.size"),
+        (["train-tokenizer", "tokenizer.name=tiny_elm"], "tiny_elm_bae"),
+        (["train-tokenizer", "tokenizer.options.wide=8"], "wide"),
+        (["train-tokenizer", "tokenizer.train.lr=fast"], "tokenizer.train.lr"),
+    ],
+)
+def test_errors_are_one_clear_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    action, *more = words
+    given = [action, "digits_ar", "--output", str(tmp_path / "x"), "--set", *SMALL, *more]
+    assert run(*given) == 1
+    error = capsys.readouterr().err.splitlines()[-1]  # a progress bar may stand before
+    assert error.startswith("vtc: error: ") and message in error
+
+
+@pytest.mark.parametrize(
+    ("generator", "message"),
+    [
+        ("{name: tiny_xar_cell, options: {dim: 16, depth: 1}}", "the tokenizer CodeSpace("),
+        ("{name: tiny_xar_cell, target: pixels, options: {channels: 2}}", "2 channels"),
+    ],
+)
+def test_generators_that_do_not_fit(
+    generator: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "tokenizer: {name: tiny_elm_bae, options: {width: 8}, train: {steps: 1, batch: 2}}\n"
+        f"generator: {generator}\n"
+    )
+    given = [str(config), "--output", str(tmp_path / "x")]
+    assert run("train-tokenizer", *given) == 0
+    capsys.readouterr()
+    assert run("train-generator", *given) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_list_names_what_there_is(capsys: pytest.CaptureFixture) -> None:
+    assert run("list") == 0
+    out = capsys.readouterr().out
+    for word in ("digits_ar", "quantizers", "tiny_instella_1d", "xar_cell"):
+        assert word in out
