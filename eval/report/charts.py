@@ -82,6 +82,8 @@ def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE
     for label in results.labels:
         colour, marker = style(results, label)
         mine = [e for e in shown if e.label == label]
+        if not mine:
+            continue
         line = sorted((e for e in mine if e.retention is not None), key=lambda e: -e.retention)
         axes.plot(
             [cost(e, timed) for e in line], [100 * e.accuracy.value for e in line],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,7 @@ def collect(folders: Sequence[Path], allow: Collection[str] = ()) -> Collected:
         for run in accuracy
         if _mixed(run.facts)
     ]
+    warnings += [text for run in efficiency for text in _timing(run.facts)]
     collected = Collected(
         accuracy,
         efficiency[0] if efficiency else None,
@@ -190,6 +192,8 @@ def _between(one: Run, two: Run, found: Sequence[tuple[str, Any, Any]]) -> str:
 
 def _short(value: Any) -> str:
     text = repr(value)
+    if re.fullmatch(r"'[0-9a-f]{32,}'", text):  # a hash
+        return f"{text[1:13]}..."
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
@@ -203,6 +207,15 @@ def _mixed(facts: Mapping[str, Any]) -> bool:
         for session in facts.get("sessions", [])
     ]
     return any(one != made[0] for one in made)
+
+
+def _timing(facts: Mapping[str, Any]) -> list[str]:
+    """What an efficiency run says against itself."""
+    found = [f"Times: {text}." for text in facts.get("warnings", [])]
+    done, wanted = facts.get("finished_rounds"), facts.get("rounds")
+    if done is not None and done != wanted:
+        found.append(f"Times: the run was stopped after {done} of {wanted} rounds.")
+    return found
 
 
 def _answers(runs: Sequence[Run]) -> list[Answer]:

@@ -84,6 +84,9 @@ def cautions(results: Results) -> list[str]:
             f"{len(results.entries)} settings, {failed:,} of them failed. Accuracies are over the "
             "rows that were answered, differences over questions that both sides answered."
         )
+    untimed = [e.name for e in results.entries if not e.full and e.prefill is None]
+    if results.timed and untimed:
+        out.append(f"Not timed, so not in the figure of accuracy and time: {', '.join(untimed)}.")
     if results.clusters < FEW:
         out.append(
             f"Only {results.clusters} independent images: with fewer than {FEW} the intervals are "

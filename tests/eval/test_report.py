@@ -113,7 +113,10 @@ def test_answers_must_belong_to_the_run():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model": {**synthetic.MODEL, "sha256": "ef" * 32}}, r"model\.sha256 is 'abab.*'efef"),
+        (
+            {"model": {**synthetic.MODEL, "sha256": "ef" * 32}},
+            r"model\.sha256 is abababababab\.\.\. and efefefefefef\.\.\.",
+        ),
         ({"model": {**synthetic.MODEL, "dtype": "bfloat16"}}, "model.dtype is 'float32' and 'bf"),
         (
             {"suite": {"name": "synthetic", "metric": "accuracy", "limit": None, "items": 32,
@@ -171,6 +174,13 @@ def test_times_are_of_the_same_model_and_attention(tmp_path):
     accuracy = synthetic.write_accuracy(tmp_path / "accuracy", images=2)
     found = collect([accuracy, synthetic.write_efficiency(tmp_path / "efficiency")])
     assert found.times["uniform@0.5"].median == pytest.approx(0.65)
+    assert found.warnings == []
+    facts = json.loads((tmp_path / "efficiency" / "run.json").read_text())
+    facts.update(rounds=5, finished_rounds=2, warnings=["the machine was busy"])
+    (tmp_path / "efficiency" / "run.json").write_text(json.dumps(facts))
+    assert collect([accuracy, tmp_path / "efficiency"]).warnings == [
+        "Times: the machine was busy.", "Times: the run was stopped after 2 of 5 rounds."
+    ]  # fmt: skip
     other = {**synthetic.MODEL, "name": "llava-next-7b"}
     synthetic.write_efficiency(tmp_path / "efficiency", model=other)
     with pytest.raises(VTCError, match="model.name is 'reference' and 'llava-next-7b'"):
