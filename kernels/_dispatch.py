@@ -71,6 +71,7 @@ def register(
     launch: Callable[..., Any],
     fake: Callable[..., Any],
     twin: Callable[..., Any] | None = None,
+    gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
 ) -> None:
     """Make `launch` the operator `torch.ops.vtc.<name>`, opaque to `torch.compile`.
 
@@ -78,14 +79,18 @@ def register(
         name, schema: as `torch.library.custom_op` wants them.
         launch: makes the results by launching kernels.
         fake: empty results of the right shapes, for tracing.
-        twin: takes the same arguments and gives the gradients, by computing once more; None for an
-            operator without gradients or with its own.
+        twin: takes the same arguments and gives the gradients, by computing once more.
+        gradient: `setup_context` and `backward` of an operator that has its own. With neither there are
+            no gradients.
     """
     op = torch.library.custom_op(f"vtc::{name}", launch, mutates_args=(), schema=schema)
     op.register_fake(fake)
-    if twin is None:
-        return
+    gradient = _gradient_of(twin) if twin is not None else gradient
+    if gradient is not None:
+        op.register_autograd(gradient[1], setup_context=gradient[0])
 
+
+def _gradient_of(twin: Callable[..., Any]) -> tuple[Callable[..., None], Callable[..., Any]]:
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]
         ctx.others = [x for x in inputs if not isinstance(x, Tensor)]
@@ -103,7 +108,7 @@ def register(
         found = iter(torch.autograd.grad(outputs, wanted, gradients))
         return tuple(next(found) if need else None for need in ctx.needs_input_grad)
 
-    op.register_autograd(backward, setup_context=setup)
+    return setup, backward
 
 
 def widened(x: Tensor) -> Tensor:

@@ -22,7 +22,19 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.kernels import _dispatch, cls_attention, cosine_topk, lof, neighbour_count, segmented_topk
+from vtc.kernels import (
+    _dispatch,
+    adaptive_pool,
+    attention_received,
+    bit_packing,
+    cls_attention,
+    cosine_topk,
+    lof,
+    merge,
+    neighbour_count,
+    ragged_compact,
+    segmented_topk,
+)
 from vtc.kernels._dispatch import Launch, noted_launches
 from vtc.kernels._ordering import LONGEST
 
@@ -35,7 +47,8 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
 }
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
-TILES, PATCHES, HEADS, HEAD_WIDTH, WIDTH = 5, 576, 16, 64, 1024  # LLaVA-NeXT-7B: CLIP-L/14 at 336
+# LLaVA-NeXT-7B: a thumbnail and four crops through CLIP-L/14 at 336 pixels
+TILES, PATCHES, HEADS, HEAD_WIDTH, WIDTH, LM_WIDTH = 5, 576, 16, 64, 1024, 4096
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -70,13 +83,51 @@ def _cosine_topk(dtype: torch.dtype) -> None:
     cosine_topk.launch(keys[:, :32], keys, cosine_topk.MOST, None, None, None)
 
 
+def _attention_received(dtype: torch.dtype) -> None:
+    heads = _meta(TILES, PATCHES, HEADS, HEAD_WIDTH, dtype=dtype).transpose(1, 2)
+    attention_received.launch(heads, heads, HEAD_WIDTH**-0.5)
+    siglip = _meta(TILES, 729, HEADS, 72, dtype=dtype).transpose(1, 2)
+    attention_received.launch(siglip, siglip, 72**-0.5)
+
+
+def _merge(dtype: torch.dtype) -> None:
+    entries = _meta(TILES * PATCHES, dtype=torch.int64)
+    values = _meta(TILES * PATCHES, WIDTH, dtype=dtype)
+    merge.launch(values, entries, entries, _meta(TILES * PATCHES), 720)
+
+
+def _adaptive_pool(dtype: torch.dtype) -> None:
+    features = _meta(TILES, PATCHES, WIDTH, dtype=dtype)
+    valid = _meta(TILES, PATCHES, dtype=torch.bool)
+    pooled, count = adaptive_pool.launch(features, 24, 24, 8, 8, valid)
+    adaptive_pool.launch_backward(pooled, count, 24, 24, 8, 8, valid)
+
+
+def _ragged_compact(dtype: torch.dtype) -> None:
+    index, splits = _meta(2880, dtype=torch.int64), _meta(5, dtype=torch.int64)
+    values = _meta(4 * 2880, LM_WIDTH, dtype=dtype)
+    ragged_compact.launch(values, index, splits, 1024, True, 0)
+    ragged_compact.launch(_meta(4 * 2880, 2, dtype=torch.int64), index, splits, 1024, True, 0)
+
+
+def _bit_packing(dtype: torch.dtype) -> None:
+    words = bit_packing.launch_pack(_meta(32, 256, 16, dtype=torch.bool), 16, torch.int64)
+    bit_packing.launch_unpack(words, 16, torch.int64)
+    bit_packing.launch_pack(_meta(32, 256, 16, dtype=torch.bool), 8, torch.uint8)
+
+
 #: file of the operation -> a call of its launches for features of a dtype
 OPERATIONS: dict[str, Callable[[torch.dtype], Any]] = {
     "cls_attention": _cls_attention,
+    "attention_received": _attention_received,
     "segmented_topk": _segmented_topk,
     "lof": _lof,
     "neighbour_count": _neighbour_count,
     "cosine_topk": _cosine_topk,
+    "merge": _merge,
+    "adaptive_pool": _adaptive_pool,
+    "ragged_compact": _ragged_compact,
+    "bit_packing": _bit_packing,
 }
 
 
