@@ -273,8 +273,8 @@ def rc_full(case: Case) -> None:
         stage = about["stage"]
         case.expect_value(f"lof {stage} outliers", counts[stage], about["outliers"], slack)
 
-    visual, text = int(plan.visual_count), int(plan.text_count)
-    centres = plan.centre_order[0, : int(plan.centre_count)]
+    visual, text = int(plan.counts.visual), int(plan.counts.text)
+    centres = plan.centre_order[0, : int(plan.counts.centre)]
     case.expect("idx_vision", plan.visual_order[0, :visual])
     case.expect("idx_text", plan.text_order[0, :text])
     case.expect("main_idx", plan.main[0].nonzero().squeeze(1))

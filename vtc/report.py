@@ -39,7 +39,7 @@ COUNTS = (
     "seconds",
 )
 #: how tiles are strung together, keywords of `pack_layout`
-PACKING = ("frames", "order", "shrink", "lead")
+PACKING = ("frames", "order", "shrink", "lead", "tail")
 
 
 @dataclass(eq=False)
@@ -58,7 +58,8 @@ class ImageReport:
         newline: whether the model closes rows with a separator.
         unpad: how padding was cut from the canvas, see `functional.anyres.valid_region`.
         frames: frames of a clip, 1 for an image.
-        order, shrink, lead: how tiles are strung together, see `functional.anyres.pack_layout`.
+        order, shrink, lead, tail: how tiles are strung together, see
+            `functional.anyres.pack_layout`.
         fit: how a single tile saw the picture: `"crop"` (the largest centred rectangle of the
             tile's shape, as CLIP's processor does) or `"stretch"`. Thumbnails are stretched.
         seconds: time spent in the selection of this image.
@@ -79,6 +80,7 @@ class ImageReport:
     order: str = "canvas"
     shrink: int | None = None
     lead: bool = False
+    tail: bool = False
     fit: str = "crop"
     seconds: float = 0.0
     sample: int = 0
@@ -108,6 +110,7 @@ class ImageReport:
             order=tokens.order,
             shrink=tokens.shrink,
             lead=tokens.lead,
+            tail=tokens.tail,
             fit=fit,
             seconds=seconds,
             sample=sample,
@@ -261,6 +264,7 @@ class ImageReport:
         )
         if patch_grid is None:
             raise TypeError("patch_grid is missing")
+        data = {"tail": False, **data}  # reports were saved before there were tails
         packing = {key: data[key] for key in PACKING}
         report = cls(
             patch_grid=patch_grid,

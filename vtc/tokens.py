@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError, nearest
-from vtc.functional.anyres import Layout, pack_layout
+from vtc.functional.anyres import Layout
+from vtc.functional.geometry import Geometry, geometry
 from vtc.kernels.merge import weighted_merge
 
 #: Every signal a method can ask for. T tiles, N patches a tile, C width of the vision tower,
@@ -73,7 +74,10 @@ class VisualTokens:
         unpad: how padding is cut from the canvas, see `functional.anyres.valid_region`.
         content_seed: a hash of the image's pixels, so that methods that draw at random give an image
             the same draw wherever it stands in a batch.
-        order, shrink, lead: how the model strings tiles together, see `functional.anyres.pack_layout`.
+        order, shrink, lead, tail: how the model strings tiles together, see
+            `functional.anyres.pack_layout`.
+        cell: `(rows, cols)` of the patches that a token is made of, where signals are given patch by
+            patch (`Method.by_patch`); N of `SIGNALS` then counts patches, row-major.
     """
 
     features: Tensor
@@ -87,6 +91,8 @@ class VisualTokens:
     order: str = "canvas"
     shrink: int | None = None
     lead: bool = False
+    tail: bool = False
+    cell: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3:
@@ -109,32 +115,35 @@ class VisualTokens:
         return self.features.shape[0] if self.tile_grid is None else 1
 
     @cached_property
-    def layout(self) -> Layout:
-        """Provenance of the packed sequence that the model would see uncompressed (on the CPU)."""
-        return pack_layout(
-            self.patch_grid,
-            self.tile_grid,
-            self.image_size,
+    def geometry(self) -> Geometry:
+        """The index tables of this image's shape; shared with others, so never change them."""
+        return geometry(
+            tuple(self.patch_grid),
+            None if self.tile_grid is None else tuple(self.tile_grid),
+            None if self.image_size is None else tuple(self.image_size),
             newline=self.newline is not None,
             unpad=self.unpad,
             frames=self.frames,
             order=self.order,
             shrink=self.shrink,
             lead=self.lead,
+            tail=self.tail,
         )
 
-    @cached_property
+    @property
+    def layout(self) -> Layout:
+        """Provenance of the packed sequence that the model would see uncompressed (on the CPU)."""
+        return self.geometry.layout
+
+    @property
     def valid(self) -> Tensor:
         """Bool `[T, N]`, on the CPU: the patches that survive un-padding."""
-        mask = torch.zeros(self.features.shape[:2], dtype=torch.bool)
-        keep = self.layout.is_patch
-        mask[self.layout.tile[keep], self.layout.patch[keep]] = True
-        return mask
+        return self.geometry.valid
 
     @property
     def num_patches(self) -> int:
         """Patch tokens of the image, un-padded, all tiles together: the base of `retention`."""
-        return int(self.layout.is_patch.sum())
+        return self.geometry.patches
 
     def signal(self, name: str) -> Tensor:
         """The captured signal `name`; a clear error when the model could not give it."""
@@ -220,11 +229,7 @@ class CompressedTokens:
 
 def packed_index(tokens: VisualTokens) -> Tensor:
     """Int64 `[T, N]`: where each patch stands in the packed sequence, -1 for padding."""
-    layout = tokens.layout
-    index = torch.full(tokens.features.shape[:2], -1)
-    here = layout.is_patch.nonzero().squeeze(1)
-    index[layout.tile[here], layout.patch[here]] = here
-    return index
+    return tokens.geometry.packed
 
 
 def keep_patches(tokens: VisualTokens, keep: Tensor) -> CompressedTokens:
@@ -284,7 +289,7 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
         parts: one for each frame.
     """
     patches = tokens.features.shape[1]
-    length = patches + int(tokens.lead)
+    length = patches + int(tokens.lead) + int(tokens.tail)
     tile, patch, anchor, features, weight = [], [], [], [], []
     output, source, share = [], [], []
     done = 0

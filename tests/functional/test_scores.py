@@ -3,14 +3,20 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vtc.functional import globalcom2 as gc2
 from vtc.functional import token_correlation as tcc
+from vtc.functional.geometry import geometry
 from vtc.functional.recoverable import cluster_keys, cluster_members, text_scores, visual_scores
-from vtc.functional.sampling import exponential_race, image_generator
+from vtc.functional.sampling import exponential_race, image_noise
+
+CPU = torch.device("cpu")
+#: the patches of an 8 x 8 thumbnail that stand for each of 2 x 2 crops
+SHARE = gc2.crop_of_patch((8, 8), (2, 2)) == torch.arange(4)[:, None]
 
 
 def test_thumbnail_is_split_evenly_with_remainders_at_the_end():
@@ -22,7 +28,7 @@ def test_thumbnail_is_split_evenly_with_remainders_at_the_end():
 @given(st.integers(0, 10**6), st.floats(0.01, 1), st.floats(0.1, 100))
 def test_ratios_centre_on_the_retention_and_stay_below_one(seed, retention, tau):
     scores = torch.randn(64, generator=torch.Generator().manual_seed(seed)) * 5
-    ratios = gc2.crop_ratios(scores, (8, 8), (2, 2), retention, tau)
+    ratios = gc2.crop_ratios(scores, SHARE, retention, tau)
     assert ratios.dtype == torch.float64 and float(ratios.max()) <= 1
     assert float(ratios.min()) >= retention * (1 - 1 / 4) - 1e-9
     if float(ratios.max()) < 1:
@@ -32,19 +38,33 @@ def test_ratios_centre_on_the_retention_and_stay_below_one(seed, retention, tau)
 def test_a_saturated_softmax_gives_one_crop_the_most_it_can_get():
     scores = torch.zeros(64)
     scores.view(8, 8)[:4, 4:] = 100
-    ratios = gc2.crop_ratios(scores, (8, 8), (2, 2), 0.25)
+    ratios = gc2.crop_ratios(scores, SHARE, 0.25)
     expected = torch.tensor([0.75, 1.75, 0.75, 0.75], dtype=torch.float64) * 0.25
     torch.testing.assert_close(ratios, expected, rtol=1e-6, atol=0)
 
 
-def test_thumbnail_view_covers_the_region_and_nothing_else():
-    thumbnail = torch.rand(16, generator=torch.Generator().manual_seed(0)) + 1
-    view = gc2.global_scores(thumbnail, (4, 4), (2, 2), (2, 6, 0, 8))
+@pytest.mark.parametrize("size", [(300, 600), (600, 300), (500, 570)])
+def test_thumbnail_view_covers_the_region_and_nothing_else(size):
+    shape = geometry((4, 4), (2, 2), size)
+    top, bottom, left, right = shape.region
+    thumbnail = torch.rand(1, 16, generator=torch.Generator().manual_seed(0)) + 1
+    view = gc2.global_scores(thumbnail, gc2.crop_tables((shape,), CPU))
     image = thumbnail.view(1, 1, 4, 4)
-    want = torch.nn.functional.interpolate(image, size=(4, 8), mode="bilinear")[0, 0]
+    want = torch.nn.functional.interpolate(
+        image, size=(bottom - top, right - left), mode="bilinear"
+    )[0, 0]
     canvas = view.view(2, 2, 4, 4).permute(0, 2, 1, 3).reshape(8, 8)
-    assert torch.equal(canvas[2:6], want) and float(canvas[:2].abs().sum()) == 0
-    assert float(gc2.global_scores(thumbnail, (4, 4), (2, 2), (4, 4, 0, 8)).sum()) == 0
+    torch.testing.assert_close(canvas[top:bottom, left:right], want, rtol=1e-6, atol=0)
+    outside = torch.ones(8, 8, dtype=torch.bool)
+    outside[top:bottom, left:right] = False
+    assert float(canvas[outside].abs().sum()) == 0
+
+
+def test_thumbnail_view_of_an_empty_region_is_zero():
+    shape = geometry((4, 4), (2, 2), (3000, 10))
+    assert shape.region[2] >= shape.region[3]
+    view = gc2.global_scores(torch.ones(1, 16), gc2.crop_tables((shape,), CPU))
+    assert float(view.abs().sum()) == 0
 
 
 def test_holistic_score_ignores_padding():
@@ -103,14 +123,25 @@ def test_race_has_the_law_of_drawing_without_replacement():
     assert abs(float(pair) - 0.5 * 0.3 / 0.5) < 0.01
 
 
-def test_generators_depend_on_seed_and_content():
+def test_noise_depends_on_seed_and_content_alone():
+    contents = [0, 1, 2**31, 2**63 - 1]  # large values are fine
     draws = {
-        tuple(torch.randperm(50, generator=image_generator(s, c)).tolist())
-        for s in range(3)
-        for c in (0, 1, 2**31)
+        tuple(row.tolist()) for s in (0, 1, 2**40) for row in image_noise(s, contents, 50, CPU)
     }
-    assert len(draws) == 9
-    image_generator(2**40, 2**63 - 1)  # large values are fine
+    assert len(draws) == 12
+    alone = image_noise(1, [2**31], 50, CPU)
+    assert torch.equal(image_noise(1, contents, 50, CPU)[2:3], alone)
+    assert torch.equal(image_noise(1, [2**31], 20, CPU), alone[:, :20])
+
+
+def test_noise_is_uniform_and_uncorrelated():
+    noise = image_noise(3, list(range(200)), 500, CPU).double()
+    assert float(noise.min()) > 0 and float(noise.max()) < 1
+    counts = torch.histc(noise, 20, 0, 1)
+    assert float(((counts - 5000) ** 2 / 5000).sum()) < 43  # chi-squared, 19 degrees: 0.1 % above
+    centred = noise - 0.5
+    for shifted in (centred.roll(1, 0), centred.roll(1, 1)):  # next image, next place
+        assert abs(float((centred * shifted).mean() * 12)) < 4 / 100_000**0.5
 
 
 def test_visual_score_is_one_wide_head():

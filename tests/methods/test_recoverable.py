@@ -14,7 +14,7 @@ def test_single_tile_has_the_official_order():
     method = make("recoverable")
     plan, out = method.recover(tokens), method.compress(tokens)
     main = int(plan.main.sum())
-    assert int(plan.centre_count) > 0 and bool(plan.extra)
+    assert int(plan.counts.centre) > 0 and bool(plan.counts.extra)
     assert torch.equal(out.patch[:main], plan.main[0].nonzero().squeeze(1))
     attention = plan.visual[0, out.patch[main:-1]]
     assert bool((attention.diff() <= 0).all())
@@ -44,7 +44,7 @@ def test_tiles_are_treated_as_if_alone():
             )
         )
         assert torch.equal(alone.main[0], together.main[tile])
-        assert int(alone.centre_count) == int(together.centre_count[tile])
+        assert int(alone.counts.centre) == int(together.counts.centre[tile])
 
 
 def test_the_question_changes_what_is_recovered():
@@ -62,14 +62,14 @@ def test_a_budget_keeps_the_proportions_of_the_kinds():
     tokens = image(grid=(12, 12), newline=False)
     own = make("recoverable").recover(tokens)
     plan = make("recoverable", retention=0.5).recover(tokens)
-    assert int(plan.total) == 72
-    scale = 72 / int(own.total)
-    assert abs(int(plan.visual_count) - scale * int(own.visual_count)) <= 1
-    assert abs(int(plan.text_count) - scale * int(own.text_count)) <= 1
-    assert int(plan.text_count) == 0 or not bool(
+    assert int(plan.counts.total) == 72
+    scale = 72 / int(own.counts.total)
+    assert abs(int(plan.counts.visual) - scale * int(own.counts.visual)) <= 1
+    assert abs(int(plan.counts.text) - scale * int(own.counts.text)) <= 1
+    assert int(plan.counts.text) == 0 or not bool(
         (
-            plan.visual_order[0, : int(plan.visual_count), None]
-            == plan.text_order[0, : int(plan.text_count)]
+            plan.visual_order[0, : int(plan.counts.visual), None]
+            == plan.text_order[0, : int(plan.counts.text)]
         ).any()
     )
 
@@ -100,9 +100,9 @@ def test_more_centres_than_patches_left_are_cut():
     tokens = image(grid=(6, 6), newline=False)
     wide = torch.randn(1, 36, 4096)
     plan = make("recoverable", rest_k=2).recover(replace(tokens, features=wide))
-    assert int(plan.centre_count) <= int(plan.rest.sum())
+    assert int(plan.counts.centre) <= int(plan.rest.sum())
     out = make("recoverable", rest_k=2).compress(replace(tokens, features=wide))
-    assert len(out) == int(plan.total) <= 36
+    assert len(out) == int(plan.counts.total) <= 36
 
 
 def test_corrected_fields_change_what_they_name():
@@ -112,10 +112,10 @@ def test_corrected_fields_change_what_they_name():
     aligned = make("recoverable", keys="aligned").recover(tokens)
     found = int(((official.factor_rest < -1.5) & official.rest).sum())
     left = int(official.rest.sum())
-    assert int(official.centre_count) == 16 * found // left  # 16 channels
-    assert abs(int(tokenwise.centre_count) - found) <= 1  # rounded down from a float64 ratio
+    assert int(official.counts.centre) == 16 * found // left  # 16 channels
+    assert abs(int(tokenwise.counts.centre) - found) <= 1  # rounded down from a float64 ratio
     exact = make("recoverable", centres="tokens", rounding="exact").recover(tokens)
-    assert int(exact.centre_count) == found
+    assert int(exact.counts.centre) == found
     assert torch.equal(aligned.centre_order, official.centre_order)
     assert not torch.equal(aligned.members, official.members)
 

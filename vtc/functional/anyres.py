@@ -136,6 +136,7 @@ def pack_layout(
     order: str = "canvas",
     shrink: int | None = None,
     lead: bool = False,
+    tail: bool = False,
 ) -> Layout:
     """The packed sequence of one image or clip.
 
@@ -151,16 +152,17 @@ def pack_layout(
         shrink: a canvas of clearly more patches than this many tiles is scaled down to about that
             many (LLaVA-OneVision's `anyres_max`), see `shrunk_canvas`.
         lead: whether a CLS token stands in front of every tile (as a separator).
+        tail: whether a separator stands behind every tile.
     """
     if order not in ORDERS:
         raise VTCError(f"order: got {order!r}, allowed are {', '.join(ORDERS)}")
     rows, cols = patch_grid
     if crops is None:
-        return _tile_after_tile(list(range(frames)), rows * cols, lead, newline)
+        return _tile_after_tile(list(range(frames)), rows * cols, lead, tail, newline)
     if order != "canvas":
         crop_tiles = list(range(1, 1 + crops[0] * crops[1]))
         tiles = [0, *crop_tiles] if order == "tiles" else [*crop_tiles, 0]
-        return _tile_after_tile(tiles, rows * cols, lead, False)
+        return _tile_after_tile(tiles, rows * cols, lead, tail, False)
 
     tile, patch = canvas_provenance(patch_grid, crops)
     region = (0, tile.shape[0], 0, tile.shape[1])
@@ -178,7 +180,7 @@ def pack_layout(
         close = torch.full((len(y), 1), -1)
         tile, patch = torch.cat([tile, close], 1), torch.cat([patch, close], 1)
         row = torch.cat([row, y[:, None]], 1)
-    thumbnail = _tile_after_tile([0], rows * cols, lead, False)
+    thumbnail = _tile_after_tile([0], rows * cols, lead, tail, False)
     return Layout(
         torch.cat([thumbnail.tile, tile.flatten()]),
         torch.cat([thumbnail.patch, patch.flatten()]),
@@ -186,13 +188,13 @@ def pack_layout(
     )
 
 
-def _tile_after_tile(tiles: Sequence[int], patches: int, lead: bool, newline: bool) -> Layout:
+def _tile_after_tile(
+    tiles: Sequence[int], patches: int, lead: bool, tail: bool, newline: bool
+) -> Layout:
+    around = (int(lead), int(tail))
     tile = torch.tensor(tiles)[:, None].expand(-1, patches)
     patch = torch.arange(patches).expand(len(tiles), -1)
-    if lead:
-        cls = torch.full((len(tiles), 1), -1)
-        tile, patch = torch.cat([cls, tile], 1), torch.cat([cls, patch], 1)
-    tile, patch = tile.flatten(), patch.flatten()
+    tile, patch = (torch.nn.functional.pad(x, around, value=-1).flatten() for x in (tile, patch))
     if newline:
         tile, patch = (torch.cat([x, x.new_tensor([-1])]) for x in (tile, patch))
     return Layout(tile, patch, torch.full_like(tile, -1))

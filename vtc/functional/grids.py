@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
 
 
-def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """The rectangle `(top, bottom, left, right)` of valid patches of each tile, half-open.
+def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> Tensor:
+    """The rectangle `(top, bottom, left, right)` of valid patches of each tile, half-open, `[T, 4]`.
 
     Un-padding cuts a rectangle out of the canvas, so that what is left of a tile is one too; a tile
-    without valid patches gives `(0, 0, 0, 0)`.
+    without valid patches gives zeros.
 
     Args:
-        valid: bool `[T, N]`.
+        valid: bool `[T, N]`, CPU.
         patch_grid: `(rows, cols)` of a tile.
 
     Raises:
@@ -28,7 +26,6 @@ def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[i
     top, left = rows.argmax(1), cols.argmax(1)
     bottom, right = top + rows.sum(1), left + cols.sum(1)
     empty = rows.sum(1) == 0
-    corners = torch.stack([top, bottom, left, right], 1).masked_fill(empty[:, None], 0)
     low, high = rows.flip(1).argmax(1), cols.flip(1).argmax(1)
     gaps = (mask.shape[1] - low != bottom) | (mask.shape[2] - high != right)
     if bool((gaps & ~empty).any()):
@@ -36,75 +33,69 @@ def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[i
             "image_size: the model scales this image's canvas down, so that its patches are no "
             "rectangle; methods 'pool' and 'uniform' can work on it"
         )
-    return [tuple(corner) for corner in corners.tolist()]
+    return torch.stack([top, bottom, left, right], 1).masked_fill(empty[:, None], 0)
 
 
-def valid_lines(valid: Tensor, patch_grid: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
-    """The rows and the columns, int64, whose crossings are the valid patches of each tile.
+def even_bins(valid: Tensor, patch_grid: tuple[int, int], count: Tensor) -> tuple[Tensor, Tensor]:
+    """`count[t]` disjoint bins that cover the valid patches of each tile as evenly as possible.
 
-    They need not be neighbours: where a model scales its canvas down, every so many lines are left.
+    The valid patches are the crossings of some rows and some columns, which need not be neighbours
+    (where a model scales its canvas down, every so many lines are left). The rows are cut into bands,
+    about as many as make the bins square, and each band into bins of columns; where the count has
+    no matching factors, bands differ by one bin.
 
     Args:
         valid: bool `[T, N]`.
         patch_grid: `(rows, cols)` of a tile.
-    """
-    mask = valid.view(-1, *patch_grid)
-    return [(tile.any(1).nonzero().squeeze(1), tile.any(0).nonzero().squeeze(1)) for tile in mask]
-
-
-def even_grid(height: int, width: int, count: int) -> tuple[Tensor, Tensor]:
-    """Exactly `count` disjoint bins that cover a rectangle as evenly as possible.
-
-    The rectangle is cut into bands of rows, about as many as make the bins square, and each band
-    into bins of columns; where `count` has no matching factors, bands differ by one bin.
-
-    Args:
-        height, width: of the rectangle, in patches.
-        count: bins, between 1 and `height * width`.
+        count: int64 `[T]` on the same device, from 0 to the tile's valid patches.
 
     Returns:
-        `bins`, int64 `[height, width]`: the bin of each patch, row-major; and `centre`, int64
-        `[count]`: the patch in the middle of each bin, as `row * width + col`, ascending within a
-        band; centres are distinct.
-
-    Raises:
-        VTCError: `count` does not fit the rectangle.
+        `bins`, int64 `[T, N]`: the bin of each valid patch, row-major; and `centre`, bool `[T, N]`:
+        the one patch in the middle of each bin, none in tiles with `count` 0.
     """
-    if not 1 <= count <= height * width:
-        raise VTCError(f"count: got {count}, allowed are 1 to {height * width}")
-    bands = round(math.sqrt(count * height / width))
-    bands = min(max(bands, -(-count // width), 1), height, count)
+    grid = valid.unflatten(1, patch_grid)
+    row_used, col_used = grid.any(2), grid.any(1)
+    row = (row_used.cumsum(1) - 1)[:, :, None]  # [T, rows, 1]: place among the rows that are left
+    col = (col_used.cumsum(1) - 1)[:, None, :]
+    height, width, n = (
+        x.clamp(min=1)[:, None, None] for x in (row_used.sum(1), col_used.sum(1), count)
+    )
+    bands = torch.round(torch.sqrt(n * height / width)).long()
+    bands = torch.maximum(bands, -(-n // width)).clamp(min=1)
+    bands = torch.minimum(bands, torch.minimum(height, n))
 
-    row, col = torch.arange(height)[:, None], torch.arange(width)[None, :]
     band = ((row + 1) * bands - 1) // height  # the i with floor(i*h/bands) <= row < floor((i+1)...)
-    first = torch.arange(bands + 1) * count // bands  # first bin of each band
-    inside = (first[1:] - first[:-1])[band]  # bins in the band of this row
-    bins = first[band] + ((col + 1) * inside - 1) // width
-
-    index = torch.arange(count)
-    band = torch.searchsorted(first, index, right=True) - 1
-    inside, nth = (first[1:] - first[:-1])[band], index - first[band]
-    centre_row = (band * height // bands + (band + 1) * height // bands - 1) // 2
-    centre_col = (nth * width // inside + (nth + 1) * width // inside - 1) // 2
-    return bins, centre_row * width + centre_col
+    first = band * n // bands  # first bin of the band
+    inside = ((band + 1) * n // bands - first).clamp(min=1)  # bins in it
+    nth = ((col + 1) * inside - 1) // width
+    middle_row = (band * height // bands + (band + 1) * height // bands - 1) // 2
+    middle_col = (nth * width // inside + (nth + 1) * width // inside - 1) // 2
+    centre = (row == middle_row) & (col == middle_col) & grid & (count > 0)[:, None, None]
+    return (first + nth).flatten(1), centre.flatten(1)
 
 
-def pooled_axis(extent: int, bins: int, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """Which bins of an adaptively pooled axis hold something, and the line that stands for each.
+def pooled_axis(
+    extent: int, bins: Tensor, most: int, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which bins of an adaptively pooled axis hold something, and the lines they hold.
 
     Args:
         extent: lines of the axis.
-        bins: bins over it, at most `extent`; their bounds are those of `adaptive_pool`.
-        low, high: the lines that are not padding, half-open.
+        bins: int64 `[...]`, bins over it, at most `extent`; bounds are those of `adaptive_pool`.
+        most: the largest of `bins`.
+        low, high: int64 `[...]`, the lines that are not padding, half-open.
 
     Returns:
-        `used`, int64: bins with a line in `low..high`; of bins that overlap and are cut down to the
-        same line, the first. `centre`, int64: the middle of what each of them covers, ascending.
+        `used`, bool `[..., most]`: bins with a line in `low..high`; of bins that overlap and are cut
+        down to the same middle line, the first. `first`, `last`, int64: what each of them covers,
+        half-open; the middle line, `(first + last - 1) // 2`, stands for it.
     """
-    i = torch.arange(bins)
-    first = (i * extent // bins).clamp(min=low)
-    last = (-(-(i + 1) * extent // bins)).clamp(max=high)
-    centre = (first + last - 1) // 2
-    used = last > first
-    used[1:] &= (centre[1:] != centre[:-1]) | ~used[:-1]
-    return i[used], centre[used]
+    bins, low, high = (x[..., None] for x in (bins, low, high))
+    i = torch.arange(most, device=bins.device)
+    first = torch.maximum(i * extent // bins, low)
+    last = torch.minimum(-(-(i + 1) * extent // bins), high)
+    used = (last > first) & (i < bins)
+    middle = (first + last - 1) // 2
+    again = (middle[..., 1:] == middle[..., :-1]) & used[..., :-1]
+    used = used & ~torch.nn.functional.pad(again, (1, 0))
+    return used, first, last

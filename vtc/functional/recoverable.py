@@ -3,13 +3,13 @@
 Source: "Recoverable Compression: A Multimodal Vision Token Recovery Mechanism Guided by Text
 Information" (arXiv 2409.01179), read from the official code for LLaVA-1.5; the step numbers are
 those of its forward pass. T tiles, N patches a tile, C width of the vision tower, P width of the
-shared text-image space. All functions treat the tiles of an image side by side and take a mask of
-the patches that are not padding.
+shared text-image space. All functions treat the tiles of any number of images side by side and take
+a mask of the patches that are not padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vtc.functional.budget import apportion
+from vtc.functional.ragged import read, send
 from vtc.kernels.lof import local_outlier_factor
 from vtc.kernels.segmented_topk import segmented_topk
 
@@ -40,28 +41,52 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Recovery:
-    """The decision for the tiles of one image, with the steps that led to it.
-
-    Orders are int64 `[T, N]`, best first; only the first `count[t]` of a row are meant. Counts are
-    int64 `[T]` on the CPU.
+class Counts:
+    """How many patches of each tile become what, int64 `[T]` on the CPU.
 
     Attributes:
+        visual: kept for their visual score.
+        text: recovered by the text.
+        main: kept or recovered, each counted once.
+        centre: of the rest, centres that others are merged into.
+        extra: 1 where a token sums up what is left then.
+    """
+
+    visual: Tensor
+    text: Tensor
+    main: Tensor
+    centre: Tensor
+    extra: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Output tokens of each tile."""
+        return self.main + self.centre + self.extra
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """The decision for some tiles, with the steps that led to it.
+
+    Orders are int64 `[T, N]`, best first; only the first `counts` of a row are meant.
+
+    Attributes:
+        counts: how many patches of each tile become what.
         visual: float32 `[T, N]`, visual score a.
         text: float32 `[T, N]`, text score b.
         text_seen: `[T, N]`, b as the text filter sees it (overwritten in the sequential variant).
-        factor_visual, factor_text, factor_rest: `[T, N]`, negative outlier factors of the three
-            filters.
-        visual_order, visual_count: patches kept for their visual score.
-        text_order, text_count: patches recovered by the text.
-        main: bool `[T, N]`, both together.
+        factor_visual, factor_text, factor_rest: `[T, N]`, negative outlier factors that the method's
+            own counts came from.
+        visual_order: patches by visual score.
+        text_order: patches by the text score that is seen.
+        main: bool `[T, N]`, kept or recovered.
         rest: bool `[T, N]`, valid patches that are not in `main`.
-        centre_order, centre_count: patches of the rest that become centres.
-        members: int64 `[T, max(centre_count), cluster]`, patches merged into each centre, best
+        centre_order: patches of the rest by visual score.
+        members: int64 `[T, max(counts.centre), cluster]`, patches merged into each centre, best
             first; -1 where there are fewer.
-        extra: bool `[T]`, CPU: whether the tile gets an extra token.
     """
 
+    counts: Counts
     visual: Tensor
     text: Tensor
     text_seen: Tensor
@@ -69,20 +94,11 @@ class Recovery:
     factor_text: Tensor
     factor_rest: Tensor
     visual_order: Tensor
-    visual_count: Tensor
     text_order: Tensor
-    text_count: Tensor
     main: Tensor
     rest: Tensor
     centre_order: Tensor
-    centre_count: Tensor
     members: Tensor
-    extra: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """Int64 `[T]`, CPU: output tokens of each tile."""
-        return self.main.sum(1).cpu() + self.centre_count + self.extra
 
 
 def visual_scores(query: Tensor, keys: Tensor) -> Tensor:
@@ -105,30 +121,30 @@ def text_scores(patches: Tensor, text: Tensor) -> Tensor:
 
     Args:
         patches: `[T, N, P]`.
-        text: `[P]`.
+        text: `[P]`, or `[T, P]` for one text a tile.
 
     Returns:
         float32 `[T, N]`.
     """
-    return (
-        normalize(patches.float(), dim=-1) @ normalize(text.float(), dim=-1) * text.shape[0] ** -0.5
-    )
+    text = normalize(text.float(), dim=-1).expand(len(patches), -1)
+    cosine = (normalize(patches.float(), dim=-1) @ text[..., None]).squeeze(-1)
+    return cosine * text.shape[-1] ** -0.5
 
 
 def outliers(values: Tensor, k: int, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Negative outlier factors `[T, N]` and the outliers of each tile, int64 `[T]` on the CPU.
+    """Negative outlier factors `[T, N]` and the outliers of each tile, int64 `[T]`.
 
     Outliers at both ends count.
     """
     factor = local_outlier_factor(values, k, valid)
-    return factor, ((factor < OUTLIER) & valid).sum(1).cpu()
+    return factor, ((factor < OUTLIER) & valid).sum(1)
 
 
 def share(size: Tensor, count: Tensor, length: Tensor, rounding: str) -> Tensor:
-    """`floor(size * count / length)`, int64 on the CPU; 0 where length is 0 (steps 4, 5, 7).
+    """`floor(size * count / length)`, int64; 0 where length is 0 (steps 4, 5, 7).
 
     Args:
-        size, count, length: int64 `[T]` on the CPU.
+        size, count, length: int64 `[T]`.
         rounding: `"official"` divides first, in float64, which loses one token for some counts
             where `size == length` (729 patches: 1, 2, 4, 8, ...); `"exact"` is whole-number
             arithmetic.
@@ -196,9 +212,10 @@ def recover(
     valid: Tensor,
     channels: int,
     options: Options,
-    counts: Tensor | None = None,
+    wanted: Callable[[Counts], Counts] | None = None,
+    exact: bool = False,
 ) -> Recovery:
-    """Steps 3 to 9 for all tiles of an image.
+    """Steps 3 to 9 for all tiles; waits for the device once, to learn the counts.
 
     Args:
         visual: `[T, N]`, from `visual_scores`.
@@ -207,44 +224,55 @@ def recover(
         valid: bool `[T, N]` on the same device.
         channels: C of the features, which the official code takes for a number of tokens.
         options: variant and corrections.
-        counts: int64 `[T, 4]`, CPU: visual, text, centre and extra tokens of each tile, instead of
-            the method's own numbers; their sum is at most the tile's patches.
+        wanted: from the method's own counts to those that are to be; None leaves them.
+        exact: no patch may be both kept and recovered, so that counts add up.
     """
     visual, text = visual.float(), text.float()
     sequential = options.variant == "sequential"
-    size = valid.sum(1).cpu()
+    size = valid.sum(1)
+    lowest = text.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+
+    def keep(count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        order, by_visual = segmented_topk(visual, count, valid)
+        seen = torch.where(by_visual, lowest, text) if sequential else text
+        return order, by_visual, seen
+
+    def bring_back(
+        count: Tensor, seen: Tensor, by_visual: Tensor, once: bool
+    ) -> tuple[Tensor, ...]:
+        # where the overwritten minimum is no strict one, too, no patch twice
+        order, by_text = segmented_topk(seen, count, valid & ~by_visual if once else valid)
+        main = by_visual | by_text
+        return order, main, valid & ~main
 
     factor_visual, found = outliers(visual, options.visual_k, valid)
-    visual_count = share(size, found, size, options.rounding) if counts is None else counts[:, 0]
-    visual_order, by_visual = segmented_topk(visual, visual_count, valid)
-
-    seen = text
-    if sequential:
-        lowest = text.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
-        seen = torch.where(by_visual, lowest, text)
+    visual_count = share(size, found, size, options.rounding)
+    _, by_visual, seen = keep(visual_count)
     factor_text, found = outliers(seen, options.text_k, valid)
-    # with given counts, and where the overwritten minimum is no strict one, no patch twice
-    pool = valid & ~by_visual if sequential or counts is not None else valid
     base = size - visual_count if sequential else size
-    text_count = share(base, found, size, options.rounding) if counts is None else counts[:, 1]
-    text_order, by_text = segmented_topk(seen, text_count, pool)
+    text_count = share(base, found, size, options.rounding)
+    _, main, rest = bring_back(text_count, seen, by_visual, sequential)
 
-    main = by_visual | by_text
-    rest = valid & ~main
-    left = rest.sum(1).cpu()
+    left = rest.sum(1)
     factor_rest, found = outliers(visual, options.rest_k, rest)
-    if counts is None:
-        whole = size if options.variant == "union" else torch.full_like(size, channels)
-        whole = left if options.centres == "tokens" else whole
-        centre_count = torch.minimum(share(whole, found, left, options.rounding), left)
-        extra = left > centre_count
-        if sequential:
-            extra &= centre_count > 0
-    else:
-        centre_count, extra = counts[:, 2], counts[:, 3] > 0
+    whole = size if options.variant == "union" else torch.full_like(size, channels)
+    whole = left if options.centres == "tokens" else whole
+    centre_count = torch.minimum(share(whole, found, left, options.rounding), left)
+    extra = left > centre_count
+    if sequential:
+        extra &= centre_count > 0
+
+    own = [visual_count, text_count, main.sum(1), centre_count, extra.long()]
+    counts = Counts(*read(torch.stack(own)).unbind())
+    counts = wanted(counts) if wanted else counts
+    visual_count, text_count, centre_count = send(
+        torch.stack([counts.visual, counts.text, counts.centre]), visual
+    )
+    visual_order, by_visual, seen = keep(visual_count)
+    text_order, main, rest = bring_back(text_count, seen, by_visual, sequential or exact)
     centre_order, _ = segmented_topk(visual, centre_count, rest)
 
-    most = int(centre_count.max())
+    most = max(counts.centre.tolist())
     members = cluster_members(
         cluster_keys(keys, rest, options.keys),
         seen,
@@ -253,9 +281,9 @@ def recover(
         options.cluster,
         options.text_weight,
     )
-    nobody = torch.arange(most) >= centre_count[:, None]
-    members = members.masked_fill(nobody.to(members.device)[..., None], -1)
+    nobody = torch.arange(most, device=members.device) >= centre_count[:, None]
     return Recovery(
+        counts=counts,
         visual=visual,
         text=text,
         text_seen=seen,
@@ -263,41 +291,26 @@ def recover(
         factor_text=factor_text,
         factor_rest=factor_rest,
         visual_order=visual_order,
-        visual_count=visual_count,
         text_order=text_order,
-        text_count=text_count,
         main=main,
         rest=rest,
         centre_order=centre_order,
-        centre_count=centre_count,
-        members=members,
-        extra=extra,
+        members=members.masked_fill(nobody[..., None], -1),
     )
 
 
-def budget_counts(own: Recovery, available: Sequence[int], total: int) -> Tensor:
-    """Counts for `recover` that add up to `total`, in the method's own proportions.
+def budget_counts(own: Counts, tiles: Tensor) -> Counts:
+    """Counts that add up to given ones, in the method's own proportions.
 
-    Tiles share the total by one more than their own count of tokens; within a tile visual,
-    recovered and merged tokens keep their proportions. One of the merged tokens is the extra one
-    as soon as there are two.
+    Within a tile visual, recovered and merged tokens keep their proportions. One of the merged
+    tokens is the extra one as soon as there are two.
 
     Args:
         own: what the method would do by itself.
-        available: valid patches of each tile.
-        total: patch tokens of the image.
-
-    Returns:
-        int64 `[T, 4]`, CPU: visual, text, centre, extra.
+        tiles: int64 `[T]`, CPU, tokens wanted of each tile.
     """
-    main = own.main.sum(1).tolist()
-    visual = own.visual_count.tolist()
-    merged = (own.total - own.main.sum(1).cpu()).tolist()
-    tiles = apportion([m + g + 1 for m, g in zip(main, merged, strict=True)], available, total)
-    rows = []
-    for tile, wanted in enumerate(tiles):
-        parts = [max(visual[tile], 1), main[tile] - visual[tile], merged[tile]]
-        a, b, c = apportion(parts, [wanted] * 3, wanted)
-        extra = int(c > 1)
-        rows.append([a, b, c - extra, extra])
-    return torch.tensor(rows)
+    parts = [own.visual.clamp(min=1), own.main - own.visual, own.centre + own.extra]
+    capacity = tiles[:, None].expand(-1, 3)
+    visual, text, merged = apportion(torch.stack(parts, 1), capacity, tiles).unbind(1)
+    extra = (merged > 1).long()
+    return Counts(visual, text, visual + text, merged - extra, extra)

@@ -13,6 +13,7 @@ from torch import Tensor
 from vtc.kernels.neighbour_count import neighbour_count
 
 __all__ = [
+    "any_of_cell",
     "attention_over_patches",
     "iqr_fence",
     "neighbour_count",
@@ -30,10 +31,9 @@ def redundant_patches(count: Tensor, beta: float, valid: Tensor) -> Tensor:
         beta: share of the fellows, strict.
         valid: bool `[T, N]`.
     """
-    # floor() in float64 on the CPU: a count above x is a count above floor(x), whatever the device
-    fellows = (valid.sum(1).cpu().double() - 1).clamp(min=0)
-    limit = torch.floor(beta * fellows).long().to(count.device)
-    return (count > limit[:, None]) & valid
+    # in float64: beta * fellows is on the border of a whole number where it is one on paper
+    fellows = (valid.sum(1, dtype=torch.float64) - 1).clamp(min=0)
+    return (count > torch.floor(beta * fellows)[:, None]) & valid
 
 
 def sampling_number(redundant: Tensor, valid: Tensor) -> Tensor:
@@ -48,12 +48,19 @@ def sampling_number(redundant: Tensor, valid: Tensor) -> Tensor:
 def iqr_fence(values: Tensor, valid: Tensor, factor: float = 1.5) -> Tensor:
     """Float32 `[T, 3]`: both quartiles and the upper outlier fence `Q3 + factor * (Q3 - Q1)`.
 
-    Quartiles are interpolated linearly; rows without valid entries give NaN.
+    Quartiles are interpolated linearly; in rows without valid entries no value is above the fence.
     """
-    known = values.float().masked_fill(~valid, torch.nan)
-    quartile = torch.nanquantile(known, known.new_tensor([0.25, 0.75]), dim=-1)
-    low, high = quartile[0], quartile[1]
-    return torch.stack([low, high, high + factor * (high - low)], -1)
+    line = values.float().masked_fill(~valid, torch.inf).sort(-1).values
+    # places of the quartiles in quarters of a step, so that they are whole numbers
+    quarters = (valid.sum(-1, keepdim=True) - 1) * torch.arange(1, 4, 2, device=values.device)
+    below = (quarters // 4).clamp(min=0)
+    above = (below + 1).clamp(max=line.shape[-1] - 1)
+    part = (quarters % 4) / 4
+    quartile = torch.lerp(
+        line.gather(-1, below), line.gather(-1, torch.where(part > 0, above, below)), part
+    )
+    low, high = quartile[..., :1], quartile[..., 1:]
+    return torch.cat([low, high, high + factor * (high - low)], -1)
 
 
 def attention_over_patches(attention: Tensor, valid: Tensor) -> Tensor:
@@ -63,3 +70,26 @@ def attention_over_patches(attention: Tensor, valid: Tensor) -> Tensor:
     """
     kept = attention.float().masked_fill(~valid, 0)
     return kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def any_of_cell(
+    count: Tensor, ranking: Tensor, grid: tuple[int, int], cell: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """From patches to the tokens that are made of them: a token stays when any of its patches does.
+
+    DocOwl1.5's H-Reducer makes one token of 1 x 4 patches, and the method stands in front of it
+    [how both go together is this project's choice; the paper does not say].
+
+    Args:
+        count: int64 `[T]`, patches that stay.
+        ranking: int64 `[T, P]`, patches by rank, those that stay in front.
+        grid: `(rows, cols)` of the tokens.
+        cell: `(rows, cols)` of the patches of a token, `P == rows * cols` of both together.
+
+    Returns:
+        int64 `[T]` tokens that stay, and int64 `[T, N]` tokens by the rank of their best patch.
+    """
+    (rows, cols), (down, across) = grid, cell
+    rank = ranking.argsort(1).view(-1, rows, down, cols, across)
+    best = rank.amin((2, 4)).flatten(1)
+    return (best < count[:, None]).sum(1), best.argsort(1)

@@ -2,73 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens, gather_tokens, packed_index
+from vtc.batch import ImageBatch
+from vtc.functional.ragged import send
+from vtc.kernels.merge import weighted_merge
+from vtc.tokens import CompressedTokens, MergeIndex
 
 
 def assemble(
-    tokens: VisualTokens,
-    tile: Tensor,
-    patch: Tensor,
+    batch: ImageBatch,
+    place: Tensor,
     output: Tensor,
     source: Tensor,
     weight: Tensor,
     size: Tensor,
+    tokens: Sequence[int],
+    entries: Sequence[int],
     *,
-    separators: Tensor | None = None,
-    by_position: bool = True,
+    separators: tuple[Tensor, Sequence[int]] | None = None,
+    key: Tensor | None = None,
     features: Tensor | None = None,
-) -> CompressedTokens:
+) -> list[CompressedTokens]:
     """Merged tokens with their separators, in order.
 
     Args:
-        tokens: the image.
-        tile, patch: int64 `[M]`, main source of each merged token; distinct, not padding.
-        output, source, weight: `[K]` entries of the `MergeIndex`, outputs counted in this order.
+        batch: the images.
+        place: int64 `[M]`, place among all packed tokens of each merged token's main source;
+            distinct, not padding.
+        output, source, weight: `[K]` entries of the merge: token (counted in this order), source as
+            `tile * N + patch` in the batch, coefficient.
         size: float `[M]`, source tokens that each one stands for.
-        separators: int64, packed indices of the separators that stay; None for all.
-        by_position: sort everything by anchor; otherwise the order given, then the separators.
-        features: `[M, D]` ready-made token features instead of the weighted sums of `tokens`.
+        tokens, entries: of each image, M and K together.
+        separators: places of the separators that stay and how many of them each image has; None for
+            all.
+        key: int64 `[M]`, a token's rank in its image, below its packed length; separators then
+            follow behind. None to sort everything by position. Needs images of equal packed length.
+        features: `[M, D]` ready-made token features instead of the weighted sums.
 
     Returns:
         Features, provenance and `MergeIndex`; the index counts separators as outputs without
-        sources. Gradients flow to `tokens.features` and `features`.
+        sources. Gradients flow to the images' features and `features`.
     """
-    device = tokens.features.device
-    layout = tokens.layout
+    tables = batch.tables
     if separators is None:
-        separators = (~layout.is_patch).nonzero().squeeze(1)
-    tile, patch, size = tile.cpu(), patch.cpu(), size.cpu().float()
-    none = torch.full_like(separators, -1)
-    anchor = torch.cat([packed_index(tokens)[tile, patch], separators])
-    order = anchor.argsort() if by_position else torch.arange(len(anchor))
-    count = len(tile)
-
-    out = gather_tokens(
-        tokens,
-        torch.cat([tile, none])[order],
-        torch.cat([patch, none])[order],
-        anchor[order],
-    )
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    place, order = place.to(device), order.to(device)
-    index = MergeIndex(
-        output=place[output.to(device)],
-        source=source.to(device),
-        weight=weight.to(device).float(),
-        num_outputs=len(order),
-        num_sources=tokens.features.shape[0] * tokens.features.shape[1],
-    )
-    if features is None:
-        values = index.merge(tokens.features.flatten(0, 1))
-        values = torch.where(out.is_patch[:, None], values, out.features)
+        counts = [len(shape.source) - shape.patches for shape in batch.shapes]
+        separators = tables.separators, counts
+    where = torch.cat([place, separators[0]])
+    if key is None:
+        order = where.argsort()
     else:
-        values = features.new_zeros(len(order), features.shape[1])
-        if tokens.newline is not None and tokens.newline.shape[-1] == features.shape[1]:
-            values = values + tokens.newline.to(values)
-        values = values.index_copy(0, place[:count], features)
-    sizes = torch.cat([size, torch.ones(len(separators))]).to(device)[order]
-    return out.replace(features=values, weight=sizes, merged=index)
+        own = tables.origin[3, where]
+        behind = own[len(place) :] + len(batch.shapes[0].source)
+        order = (2 * (where - own) + torch.cat([key, behind])).argsort()
+    lengths = [n + s for n, s in zip(tokens, separators[1], strict=True)]
+
+    output = torch.empty_like(order).scatter_(
+        0, order, torch.arange(len(order), device=order.device)
+    )[output]
+    output, entry = torch.sort(output, stable=True)
+    source, weight = source[entry], weight[entry].float()
+    if features is None:
+        values = weighted_merge(batch.features.flatten(0, 1), output, source, weight, len(order))
+    else:
+        values = torch.cat([features, features.new_zeros(len(separators[0]), features.shape[1])])
+        values = values[order]
+    sizes = torch.cat([size.float(), torch.ones_like(separators[0], dtype=torch.float32)])[order]
+
+    # from indices of the batch to indices of each image
+    image = tables.image[source // tables.valid.shape[1]]
+    ends = torch.tensor(lengths).cumsum(0)
+    output = output - send(ends - torch.tensor(lengths), order)[image]
+    source = source - (tables.first * tables.valid.shape[1])[image]
+    columns = (x.split(list(entries)) for x in (output, source, weight))
+    sources = [shape.valid.numel() for shape in batch.shapes]
+    merged = [MergeIndex(*parts) for parts in zip(*columns, lengths, sources, strict=True)]
+    return batch.gather(where[order], lengths, features=values, weight=sizes, merged=merged)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from vtc.batch import ImageBatch
 from vtc.errors import VTCError
 from vtc.tokens import (
     CompressedTokens,
@@ -32,9 +33,12 @@ class Method:
     image. The budget is defined once, here: `retention` is the share of patch tokens kept over the
     whole image, un-padded, all tiles together; separators are not counted and stay.
 
-    The `compress` of every subclass is wrapped with these guards: retention 1.0 is the identity;
-    the result has at least one token, matching lengths, provenance in range and the dtype of the
-    input.
+    A method that can select for many images in the same few operations defines `compress_batch` in
+    place of `compress`; both are called through the other where only one is there.
+
+    The results of every subclass are guarded: retention 1.0 is the identity; there is at least one
+    token, lengths match and the dtype is that of the input; `compress` is also held to provenance in
+    range, which costs a look at the device.
 
     Attributes:
         retention: share of patch tokens to keep, in (0, 1]; or one share per image of the call.
@@ -62,6 +66,9 @@ class Method:
     adaptive: ClassVar[bool] = False
     #: True when the method draws at random and wants `VisualTokens.content_seed`
     draws: ClassVar[bool] = False
+    #: True when the method judges patches even where a projector makes one token of several, and reads
+    #: `VisualTokens.cell`
+    by_patch: ClassVar[bool] = False
     default_retention: ClassVar[float] = 0.25
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -90,7 +97,56 @@ class Method:
         Raises:
             VTCError: a signal is missing or the budget does not fit the image.
         """
+        return self._in_batches([tokens], [self])[0]
+
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        """Compress images that are alike in patch grid, packing and budgets' kind.
+
+        The number of operations should not depend on how many images, tiles and patches there are.
+        """
         raise TypeError(f"{type(self).__name__} must define compress(tokens)")
+
+    def compress_all(
+        self, images: Sequence[VisualTokens], first: int = 0, count: int | None = None
+    ) -> list[CompressedTokens]:
+        """Compress the images of a call.
+
+        Args:
+            images: some or all of them, in order.
+            first: the number of the first among the images of the call.
+            count: images of the call, for budgets given image by image; None for `len(images)`.
+        """
+        count = len(images) if count is None else count
+        methods = [self.for_image(first + index, count) for index in range(len(images))]
+        if _by_image(type(self)):
+            return [m.compress(image) for m, image in zip(methods, images, strict=True)]
+        return self._in_batches(images, methods)
+
+    def _in_batches(
+        self, images: Sequence[VisualTokens], methods: Sequence[Method]
+    ) -> list[CompressedTokens]:
+        """`compress_batch` on what goes together; clips are taken apart where each frame counts."""
+        apart = [m.video == "frame" and i.frames > 1 for i, m in zip(images, methods, strict=True)]
+        views = [frames_of(i) if cut else [i] for i, cut in zip(images, apart, strict=True)]
+        each = [(view, m) for some, m in zip(views, methods, strict=True) for view in some]
+        groups: dict[Any, list[int]] = {}
+        for index, (view, method) in enumerate(each):
+            groups.setdefault(method.kind(view), []).append(index)
+        done: dict[int, CompressedTokens] = {}
+        for (identity, *_), members in groups.items():
+            batch = ImageBatch(*zip(*(each[i] for i in members), strict=True))
+            if identity:
+                out = batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])
+            else:
+                out = each[members[0]][1].compress_batch(batch)
+                for i, one in zip(members, out, strict=True):
+                    _check_shapes(self, each[i][0], one)
+            done.update(zip(members, out, strict=True))
+        results = iter(done[i] for i in range(len(each)))
+        return [
+            join_frames(image, [next(results) for _ in some]) if cut else next(results)
+            for image, some, cut in zip(images, views, apart, strict=True)
+        ]
 
     # -- what the plug-in asks ---------------------------------------------------------------
 
@@ -134,13 +190,33 @@ class Method:
             out[field.name] = value if plain else type(value).__name__
         return out
 
-    # -- what `compress` uses ----------------------------------------------------------------
+    # -- what `compress_batch` uses ----------------------------------------------------------------
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether the number of tokens is the method's own."""
+        return self.tokens is None and self.retention is None and self.adaptive
 
     def is_identity(self, tokens: VisualTokens) -> bool:
         """Whether the budget asks for every patch of this image."""
-        if self.tokens is None and self.retention is None and self.adaptive:
-            return False
-        return self.budget(tokens) >= tokens.num_patches
+        return not self.counts_itself and self.budget(tokens) >= tokens.num_patches
+
+    def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
+        """Images of one kind go into one `ImageBatch`; whether nothing is to be done comes first."""
+        features = tokens.features
+        return (
+            self.is_identity(tokens),
+            tuple((name, value.shape[1:]) for name, value in tokens.signals.items()),
+            tokens.patch_grid,
+            tokens.tile_grid is None,
+            tokens.newline is None,
+            tokens.order,
+            tokens.shrink,
+            tokens.cell,
+            features.shape[-1],
+            features.dtype,
+            features.device,
+        )
 
     def budget(self, tokens: VisualTokens) -> int:
         """Patch tokens to keep of this image: `floor(retention * patches)`, at least 1."""
@@ -170,6 +246,16 @@ def _each(value: Any) -> Sequence[Any]:
     return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 
+def _by_image(cls: type[Method]) -> bool:
+    """Whether the class that has the last word defines `compress` and not `compress_batch`."""
+    for base in cls.__mro__:
+        if "compress_batch" in base.__dict__:
+            return False
+        if "compress" in base.__dict__:
+            return True
+    return True
+
+
 def _guarded(compress: Compress) -> Compress:
     """`compress` with the identity short cut and the checks on what it returns."""
 
@@ -180,16 +266,18 @@ def _guarded(compress: Compress) -> Compress:
         if self.is_identity(tokens):
             return keep_patches(tokens, torch.ones_like(tokens.valid))
         out = compress(self, tokens)
-        _check(self, tokens, out)
+        _check_shapes(self, tokens, out)
+        _check_provenance(self, tokens, out)
         return out
 
     return wrapper
 
 
-def _check(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
-    count, (tiles, patches, width) = len(out), tokens.features.shape
+def _check_shapes(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
+    """What can be seen without waiting for the device."""
+    count, width = len(out), tokens.features.shape[2]
     who = f"method {method.name!r} returned"
-    if count == 0 or not bool((out.patch >= 0).any()):
+    if count == 0:
         raise VTCError(f"{who} no patch token for an image with {tokens.num_patches} patches")
     for name in ("tile", "patch", "anchor", "weight"):
         if getattr(out, name).shape != (count,):
@@ -203,11 +291,17 @@ def _check(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
             f"{who} {out.features.dtype} features of width {out.features.shape[1]}, expected "
             f"{tokens.features.dtype} of width {width}"
         )
-    for name, low, high in (
-        ("tile", -1, tiles),
-        ("patch", -1, patches),
-        ("anchor", 0, len(tokens.layout)),
-    ):
-        value = getattr(out, name)
-        if int(value.min()) < low or int(value.max()) >= high:
-            raise VTCError(f"{who} {name} outside [{low}, {high})")
+
+
+def _check_provenance(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
+    tiles, patches, _ = tokens.features.shape
+    who = f"method {method.name!r} returned"
+    bounds = {"tile": (-1, tiles), "patch": (-1, patches), "anchor": (0, len(tokens.layout))}
+    low, high = torch.stack(
+        [torch.stack(getattr(out, name).aminmax()) for name in bounds], 1
+    ).tolist()
+    for (name, (least, end)), a, b in zip(bounds.items(), low, high, strict=True):
+        if a < least or b >= end:
+            raise VTCError(f"{who} {name} outside [{least}, {end})")
+    if high[1] < 0:
+        raise VTCError(f"{who} no patch token for an image with {tokens.num_patches} patches")

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from vtc.batch import ImageBatch, batch_tables, joined
 from vtc.errors import VTCError
-from vtc.functional.anyres import valid_region
-from vtc.functional.globalcom2 import Selection, compact_index, select
+from vtc.functional.geometry import Geometry, tables
+from vtc.functional.globalcom2 import Selection, compact_index, crop_tables, select
+from vtc.functional.ragged import send, where_true
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import (
-    CompressedTokens,
-    SignalRequest,
-    VisualTokens,
-    gather_tokens,
-    keep_patches,
-    packed_index,
-)
+from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens
 
 
 @register_method
@@ -98,7 +94,7 @@ class GlobalCom2(Method):
         kind = kind if has_cls else self.without_cls[kind]
         return {kind: SignalRequest(kind, self.layer)}
 
-    def scores(self, tokens: VisualTokens) -> Tensor:
+    def scores(self, tokens: VisualTokens | ImageBatch) -> Tensor:
         """Float32 `[T, N]`: the score of every patch, by CLS or by its stand-in."""
         kind = "cls_logits" if self.score == "logits" else "cls_attention"
         if kind in tokens.signals or "attention_received" not in tokens.signals:
@@ -111,75 +107,108 @@ class GlobalCom2(Method):
 
     def select(self, tokens: VisualTokens) -> Selection:
         """Budgets and ranking of an image with crops."""
-        if tokens.tile_grid is None:
+        return self._select(ImageBatch([tokens], [self])).image(0)
+
+    def _select(self, batch: ImageBatch) -> Selection:
+        if batch.images[0].tile_grid is None:
             raise VTCError("tile_grid: got None, budgets are shared among crops")
-        total = None if self.tokens is None else self.budget(tokens)
+        totals = None if self.tokens is None else batch.budgets
+        ratios = [m.ratio for m in batch.methods]
+        if totals is not None:
+            ratios = [n / shape.patches for n, shape in zip(totals, batch.shapes, strict=True)]
         return select(
-            self.scores(tokens),
-            tokens.valid,
-            tokens.patch_grid,
-            tokens.tile_grid,
-            self.region(tokens),
-            self.ratio if total is None else total / tokens.num_patches,
-            total,
+            batch.rows(self.scores(batch), 0),
+            crop_tables(batch.shapes, batch.features.device),
+            ratios,
+            totals,
             self.tau,
             self.eps,
         )
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        if tokens.tile_grid is None:
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        first = batch.images[0]
+        if first.tile_grid is None:
             if self.single_tile == "official":
-                return keep_patches(tokens, torch.ones_like(tokens.valid))
-            budget = torch.tensor([self.budget(tokens)])
-            scores = self.scores(tokens)
-            keep = segmented_topk(scores.flatten()[None], budget)[1]
-            return keep_patches(tokens, keep.view_as(scores))
-        chosen = self.select(tokens)
-        if tokens.order != "canvas" or tokens.shrink is not None:
-            return keep_patches(tokens, chosen.keep)
-        return self._assemble(tokens, chosen)
+                return batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])
+            scores = batch.rows(self.scores(batch), 0).flatten(1)
+            valid = batch.rows(batch.tables.valid, False).flatten(1)
+            keep = segmented_topk(scores, send(batch.budgets, scores), valid)[1]
+            return batch.keep(batch.of_rows(keep), batch.budgets)
+        chosen = self._select(batch)
+        kept = chosen.counts.sum(1).tolist()
+        if first.order != "canvas" or first.shrink is not None:
+            return batch.keep(batch.of_rows(chosen.keep.flatten(1)), kept)
+        return self._assemble(batch, chosen, kept)
 
-    def _assemble(self, tokens: VisualTokens, chosen: Selection) -> CompressedTokens:
-        """Thumbnail tokens, then the canvas row by row with its newlines; index work on the CPU."""
-        rows, cols = tokens.patch_grid
-        crop_rows, crop_cols = tokens.tile_grid or (0, 0)
-        width = crop_cols * cols + 1  # a canvas row and its newline
-        packed = packed_index(tokens)
-        keep = chosen.keep.cpu()
+    def _assemble(
+        self, batch: ImageBatch, chosen: Selection, kept: list[int]
+    ) -> list[CompressedTokens]:
+        """Thumbnail tokens, then the canvas row by row with its newlines."""
+        own, packing = batch.tables, (self.placement, self.newline_rows)
+        slot, newline_key, newline, newlines = _stream(batch.shapes, *packing, own.image.device)
+        patches = slot.shape[1]
+        rank = torch.arange(patches, device=slot.device).expand(len(batch.images), -1)
+        if self.thumbnail_order == "score":
+            rank = torch.empty_like(rank).scatter_(1, chosen.order[:, 0], rank)
+        # by image, thumbnails first; a tile's place in the key's range is what `_stream` made of it
+        key = torch.where(own.nth[:, None] == 0, slot + rank[own.image], slot)
 
-        thumb = chosen.order[0, : int(chosen.counts[0])].cpu()
-        if self.thumbnail_order == "raster":
-            thumb = thumb.sort().values
-
-        tile, patch = keep[1:].nonzero(as_tuple=True)
-        official = self.placement == "official"
-        slot = compact_index(tokens.valid[1:])[tile, patch] if official else patch
-        y = tile // crop_cols * rows + slot // cols
-        x = tile % crop_cols * cols + slot % cols
-
-        line, line_anchor = self._newlines(tokens, crop_rows * rows)
-        place = torch.cat([y * width + x, line * width + width - 1]).argsort()
-        none = torch.full_like(line, -1)
-        return gather_tokens(
-            tokens,
-            torch.cat([torch.zeros_like(thumb), torch.cat([tile + 1, none])[place]]),
-            torch.cat([thumb, torch.cat([patch, none])[place]]),
-            torch.cat([packed[0, thumb], torch.cat([packed[tile + 1, patch], line_anchor])[place]]),
-        )
+        keep = batch.of_rows(chosen.keep.flatten(1)).flatten()
+        source = where_true(keep, sum(kept))
+        order = torch.cat([key.flatten()[source], newline_key]).argsort()
+        place = torch.cat([own.packed.flatten()[source], newline])[order]
+        return batch.gather(place, [n + k for n, k in zip(newlines, kept, strict=True)])
 
     @staticmethod
     def region(tokens: VisualTokens) -> tuple[int, int, int, int]:
         """`(top, bottom, left, right)`: the part of the canvas that is not padding."""
-        crops, grid = tokens.tile_grid or (1, 1), tokens.patch_grid
-        canvas = crops[0] * grid[0], crops[1] * grid[1]
-        return valid_region(tokens.image_size or canvas, canvas, tokens.unpad)
+        return tokens.geometry.region
 
-    def _newlines(self, tokens: VisualTokens, canvas_rows: int) -> tuple[Tensor, Tensor]:
-        """Canvas rows that get a newline, and the packed index that gives each its position."""
-        layout = tokens.layout
-        anchor = ((layout.patch < 0) & (layout.row >= 0)).nonzero().squeeze(1)
-        row = layout.row[anchor]
-        if self.newline_rows == "valid" or len(row) == 0:
-            return row, anchor
-        every = torch.arange(canvas_rows)
-        return every, anchor[(every - row[0]).clamp(min=0, max=len(row) - 1)]
+
+@lru_cache(maxsize=16)
+def _stream(
+    shapes: tuple[Geometry, ...], placement: str, newline_rows: str, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Keys whose order is that of the stream of tokens, image after image.
+
+    Returns:
+        int64 `[S, N]`, keys of the patches, the same for all of a thumbnail; keys of the newlines,
+        int64; the packed place of the newline that gives each its position; newlines of each image.
+    """
+    with tables():
+        start = batch_tables(shapes, torch.device("cpu")).start
+        patch, line, anchor, ends = zip(
+            *(_image_stream(shape, placement, newline_rows) for shape in shapes), strict=True
+        )
+        steps = torch.tensor([0, *ends[:-1]]).cumsum(0)
+        keys, lines, places = joined(patch, steps), joined(line, steps), joined(anchor, start)
+        keys, lines, places = (x.to(device, non_blocking=True) for x in (keys, lines, places))
+        return keys, lines, places, [len(x) for x in line]
+
+
+@lru_cache(maxsize=512)
+def _image_stream(
+    shape: Geometry, placement: str, newline_rows: str
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Keys of one image's patches and newlines, the newlines' anchors, and an end to the keys."""
+    (rows, cols), (crop_rows, crop_cols) = shape.patch_grid, shape.tile_grid or (0, 0)
+    width, patches = crop_cols * cols + 1, rows * cols  # a canvas row and its newline
+    tile = torch.arange(shape.tiles - 1)[:, None]
+    patch = torch.arange(patches)
+    slot = compact_index(shape.valid[1:]) if placement == "official" else patch
+    y, x = tile // crop_cols * rows + slot // cols, tile % crop_cols * cols + slot % cols
+    keys = torch.cat([torch.zeros(1, patches, dtype=torch.int64), patches + y * width + x])
+    line, anchor = _newlines(shape, newline_rows, crop_rows * rows)
+    end = patches + crop_rows * rows * width
+    return keys, patches + line * width + width - 1, anchor, end
+
+
+def _newlines(shape: Geometry, newline_rows: str, canvas_rows: int) -> tuple[Tensor, Tensor]:
+    """Canvas rows that get a newline, and the packed index that gives each its position."""
+    layout = shape.layout
+    anchor = ((layout.patch < 0) & (layout.row >= 0)).nonzero().squeeze(1)
+    row = layout.row[anchor]
+    if newline_rows == "valid" or len(row) == 0:
+        return row, anchor
+    every = torch.arange(canvas_rows)
+    return every, anchor[(every - row[0]).clamp(min=0, max=len(row) - 1)]

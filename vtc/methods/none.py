@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
+from vtc.batch import ImageBatch
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
+from vtc.tokens import CompressedTokens, VisualTokens
 
 
 @register_method
@@ -23,5 +22,5 @@ class NoCompression(Method):
     def is_identity(self, tokens: VisualTokens) -> bool:
         return True
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        return keep_patches(tokens, torch.ones_like(tokens.valid))
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        return batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])

@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import torch
 
-from vtc.functional.budget import apportion
-from vtc.functional.grids import even_grid, valid_lines
+from vtc.batch import ImageBatch
+from vtc.functional.grids import even_bins
+from vtc.functional.ragged import send, where_true
 from vtc.methods._merge import assemble
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, VisualTokens
+from vtc.tokens import CompressedTokens
 
 
 @register_method
@@ -27,32 +28,30 @@ class Pool(Method):
 
     name: ClassVar[str] = "pool"
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        available = tokens.valid.sum(1).tolist()
-        shares = apportion(available, available, self.budget(tokens))
-        rows, cols = tokens.patch_grid
-        patch_id = torch.arange(rows * cols).view(rows, cols)
-        lines = valid_lines(tokens.valid, tokens.patch_grid)
-        tile, patch, output, source = [], [], [], []
-        done = 0
-        for index, (share, (y, x)) in enumerate(zip(shares, lines, strict=True)):
-            if not share:
-                continue
-            bins, centre = even_grid(len(y), len(x), share)
-            area = patch_id[y][:, x]
-            tile.append(torch.full((share,), index))
-            patch.append(area.flatten()[centre])
-            output.append(bins.flatten() + done)
-            source.append(area.flatten() + index * rows * cols)
-            done += share
-        out = torch.cat(output)
-        size = torch.bincount(out, minlength=done).float()
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        valid = batch.tables.valid
+        shares = batch.shares(batch.available, batch.budgets)
+        share, first = send(torch.stack([shares, shares.cumsum(0) - shares]), valid)
+        bins, centre = even_bins(valid, batch.patch_grid, share)
+        number = (bins + first[:, None]).flatten()  # of the token each patch goes into
+
+        pooled = [
+            count if n else 0 for count, n in zip(batch.available, shares.tolist(), strict=True)
+        ]
+        source = where_true((valid & (share > 0)[:, None]).flatten(), sum(pooled))
+        output = number[source]
+        middle = where_true(centre.flatten(), sum(batch.budgets))
+        place = torch.empty_like(middle)
+        place.scatter_(0, number[middle], batch.tables.packed.flatten()[middle])
+        size = torch.zeros(len(place), device=valid.device)
+        size.index_add_(0, output, torch.ones_like(output, dtype=torch.float32))
         return assemble(
-            tokens,
-            torch.cat(tile),
-            torch.cat(patch),
-            out,
-            torch.cat(source),
-            1 / size[out],
+            batch,
+            place,
+            output,
+            source,
+            1 / size[output],
             size,
+            batch.budgets,
+            batch.per_image(pooled),
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from vtc.functional.sampling import image_generator
+from vtc.batch import ImageBatch
+from vtc.functional.ragged import send
+from vtc.functional.sampling import image_noise
+from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
+from vtc.tokens import CompressedTokens
 
 
 @register_method
@@ -35,10 +36,9 @@ class Random(Method):
         super().__post_init__()
         _fields.whole("seed", self.seed, 0)
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        generator = image_generator(self.seed, tokens.content_seed)
-        drawn = torch.randperm(tokens.num_patches, generator=generator)[: self.budget(tokens)]
-        tile, patch = tokens.valid.nonzero(as_tuple=True)
-        keep = torch.zeros_like(tokens.valid)
-        keep[tile[drawn], patch[drawn]] = True
-        return keep_patches(tokens, keep)
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        valid = batch.rows(batch.tables.valid, False).flatten(1)
+        seeds = [image.content_seed for image in batch.images]
+        noise = image_noise(self.seed, seeds, valid.shape[1], valid.device)
+        chosen = segmented_topk(noise, send(batch.budgets, noise), valid)[1]
+        return batch.keep(batch.of_rows(chosen), batch.budgets)

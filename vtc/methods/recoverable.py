@@ -8,7 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vtc.batch import ImageBatch
+from vtc.functional.ragged import send, where_true
 from vtc.functional.recoverable import (
+    Counts,
     Options,
     Recovery,
     budget_counts,
@@ -135,90 +138,96 @@ class Recoverable(Method):
         )
 
     def recover(self, tokens: VisualTokens) -> Recovery:
-        """What happens to each patch of the image."""
-        features = tokens.features
-        tiles, patches, width = features.shape
-        keys = tokens.signal("keys")
-        if "cls_query" in tokens.signals or "attention_received" not in tokens.signals:
-            visual = visual_scores(tokens.signal("cls_query"), keys)
+        """What happens to each patch of an image."""
+        return self._recover(ImageBatch([tokens], [self]))
+
+    def _recover(self, batch: ImageBatch) -> Recovery:
+        patches, width = batch.features.shape[1:]
+        keys = batch.signal("keys")
+        if "cls_query" in batch.signals or "attention_received" not in batch.signals:
+            visual = visual_scores(batch.signal("cls_query"), keys)
         else:
-            visual = tokens.signal("attention_received").float()
-        text = text_scores(tokens.signal("patch_embedding"), tokens.signal("text_embedding"))
+            visual = batch.signal("attention_received").float()
+        question = torch.stack([image.signal("text_embedding") for image in batch.images])
+        question = question.to(visual.device, non_blocking=True)[batch.tables.image]
+        text = text_scores(batch.signal("patch_embedding"), question)
         keys = keys[:, keys.shape[1] - patches :]  # drops CLS where there is one
-        valid = tokens.valid.to(features.device)
 
-        own = recover(visual, text, keys, valid, width, self.options)
-        counts = None
-        if self.retention is not None or self.tokens is not None:
-            counts = budget_counts(own, tokens.valid.sum(1).tolist(), self.budget(tokens))
-        elif int(own.total.sum()) == 0:
-            counts = torch.zeros(tiles, 4, dtype=torch.int64)
-            counts[0, 0] = 1
-        if counts is None:
-            return own
-        return recover(visual, text, keys, valid, width, self.options, counts)
+        def wanted(own: Counts) -> Counts:
+            if self.counts_itself:
+                return _at_least_one(own, batch)
+            return budget_counts(own, batch.shares(own.total + 1, batch.budgets))
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        plan = self.recover(tokens)
-        patches = tokens.features.shape[1]
-        attention = plan.visual
+        exact = not self.counts_itself
+        valid = batch.tables.valid
+        return recover(visual, text, keys, valid, width, self.options, wanted, exact)
 
-        main_tile, main_patch = plan.main.nonzero(as_tuple=True)
-        tile = [main_tile]
-        patch = [main_patch]
-        output = [_count_from(main_tile, 0)]
-        source = [main_tile * patches + main_patch]
-        weight = [torch.ones_like(main_tile, dtype=torch.float32)]
-        size = [torch.ones_like(main_tile)]
-        done = len(main_tile)
+    def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
+        return (*super().kind(tokens), len(tokens.features) == 1)
 
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        plan = self._recover(batch)
+        counts, attention = plan.counts, plan.visual.flatten()
+        patches = batch.features.shape[1]
+        left = torch.tensor(batch.available) - counts.main
+        gathered = counts.centre * (left - 1).clamp(min=0, max=self.cluster)
+        loose_count = counts.extra * (left - counts.centre)
+
+        main = where_true(plan.main.flatten(), _sum(counts.main))
         # centres: their own patch at full weight, members at their attention
-        most = plan.members.shape[1]
-        slot = torch.arange(most, device=attention.device)
-        used = slot < plan.centre_count.to(attention.device)[:, None]
-        centre_tile, nth = used.nonzero(as_tuple=True)
-        centre_patch = plan.centre_order[centre_tile, nth]
-        centre = _count_from(centre_tile, done)
-        members = plan.members[centre_tile, nth]
-        row, column = (members >= 0).nonzero(as_tuple=True)
-        member_tile, member_patch = centre_tile[row], members[row, column]
-        tile.append(centre_tile)
-        patch.append(centre_patch)
-        output += [centre, centre[row]]
-        source += [centre_tile * patches + centre_patch, member_tile * patches + member_patch]
-        weight += [
-            torch.ones_like(centre, dtype=torch.float32),
-            attention[member_tile, member_patch],
-        ]
-        size.append(1 + (members >= 0).sum(1))
-        done += len(centre)
-
+        host = torch.stack([counts.main.cumsum(0) - counts.main, counts.main, counts.centre])
+        before, main_count, centre_count = send(host, attention)
+        most = max(plan.members.shape[1], 1)
+        used = torch.arange(most, device=attention.device) < centre_count[:, None]
+        slot = where_true(used.flatten(), _sum(counts.centre))
+        centre_tile, nth = slot // most, slot % most
+        centre = centre_tile * patches + plan.centre_order[centre_tile, nth]
+        members = plan.members.flatten(0, 1)[slot]
+        present = members >= 0
+        entry = where_true(present.flatten(), _sum(gathered))
+        row = entry // max(self.cluster, 1)
+        member = centre_tile[row] * patches + members.flatten()[entry]
         # one extra token a tile: all of the rest but the centres; it stands where most attention is
-        loose = plan.rest & plan.extra.to(attention.device)[:, None]
-        loose[centre_tile, centre_patch] = False
-        extra_tile = loose.any(1).nonzero().squeeze(1)
-        best = attention.masked_fill(~loose, -torch.inf).argmax(1)
-        number = torch.zeros_like(best).index_copy(0, extra_tile, _count_from(extra_tile, done))
-        loose_tile, loose_patch = loose.nonzero(as_tuple=True)
-        tile.append(extra_tile)
-        patch.append(best[extra_tile])
-        output.append(number[loose_tile])
-        source.append(loose_tile * patches + loose_patch)
-        weight.append(attention[loose_tile, loose_patch])
-        size.append(loose.sum(1)[extra_tile])
+        more = send(counts.extra, attention)
+        loose = plan.rest & (more > 0)[:, None]
+        loose = loose.flatten().index_fill(0, centre, False).view_as(loose)
+        best = plan.visual.masked_fill(~loose, -torch.inf).argmax(1)
+        extra_tile = where_true(more > 0, _sum(counts.extra))
+        single = where_true(loose.flatten(), _sum(loose_count))
+        number = len(main) + len(centre) + more.cumsum(0) - 1
 
+        key = None
+        if batch.tiles[0] == 1:  # the official order: kept patches, centres, extra token
+            rank = torch.arange(len(main), device=main.device) - before[main // patches]
+            behind = (main_count + centre_count)[extra_tile]
+            key = torch.cat([rank, main_count[centre_tile] + nth, behind])
+        place = torch.cat([main, centre, extra_tile * patches + best[extra_tile]])
+        alone = torch.arange(len(main) + len(centre), device=main.device)
+        source = torch.cat([main, centre, member, single])
+        weight = attention[source]
+        weight[: len(alone)] = 1
+        merged = counts.main + counts.centre + gathered + loose_count
         return assemble(
-            tokens,
-            torch.cat(tile),
-            torch.cat(patch),
-            torch.cat(output),
-            torch.cat(source),
-            torch.cat(weight),
-            torch.cat(size),
-            by_position=tokens.features.shape[0] > 1,
+            batch,
+            batch.tables.packed.flatten()[place],
+            torch.cat([alone, alone[len(main) :][row], number[single // patches]]),
+            source,
+            weight,
+            torch.cat([torch.ones_like(main), 1 + present.sum(1), loose.sum(1)[extra_tile]]),
+            batch.per_image(counts.total.tolist()),
+            batch.per_image(merged.tolist()),
+            key=key,
         )
 
 
-def _count_from(like: Tensor, start: int) -> Tensor:
-    """`start, start + 1, ...`, as many as `like` has."""
-    return torch.arange(start, start + len(like), device=like.device)
+def _at_least_one(own: Counts, batch: ImageBatch) -> Counts:
+    """`own`, and the patch with the most attention of images that nothing would be left of."""
+    totals = batch.per_image(own.total.tolist())
+    rows = zip(batch.tiles, totals, strict=True)
+    bump = torch.tensor([int(nth == 0 == total) for n, total in rows for nth in range(n)])
+    return Counts(own.visual + bump, own.text, own.main + bump, own.centre, own.extra)
+
+
+def _sum(counts: Tensor) -> int:
+    """The sum of counts on the CPU."""
+    return sum(counts.tolist())

@@ -8,9 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.functional.budget import apportion
-from vtc.functional.sampling import exponential_race, image_generator
+from vtc.batch import ImageBatch
+from vtc.functional.ragged import read, send
+from vtc.functional.sampling import exponential_race, image_noise
 from vtc.functional.token_correlation import (
+    any_of_cell,
     attention_over_patches,
     iqr_fence,
     neighbour_count,
@@ -21,7 +23,7 @@ from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens, keep_patches
+from vtc.tokens import CompressedTokens, SignalRequest
 
 
 @register_method
@@ -43,6 +45,10 @@ class TokenCorrelation(Method):
     Padding takes no part anywhere.
 
     Towers without CLS: the attention each patch receives takes its place [ours].
+
+    DocOwl1.5, the paper's model, makes one token of four patches behind the method: patches are
+    judged one by one, and a token stays when any of its patches does [ours]. Other models that fuse
+    patches are judged by what the patches of a token have in common.
 
     Paper: "Token-level Correlation-guided Compression for Efficient Multimodal Document
     Understanding" (arXiv 2407.14439).
@@ -81,6 +87,7 @@ class TokenCorrelation(Method):
     paper: ClassVar[str] = "arXiv 2407.14439"
     signals: ClassVar[tuple[str, ...]] = ("keys", "cls_attention")
     adaptive: ClassVar[bool] = True
+    by_patch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,44 +111,46 @@ class TokenCorrelation(Method):
             "deep_attention": SignalRequest(attention, self.deep_layer),
         }
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        valid = tokens.valid.to(tokens.features.device)
-        own, ranking = self.rank(tokens, valid)
-        counts = own.cpu()
-        if tokens.tile_grid is not None and not self.thumbnail:
-            counts[0] = valid.shape[1]
-        if self.retention is not None or self.tokens is not None:
-            available = tokens.valid.sum(1).tolist()
-            counts = torch.tensor(apportion(counts.tolist(), available, self.budget(tokens)))
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        valid, cell = batch.tables.valid, batch.images[0].cell
+        own, ranking = self.rank(batch, _patches(valid, batch.patch_grid, cell))
+        if cell != (1, 1):
+            own, ranking = any_of_cell(own, ranking, batch.patch_grid, cell)
+        if batch.images[0].tile_grid is not None and not self.thumbnail:
+            own = own.masked_fill(batch.tables.nth == 0, valid.shape[1])
+        counts = read(own)
+        if not self.counts_itself:
+            counts = batch.shares(counts, batch.budgets)
+            own = send(counts, ranking)
         rank = torch.arange(valid.shape[1], device=valid.device)
-        keep = torch.zeros_like(valid)
-        keep.scatter_(1, ranking, rank < counts.to(valid.device)[:, None])
-        return keep_patches(tokens, keep)
+        keep = torch.zeros_like(valid).scatter_(1, ranking, rank < own[:, None])
+        return batch.keep(keep, batch.per_image(counts.tolist()))
 
-    def rank(self, tokens: VisualTokens, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def rank(self, batch: ImageBatch, valid: Tensor) -> tuple[Tensor, Tensor]:
         """How many patches of each tile the method keeps by itself, and the order it takes them in.
 
         The drawn patches are the first of the shallow order, so the union with the outliers is a
         prefix of "outliers first, then the shallow order".
 
         Args:
-            tokens: the image with its signals.
-            valid: bool `[T, N]` on the features' device.
+            batch: the images with their signals.
+            valid: bool `[S, P]` on the features' device, patch by patch.
 
         Returns:
-            int64 `[T]` and int64 `[T, N]`, patches by rank with padding last.
+            int64 `[S]` and int64 `[S, P]`, patches by rank with padding last.
         """
-        keys = tokens.signal("shallow_keys")
+        keys = batch.signal("shallow_keys")
         keys = keys[:, keys.shape[1] - valid.shape[1] :]  # drops CLS where there is one
-        shallow = attention_over_patches(tokens.signal("shallow_attention"), valid)
-        deep = attention_over_patches(tokens.signal("deep_attention"), valid)
+        shallow = attention_over_patches(batch.signal("shallow_attention"), valid)
+        deep = attention_over_patches(batch.signal("deep_attention"), valid)
 
         alike = neighbour_count(keys, self.alpha, valid)
         number = sampling_number(redundant_patches(alike, self.beta, valid), valid)
         if self.sample:
-            generator = image_generator(self.seed, tokens.content_seed)
-            noise = torch.empty(shallow.shape).exponential_(generator=generator)
-            shallow = exponential_race(shallow, noise.to(shallow.device))
+            seeds = [image.content_seed for image in batch.images]
+            size = batch.tables.slot.shape[1] * valid.shape[1]
+            noise = batch.of_rows(image_noise(self.seed, seeds, size, valid.device))
+            shallow = exponential_race(shallow, -torch.log(noise))
         local_order, local = segmented_topk(shallow, number, valid)
         outlier = (deep > iqr_fence(deep, valid, self.fence)[:, 2:]) & valid
 
@@ -153,3 +162,10 @@ class TokenCorrelation(Method):
         deep_place = torch.empty_like(place).scatter_(1, deep_order, spread)
         ranking = torch.where(outlier, deep_place, place).argsort(1)
         return (local | outlier).sum(1), ranking
+
+
+def _patches(valid: Tensor, patch_grid: tuple[int, int], cell: tuple[int, int]) -> Tensor:
+    """A mask of tokens `[T, N]` as one of their patches `[T, P]`."""
+    (rows, cols), (down, across) = patch_grid, cell
+    grid = valid.view(-1, rows, 1, cols, 1)
+    return grid.expand(-1, -1, down, -1, across).flatten(1)

@@ -7,15 +7,18 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vtc.batch import ImageBatch, batch_tables, joined
 from vtc.errors import VTCError
+from vtc.functional.geometry import Geometry, tables
 from vtc.functional.grids import pooled_axis, valid_rectangles
-from vtc.kernels.adaptive_pool import adaptive_pool, pool_membership
+from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.methods import _fields
 from vtc.methods._merge import assemble
 from vtc.methods.base import Method
@@ -238,61 +241,47 @@ class TokenFlex(Method):
             return self._side(tokens) >= max(tokens.patch_grid)
         return super().is_identity(tokens)
 
+    def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
+        identity, *rest = super().kind(tokens)
+        return (identity, None if identity else self._side(tokens), *rest)
+
     def _side(self, tokens: VisualTokens) -> int:
         """n for this image."""
         most = min(tokens.patch_grid)
-        if self.side is not None:
-            if self.side > most:
-                rows, cols = tokens.patch_grid
-                warnings.warn(
-                    f"side: {self.side} is more than a tile of {rows} x {cols} patches has, "
-                    f"{most} is used",
-                    stacklevel=4,
-                )
-            return min(self.side, most)
-        budget = self.budget(tokens)
-        for side in range(most, 1, -1):
-            if sum(len(rows) * len(cols) for rows, _, cols, _ in _bins(tokens, side)) <= budget:
-                return side
-        return 1
+        if self.side is None:
+            budget, counts = self.budget(tokens), _token_counts(tokens.geometry)
+            return max((n + 1 for n, count in enumerate(counts) if count <= budget), default=1)
+        if self.side > most:
+            rows, cols = tokens.patch_grid
+            warnings.warn(
+                f"side: {self.side} is more than a tile of {rows} x {cols} patches has, "
+                f"{most} is used",
+                stacklevel=4,
+            )
+        return min(self.side, most)
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        side = self._side(tokens)
-        features, (grid_rows, grid_cols) = tokens.features, tokens.patch_grid
-        bins, lines = [], []
-        for index, (rows, row_line, cols, col_line) in enumerate(_bins(tokens, side)):
-            bins.append(index * side * side + (rows[:, None] * side + cols).flatten())
-            lines.append((row_line[:, None] * grid_cols + col_line).flatten())
-        tile = torch.cat([torch.full_like(b, t) for t, b in enumerate(bins)])
-        chosen, patch = torch.cat(bins), torch.cat(lines)
-
-        inside = torch.einsum(
-            "ih,jw->ijhw",
-            pool_membership(grid_rows, side).int(),
-            pool_membership(grid_cols, side).int(),
-        ).view(side * side, grid_rows * grid_cols)
-        members = inside.bool()[chosen % (side * side)] & tokens.valid[tile]
-        output, source = members.nonzero(as_tuple=True)
-        size = members.sum(1).float()
-
-        projected = None
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        side = self._side(batch.images[0])
+        plan = _plan(batch.shapes, side, batch.features.device)
+        valid = batch.tables.valid
+        pooled, _ = adaptive_pool(batch.features, batch.patch_grid, (side, side), valid)
+        features = pooled.flatten(0, 1)[plan.bin]
         if self.projector is not None:
-            valid = tokens.valid.to(features.device)
-            pooled, _ = adaptive_pool(features, tokens.patch_grid, (side, side), valid)
-            pooled = pooled.flatten(0, 1)[chosen.to(features.device)]
-            projected = self._projector_on(features.device).project(pooled).to(features.dtype)
+            projector = self._projector_on(features.device)
+            features = projector.project(features).to(batch.features.dtype)
         out = assemble(
-            tokens,
-            tile,
-            patch,
-            output,
-            tile[output] * grid_rows * grid_cols + source,
-            1 / size[output],
-            size,
-            separators=_newlines(tokens, tile, patch),
-            features=projected,
+            batch,
+            plan.place,
+            plan.output,
+            plan.source,
+            1 / plan.size[plan.output],
+            plan.size,
+            plan.tokens,
+            plan.entries,
+            separators=(plan.separators, plan.newlines),
+            features=features,
         )
-        return out.replace(projected=projected is not None)
+        return [one.replace(projected=self.projector is not None) for one in out]
 
     def _projector_on(self, device: torch.device) -> Any:
         """The projector, moved to where the features are."""
@@ -302,22 +291,98 @@ class TokenFlex(Method):
         return self.projector
 
 
-def _bins(tokens: VisualTokens, side: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Of each tile: bins that hold something and their middle lines, for rows and for columns."""
-    rows, cols = tokens.patch_grid
-    return [
-        (*pooled_axis(rows, side, top, bottom), *pooled_axis(cols, side, left, right))
-        for top, bottom, left, right in valid_rectangles(tokens.valid, tokens.patch_grid)
-    ]
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is pooled into what in a batch, from shapes and n alone.
+
+    Attributes:
+        bin: int64 `[M]`, bin `tile * n * n + bin` of each token.
+        place: int64 `[M]`, place of its middle patch among all packed tokens.
+        output, source: int64 `[K]`, token and `tile * N + patch` of each patch that is pooled.
+        size: float `[M]`, patches pooled into each token.
+        separators: int64, places of the newlines that close a row of tokens.
+        tokens, entries, newlines: M, K and separators of each image.
+    """
+
+    bin: Tensor
+    place: Tensor
+    output: Tensor
+    source: Tensor
+    size: Tensor
+    separators: Tensor
+    tokens: list[int]
+    entries: list[int]
+    newlines: list[int]
 
 
-def _newlines(tokens: VisualTokens, tile: Tensor, patch: Tensor) -> Tensor:
-    """Packed indices of the newlines that close a row of pooled tokens."""
-    layout = tokens.layout
-    separator = (~layout.is_patch).nonzero().squeeze(1)
-    if tokens.tile_grid is None:
-        return separator
-    rows, cols = tokens.patch_grid
-    crop = tile >= 1
-    row = (tile[crop] - 1) // tokens.tile_grid[1] * rows + patch[crop] // cols
-    return separator[torch.isin(layout.row[separator], row)]
+@lru_cache(maxsize=16)
+def _plan(shapes: tuple[Geometry, ...], side: int, device: torch.device) -> _Plan:
+    """The plan of images side by side, on `device`."""
+    with tables():
+        host = batch_tables(shapes, torch.device("cpu"))
+        parts = [_image_plan(shape, side) for shape in shapes]
+        tokens = [len(p.bin) for p in parts]
+        steps = {
+            "bin": host.first * side * side,
+            "place": host.start,
+            "output": torch.tensor([0, *tokens[:-1]]).cumsum(0),
+            "source": host.first * host.valid.shape[1],
+            "size": torch.zeros(len(parts)),
+            "separators": host.start,
+        }
+        moved = {k: joined([getattr(p, k) for p in parts], step) for k, step in steps.items()}
+        return _Plan(
+            **{name: x.to(device, non_blocking=True) for name, x in moved.items()},
+            tokens=tokens,
+            entries=[len(p.output) for p in parts],
+            newlines=[len(p.separators) for p in parts],
+        )
+
+
+@lru_cache(maxsize=512)
+def _image_plan(shape: Geometry, side: int) -> _Plan:
+    """The plan of a single image, on the CPU; called inside `tables`."""
+    (rows, cols), patches = shape.patch_grid, shape.valid.shape[1]
+    sides = torch.full((shape.tiles,), side)
+    top, bottom, left, right = valid_rectangles(shape.valid, shape.patch_grid).unbind(1)
+    row_used, row_first, row_last = pooled_axis(rows, sides, side, top, bottom)
+    col_used, col_first, col_last = pooled_axis(cols, sides, side, left, right)
+    tile, i, j = (row_used[:, :, None] & col_used[:, None, :]).nonzero(as_tuple=True)
+    up, down = row_first[tile, i], row_last[tile, i]
+    west, east = col_first[tile, j], col_last[tile, j]
+    line, column = torch.arange(rows), torch.arange(cols)
+    inside_rows = (line >= up[:, None]) & (line < down[:, None])
+    inside_cols = (column >= west[:, None]) & (column < east[:, None])
+    members = (inside_rows[:, :, None] & inside_cols[:, None, :]).flatten(1)
+    output, source = members.nonzero(as_tuple=True)
+    middle = (up + down - 1) // 2 * cols + (west + east - 1) // 2
+    separators = shape.separators
+    if shape.tile_grid is not None:
+        crop = tile >= 1
+        row = (tile[crop] - 1) // shape.tile_grid[1] * rows + middle[crop] // cols
+        closes = shape.layout.row[separators]  # -1 for separators that close no row
+        separators = separators[(closes < 0) | torch.isin(closes, row)]
+    return _Plan(
+        bin=tile * side * side + i * side + j,
+        place=shape.packed[tile, middle],
+        output=output,
+        source=tile[output] * patches + source,
+        size=members.sum(1).float(),
+        separators=separators,
+        tokens=[len(tile)],
+        entries=[len(output)],
+        newlines=[len(separators)],
+    )
+
+
+@lru_cache(maxsize=512)
+def _token_counts(shape: Geometry) -> list[int]:
+    """Tokens of an image at 1 x 1, 2 x 2, ... up to the side of a tile."""
+    with tables():
+        rows, cols = shape.patch_grid
+        most = min(rows, cols)
+        side = torch.arange(1, most + 1)[:, None]
+        top, bottom, left, right = valid_rectangles(shape.valid, shape.patch_grid).unbind(1)
+        used_rows = pooled_axis(rows, side, most, top[None], bottom[None])[0].sum(-1)
+        used_cols = pooled_axis(cols, side, most, left[None], right[None])[0].sum(-1)
+        return (used_rows * used_cols).sum(1).tolist()

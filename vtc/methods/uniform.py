@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from vtc.functional.budget import apportion
-from vtc.functional.grids import even_grid, valid_lines
+from vtc.batch import ImageBatch
+from vtc.functional.grids import even_bins
+from vtc.functional.ragged import send
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
+from vtc.tokens import CompressedTokens
 
 
 @register_method
@@ -20,19 +19,13 @@ class Uniform(Method):
     """Keeps an even spatial grid of patches in every tile; the budget exactly.
 
     Tiles share the budget by their patches that are not padding (largest remainders). Of each tile
-    the middle patch of every bin of an even grid stays, see `functional.grids.even_grid`.
+    the middle patch of every bin of an even grid stays, see `functional.grids.even_bins`.
     """
 
     name: ClassVar[str] = "uniform"
 
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        available = tokens.valid.sum(1).tolist()
-        shares = apportion(available, available, self.budget(tokens))
-        keep = torch.zeros_like(tokens.valid)
-        cols = tokens.patch_grid[1]
-        lines = valid_lines(tokens.valid, tokens.patch_grid)
-        for tile, (share, (y, x)) in enumerate(zip(shares, lines, strict=True)):
-            if share:
-                centre = even_grid(len(y), len(x), share)[1]
-                keep[tile, y[centre // len(x)] * cols + x[centre % len(x)]] = True
-        return keep_patches(tokens, keep)
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        valid = batch.tables.valid
+        shares = batch.shares(batch.available, batch.budgets)
+        _, centre = even_bins(valid, batch.patch_grid, send(shares, valid))
+        return batch.keep(centre, batch.budgets)

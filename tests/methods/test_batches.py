@@ -1,0 +1,139 @@
+"""A batch gives every image what it gets alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.methods.images import METHODS, image, images, make
+from vtc import CompressedTokens, VisualTokens, VTCError
+from vtc.functional.ragged import side_by_side, where_true
+from vtc.methods.base import Method
+from vtc.methods.random import Random
+from vtc.tokens import keep_patches
+
+
+def same(a: CompressedTokens, b: CompressedTokens) -> None:
+    for name in ("tile", "patch", "anchor", "weight"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+    torch.testing.assert_close(a.features, b.features, rtol=1e-5, atol=1e-6)
+    assert (a.merged is None) == (b.merged is None) and a.projected == b.projected
+    if a.merged is not None and b.merged is not None:
+        for name in ("output", "source", "num_outputs", "num_sources"):
+            left, right = getattr(a.merged, name), getattr(b.merged, name)
+            assert torch.equal(torch.as_tensor(left), torch.as_tensor(right)), name
+        torch.testing.assert_close(a.merged.weight, b.merged.weight)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "none"])
+@pytest.mark.parametrize("budget", [{}, {"retention": 0.3}, {"tokens": 7}, {"retention": 1.0}])
+@settings(max_examples=6, deadline=None)
+@given(batch=st.lists(images(), min_size=1, max_size=4))
+def test_images_of_all_shapes_together_are_as_alone(name, budget, batch):
+    together = make(name, **budget).compress_all(batch)
+    assert len(together) == len(batch)
+    for tokens, out in zip(batch, together, strict=True):
+        same(out, make(name, **budget).compress(tokens))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_budgets_image_by_image(name):
+    batch = [image(crops=(2, 2), seed=i) for i in range(4)]
+    method = make(name, retention=[0.1, 1.0, 0.3, 0.5, 0.2])
+    together = method.compress_all(batch[1:], first=1, count=5)
+    for i, (tokens, out) in enumerate(zip(batch[1:], together, strict=True)):
+        same(out, method.for_image(1 + i, 5).compress(tokens))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("video", ["clip", "frame"])
+def test_clips_beside_images(name, video):
+    one = image(newline=False)
+    rows = ("text_embedding",)
+    clips = []
+    for frames in (3, 1, 2):
+        signals = {
+            key: value if key in rows else value.repeat(frames, *[1] * (value.dim() - 1))
+            for key, value in one.signals.items()
+        }
+        features = torch.randn(frames, 64, 16, generator=torch.Generator().manual_seed(frames))
+        clips.append(replace(one, features=features, signals=signals))
+    method = make(name, retention=0.3, video=video)
+    for tokens, out in zip(clips, method.compress_all(clips), strict=True):
+        same(out, method.compress(tokens))
+
+
+def test_an_image_without_outliers_keeps_a_patch_beside_one_with_some():
+    plain = image(grid=(6, 6))
+    flat = {**plain.signals, "cls_query": torch.zeros(1, 16), "text_embedding": torch.zeros(12)}
+    batch = [replace(plain, signals=flat), image(grid=(6, 6), seed=1)]
+    together = make("recoverable").compress_all(batch)
+    assert int(together[0].is_patch.sum()) == 1 and int(together[1].is_patch.sum()) > 1
+    for tokens, out in zip(batch, together, strict=True):
+        same(out, make("recoverable").compress(tokens))
+
+
+@dataclass
+class Front(Method):
+    """Keeps the first patch, image by image."""
+
+    name: ClassVar[str] = "front"
+
+    def compress(self, tokens: VisualTokens) -> CompressedTokens:
+        keep = torch.zeros_like(tokens.valid)
+        keep[0, 0] = True
+        return keep_patches(tokens, keep)
+
+
+@dataclass
+class Noted(Random):
+    """Overrides `compress` of a method that works on batches."""
+
+    name: ClassVar[str] = "noted"
+
+    def compress(self, tokens: VisualTokens) -> CompressedTokens:
+        out = super().compress(tokens)
+        return out.replace(weight=out.weight * 2)
+
+
+def test_a_method_that_knows_single_images_serves_batches():
+    batch = [image(seed=i) for i in range(3)]
+    assert [int(o.is_patch.sum()) for o in Front().compress_all(batch)] == [1, 1, 1]
+    doubled = Noted(tokens=3).compress_all(batch)
+    assert all(bool((out.weight == 2).all()) for out in doubled)
+
+
+def test_a_method_without_either_is_an_error():
+    class Empty(Method):
+        name = "empty"
+
+    with pytest.raises(TypeError, match="Empty must define compress"):
+        Empty(tokens=3).compress_all([image()])
+
+
+def test_a_batch_lacking_a_signal_is_an_error():
+    batch = [image(), replace(image(), signals={})]
+    with pytest.raises(VTCError, match="cls_logits"):
+        make("globalcom2", tokens=5).compress_all(batch)
+
+
+def test_slices_of_one_tensor_are_joined_without_a_copy():
+    whole = torch.arange(24.0).view(6, 4)
+    a, b, c = whole.split([1, 3, 2])
+    joined = side_by_side([a, b, c])
+    assert torch.equal(joined, whole) and joined.data_ptr() == whole.data_ptr()
+    assert torch.equal(side_by_side([b, c]), whole[1:])
+    for parts in ([a, c], [b, a], [a, b.clone()]):
+        assert torch.equal(side_by_side(parts), torch.cat(parts))
+    assert torch.equal(side_by_side([a.T, a.T]), torch.cat([a.T, a.T]))
+
+
+@given(st.lists(st.booleans(), max_size=40))
+def test_places_of_known_number(mask):
+    flags = torch.tensor(mask, dtype=torch.bool)
+    assert where_true(flags, sum(mask)).tolist() == [i for i, on in enumerate(mask) if on]

@@ -1,0 +1,51 @@
+"""Lists of unlike lengths without asking the device how long they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def read(values: Tensor) -> Tensor:
+    """`values` on the CPU: the one place where a selection waits for the device.
+
+    A method calls it at most once a batch, with the counts that its own lengths follow from.
+    """
+    return values.cpu()
+
+
+def send(values: Tensor | Sequence, like: Tensor) -> Tensor:
+    """Small values from the CPU to where `like` is, without waiting for what is queued there."""
+    return torch.as_tensor(values).to(like.device, non_blocking=True)
+
+
+def where_true(mask: Tensor, count: int) -> Tensor:
+    """Int64 `[count]`: the places of the True entries of a flat mask, of which there are `count`.
+
+    `nonzero` asks the device for that number and waits; here it is known.
+    """
+    wanted = torch.arange(1, count + 1, device=mask.device)
+    return torch.searchsorted(mask.cumsum(0), wanted)
+
+
+def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """`torch.cat(parts)`; where they are slices of one tensor, one behind the other, no copy.
+
+    The encoders give the tiles of a whole batch in one tensor, of which every image is a slice.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if any(part.requires_grad for part in parts) or not all(p.is_contiguous() for p in parts):
+        return torch.cat(list(parts))
+    storage, place = first.untyped_storage()._cdata, first.storage_offset()
+    for part in parts:
+        if part.untyped_storage()._cdata != storage or part.storage_offset() != place:
+            return torch.cat(list(parts))
+        if part.dtype != first.dtype or part.shape[1:] != first.shape[1:]:
+            return torch.cat(list(parts))
+        place += part.numel()
+    rows = sum(part.shape[0] for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
