@@ -111,7 +111,8 @@ class Model(lmms):
             for request in requests:
                 text, given, visuals, following, doc, task, split = request.args
                 row, generation = self.task_dict[task][split][doc], self._generation(given)
-                images, said, state = visuals(row), [], None
+                images, state = visuals(row), None
+                said: list[str] = []
                 while True:
                     question = self._question(text, images, task)
                     said = [*said, *self.compressed.answer([question], generation)]

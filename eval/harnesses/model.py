@@ -52,7 +52,7 @@ class Generation:
         values = dict(given)
         until = values.pop("until", None) or ()
         longest = values.pop("max_gen_toks", None)
-        values.setdefault("max_new_tokens", longest or MAX_NEW_TOKENS)
+        values["max_new_tokens"] = values.get("max_new_tokens") or longest or MAX_NEW_TOKENS
         values.setdefault("num_beams", 1)
         sampled = values.get("do_sample", True) and values.get("temperature")
         values["do_sample"] = bool(sampled)

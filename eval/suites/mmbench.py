@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -28,13 +28,11 @@ class MMBench(TableSuite):
     default_split = "dev"
     columns = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category")
 
-    def items(self) -> Sequence[Item]:
-        if not self._items:
-            turns = Counter(item.cluster for item in super().items())
-            for i, item in enumerate(self._items):
-                extra = {**item.extra, "turns": turns[item.cluster]}
-                self._items[i] = replace(item, extra=extra)
-        return self._items
+    def _read(self) -> Iterator[Item]:
+        items = list(super()._read())
+        turns = Counter(item.cluster for item in items)
+        for item in items:
+            yield replace(item, extra={**item.extra, "turns": turns[item.cluster]})
 
     def read(self, row: Row, number: int) -> Item:
         options = {letter: row[letter] for letter in "ABCD" if row[letter] not in (None, "", "nan")}

@@ -52,14 +52,16 @@ class TableSuite(Suite):
 
     def items(self) -> Sequence[Item]:
         if not self._items:
-            seen: Counter[str] = Counter()
-            for number, row in enumerate(self.rows()):
-                item = self.read(row, number)
-                seen[item.id] += 1
-                if seen[item.id] > 1:
-                    item = replace(item, id=f"{item.id}#{seen[item.id]}")
-                self._items.append(replace(item, cluster=item.cluster or item.id))
+            self._items = list(self._read())
         return self._items
+
+    def _read(self) -> Iterator[Item]:
+        seen: Counter[str] = Counter()
+        for number, row in enumerate(self.rows()):
+            item = self.read(row, number)
+            seen[item.id] += 1
+            name = item.id if seen[item.id] == 1 else f"{item.id}#{seen[item.id]}"
+            yield replace(item, id=name, cluster=item.cluster or name)
 
     def rows(self) -> Iterator[Row]:
         """The rows of the table, in its order."""
@@ -69,6 +71,9 @@ class TableSuite(Suite):
         self, config: str | None, columns: Sequence[str], image: str = "image"
     ) -> Iterator[Row]:
         """The rows of one table of the dataset.
+
+        Args:
+            image: the column of the image, "" for a table without.
 
         Raises:
             VTCError: no such data, or a column is missing.
@@ -82,10 +87,13 @@ class TableSuite(Suite):
                 f"data: {self.data or self.dataset!r} (split {split!r}) lacks the column(s) "
                 f"{', '.join(missing)} of {self.name!r}; it has {', '.join(table.column_names)}"
             )
-        images = _undecoded(table.select_columns([image]), image) if image else None
-        for number, row in enumerate(table.select_columns(list(columns))):
-            opener = functools.partial(open_image, images, number, image, folder)
-            yield {**row, image: opener} if image else row
+        texts = table.select_columns(list(columns))
+        if not image:
+            yield from texts
+            return
+        images = _undecoded(table.select_columns([image]), image)
+        for number, row in enumerate(texts):
+            yield {**row, image: functools.partial(open_image, images, number, image, folder)}
 
     def facts(self) -> dict[str, Any]:
         """Dataset and split, and a SHA-256 over ids, prompts and answers (images are not read)."""
