@@ -19,7 +19,7 @@ TURN = 1_000_000  # turned copies of a question have its index plus a multiple o
 
 
 class MMBench(TableSuite):
-    """Circular accuracy: a question is right when it is in every turn. Kinds are the categories."""
+    """Circular accuracy: a question must be right in every turn. Kinds are the categories."""
 
     name = "mmbench"
     mean_metric = "vanilla_accuracy"
