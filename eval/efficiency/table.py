@@ -58,7 +58,7 @@ def table(title: str, lines: Sequence[Line], extrapolated: bool = False) -> Tabl
     from rich.markup import escape
     from rich.table import Table
 
-    out = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    out = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     for name in HEADER:
         name, left = name.replace(" ", "\n"), name == "method"
         out.add_column(name, justify="left" if left else "right", no_wrap=True)
