@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vtc.kernels._dispatch import Kernel, interpreted, next_power, register, use_triton, widened
+from vtc.kernels._dispatch import (
+    Kernel,
+    interpreted,
+    next_power,
+    register,
+    stride_unit,
+    use_triton,
+    widened,
+)
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -54,9 +62,10 @@ def attention_received_torch(query: Tensor, keys: Tensor, scale: float, block: i
 
 @Kernel
 def _normalisers(
-    query, keys, normaliser, scale, heads, queries, length, width,
+    query, keys, normaliser, scale, heads, queries, length,
     query_b, query_h, query_l, keys_b, keys_h, keys_l,
-    UPCAST: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """For each query, log2 of the sum of 2 ** logit over all keys; `scale` holds log2(e)."""
     row = tl.program_id(0).to(tl.int64)
@@ -64,8 +73,8 @@ def _normalisers(
     d = tl.arange(0, BLOCK_D)[None, :]
     i = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     q = tl.load(
-        query + b * query_b + h * query_h + i[:, None] * query_l + d,
-        mask=(i[:, None] < queries) & (d < width),
+        query + (b * query_b + h * query_h + i[:, None] * query_l) * UNIT + d,
+        mask=(i[:, None] < queries) & (d < WIDTH),
         other=0.0,
     )
     if UPCAST:
@@ -75,8 +84,8 @@ def _normalisers(
     for start in range(0, length, BLOCK_K):
         j = start + tl.arange(0, BLOCK_K)
         k = tl.load(
-            keys + b * keys_b + h * keys_h + j[:, None] * keys_l + d,
-            mask=(j[:, None] < length) & (d < width),
+            keys + (b * keys_b + h * keys_h + j[:, None] * keys_l) * UNIT + d,
+            mask=(j[:, None] < length) & (d < WIDTH),
             other=0.0,
         )
         if UPCAST:
@@ -91,9 +100,10 @@ def _normalisers(
 
 @Kernel
 def _sums_over_queries(
-    query, keys, normaliser, received, scale, share, heads, queries, length, width,
+    query, keys, normaliser, received, scale, share, heads, queries, length,
     query_b, query_h, query_l, keys_b, keys_h, keys_l,
-    UPCAST: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """For each key of one head, `share` times the sum of its probabilities."""
     row = tl.program_id(0).to(tl.int64)
@@ -101,8 +111,8 @@ def _sums_over_queries(
     d = tl.arange(0, BLOCK_D)[None, :]
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     k = tl.load(
-        keys + b * keys_b + h * keys_h + j[:, None] * keys_l + d,
-        mask=(j[:, None] < length) & (d < width),
+        keys + (b * keys_b + h * keys_h + j[:, None] * keys_l) * UNIT + d,
+        mask=(j[:, None] < length) & (d < WIDTH),
         other=0.0,
     )
     if UPCAST:
@@ -111,8 +121,8 @@ def _sums_over_queries(
     for start in range(0, queries, BLOCK_Q):
         i = start + tl.arange(0, BLOCK_Q)
         q = tl.load(
-            query + b * query_b + h * query_h + i[:, None] * query_l + d,
-            mask=(i[:, None] < queries) & (d < width),
+            query + (b * query_b + h * query_h + i[:, None] * query_l) * UNIT + d,
+            mask=(i[:, None] < queries) & (d < WIDTH),
             other=0.0,
         )
         if UPCAST:
@@ -135,10 +145,13 @@ def launch(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     normaliser = received.new_empty(batch, heads, queries)
     wide = keys.dtype == torch.float32  # multiplied without tensor cores
     block = 32 if wide else 64
-    sizes = (heads, queries, length, width, *query.stride()[:3], *keys.stride()[:3])
+    unit = stride_unit(query, keys)
+    strides = [n // unit for n in (*query.stride()[:3], *keys.stride()[:3])]
+    sizes = (heads, queries, length, *strides)
     options = dict(
-        UPCAST=interpreted(), BLOCK_Q=block, BLOCK_K=block, BLOCK_D=max(next_power(width), 16),
-        num_warps=4, num_stages=1 if wide else 3,
+        WIDTH=width, UNIT=unit, UPCAST=interpreted(),
+        BLOCK_Q=block, BLOCK_K=block, BLOCK_D=max(next_power(width), 16),
+        num_warps=8 if wide and width > 64 else 4, num_stages=1 if wide else 3,
     )  # fmt: skip
     scale = scale * 1.4426950408889634  # log2(e), because exp2 is what the hardware has
     rows = batch * heads

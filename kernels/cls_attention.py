@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vtc.kernels._dispatch import Kernel, next_power, register, use_triton, widened
+from vtc.kernels._dispatch import Kernel, next_power, register, stride_unit, use_triton, widened
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -50,15 +50,15 @@ def cls_attention_torch(query: Tensor, keys: Tensor, scale: float) -> tuple[Tens
 
 @Kernel
 def _head_logits(
-    query, keys, logits, top, total, scale, heads, length, width,
+    query, keys, logits, top, total, scale, heads, length,
     query_b, query_h, keys_b, keys_h, keys_l,
-    BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+    WIDTH: tl.constexpr, UNIT: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """One head of one tile: its logits, their maximum and the sum of exponentials behind it."""
     row = tl.program_id(0).to(tl.int64)
     b, h = row // heads, row % heads
     d = tl.arange(0, BLOCK_D)
-    q = tl.load(query + b * query_b + h * query_h + d, mask=d < width, other=0.0)
+    q = tl.load(query + (b * query_b + h * query_h) * UNIT + d, mask=d < WIDTH, other=0.0)
     q = q.to(tl.float32) * scale
     high = -float("inf")
     mass = 0.0
@@ -66,8 +66,8 @@ def _head_logits(
         place = start + tl.arange(0, BLOCK_L)
         inside = place < length
         k = tl.load(
-            keys + b * keys_b + h * keys_h + place[:, None] * keys_l + d[None, :],
-            mask=inside[:, None] & (d[None, :] < width),
+            keys + (b * keys_b + h * keys_h + place[:, None] * keys_l) * UNIT + d[None, :],
+            mask=inside[:, None] & (d[None, :] < WIDTH),
             other=0.0,
         )
         x = tl.sum(k.to(tl.float32) * q[None, :], 1)
@@ -106,13 +106,14 @@ def launch(query: Tensor, keys: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     batch, heads, length, width = keys.shape
     query = query if query.stride(-1) == 1 else query.contiguous()
     keys = keys if keys.stride(-1) == 1 else keys.contiguous()
+    unit = stride_unit(query, keys)
     out = fake(query, keys, scale)
     logits = out[0].new_empty(batch, heads, length)
     top, total = logits.new_empty(2, batch, heads)
     _head_logits[(batch * heads,)](
-        query, keys, logits, top, total, scale, heads, length, width,
-        query.stride(0), query.stride(1), *keys.stride()[:3],
-        BLOCK_L=128, BLOCK_D=next_power(width), num_warps=4, num_stages=2,
+        query, keys, logits, top, total, scale, heads, length,
+        *(n // unit for n in (*query.stride()[:2], *keys.stride()[:3])),
+        WIDTH=width, UNIT=unit, BLOCK_L=128, BLOCK_D=next_power(width), num_warps=4, num_stages=2,
     )  # fmt: skip
     _mean_over_heads[(batch, -(-length // 64))](
         logits, top, total, out[0], out[1], heads, length,
