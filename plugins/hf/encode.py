@@ -76,7 +76,7 @@ def encode(
         done: list[Encoded] = []
         for call, units, seconds in calls:
             first = sum(len(encoded.lengths) for encoded in done)
-            done.append(_compress(patch, call, units, questions, first, count))
+            done.append(compress_call(patch, call, units, questions, first, count))
             done[-1].seconds += seconds
     return done
 
@@ -92,9 +92,7 @@ def _run_encoder(
     function = getattr(base, f"get_{modality}_features")
     accepted = inspect.signature(function).parameters
     arguments = {k: v for k, v in kwargs.items() if k in accepted and v is not None}
-    if any(
-        request.kind in ("last_hidden", "patch_embedding") for request in patch.requests.values()
-    ):
+    if patch.reads_hidden:
         arguments["output_hidden_states"] = True
     for name, parameter in accepted.items():
         if (
@@ -112,7 +110,7 @@ def _run_encoder(
     return Call(base, modality, kwargs, ids, placeholder, output, record)
 
 
-def _compress(
+def compress_call(
     patch: Patch,
     call: Call,
     units: list[Unit],
@@ -120,6 +118,14 @@ def _compress(
     first: int,
     count: int,
 ) -> Encoded:
+    """Compress what one encoder call made.
+
+    Args:
+        units: the images or clips of the call.
+        questions: see `encode`.
+        first: how many images and clips of the prompt other calls made before.
+        count: of all calls.
+    """
     start = time.perf_counter()
     packed = torch.cat([p.flatten(0, -2) for p in call.output.pooler_output])
     layouts = [unit.layout for unit in units]
@@ -132,22 +138,23 @@ def _compress(
     parts = list(packed.split(lengths))
     texts = questions(call.modality, lengths) if patch.text_encoder is not None else None
     signals = Signals(patch, call)
+    fit = patch.adapter.fit(call.base, call.modality)
 
     anchors, reports, identity = [], [], True
-    for index, place in enumerate(places(units)):
+    for index, (place, fine) in enumerate(zip(places(units), signals.places(units), strict=True)):
         method = patch.method.for_image(first + index, count)
         captured: dict[str, Tensor] = {}
-        tokens = _visual_tokens(patch, call, units, index, place, parts[index], captured)
+        tokens = _visual_tokens(
+            patch, call, units, index, place, parts[index], captured, signals.cell
+        )
         began = time.perf_counter()
         if method.is_identity(tokens):
             out = method.compress(tokens)
         else:
             identity = False
-            captured.update(signals.of(place, texts[index] if texts is not None else None))
+            captured.update(signals.of(fine, texts[index] if texts is not None else None))
             out = method.compress(tokens)
             parts[index] = _to_language(patch, call, units[index], out, parts[index])
-        # CLIP's processor cuts a square from the middle of a picture, the others squash it
-        fit = "crop" if patch.has_cls else "stretch"
         seconds = time.perf_counter() - began
         reports.append(ImageReport.from_tokens(tokens, out, seconds, fit=fit))
         anchors.append(out.anchor)
@@ -165,6 +172,7 @@ def _visual_tokens(
     place: Place,
     packed: Tensor,
     signals: dict[str, Tensor],
+    cell: tuple[int, int],
 ) -> VisualTokens:
     unit, record = units[index], call.record
     vision = patch.method.stage == "vision"
@@ -191,6 +199,8 @@ def _visual_tokens(
         order=unit.order,
         shrink=unit.shrink,
         lead=unit.lead,
+        tail=unit.tail,
+        cell=cell,
     )
     tokens.__dict__["layout"] = unit.layout  # the cached property, worked out already
     return tokens
@@ -208,7 +218,7 @@ def _to_language(
         )
     if patch.method.stage == "vision" and not unit.fused and not out.projected:
         features = patch.adapter.projector(call.base)(features[None])[0]
-    if unit.newline or unit.lead:
+    if unit.newline or unit.lead or unit.tail:
         own = packed[out.anchor.to(packed.device)]
         features = torch.where(out.is_patch[:, None], features, own.to(features.dtype))
     return features.to(packed.dtype)

@@ -15,13 +15,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.positions import guard_packed
+from vtc.plugins.hf.probe import note_projector
 from vtc.plugins.hf.shorten import Turns, cached_step, has_pixels, shorten
 
 # Inside our generate: whether its positions have gaps (positions.guard_packed), else None
 _GAPS: ContextVar[bool | None] = ContextVar("vtc_gaps", default=None)
 # From the pre-hook of a forward to its hook: what the cache will hold
 _TURNS: ContextVar[Turns | None] = ContextVar("vtc_turns", default=None)
+
+
+def hooks(model: nn.Module) -> list[Hook]:
+    """Every hook of a patched model."""
+    projector = model._vtc.adapter.projector(model.base_model)
+    return [
+        *([] if projector is None else [Hook(projector, "forward", note_projector)]),
+        Hook(model, "forward_pre", pre_hook),
+        Hook(model, "forward", post_hook),
+    ]
 
 
 @torch.compiler.disable

@@ -1,15 +1,16 @@
 """Put a method on a live model and take it off again.
 
 What a patched model carries, all on the instance, nothing on a class: the attribute `_vtc` (a `Patch`),
-a forward pre-hook, a `generate`, a forward hook on the projector, and a shadow config on each
-probed vision attention module. `remove` takes away exactly these.
+hooks (see `hooks` of `entry.py`, `crossed.py` and `expanded.py`), where prompts are shortened a
+`generate`, and a shadow config or a hook on each probed vision attention module. `remove` takes away
+exactly these.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -17,14 +18,18 @@ from torch import nn
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.methods.base import Method
-from vtc.plugins.hf import crossed, entry, probe
+from vtc.plugins.hf import crossed, entry, expanded, probe
 from vtc.plugins.hf.adapters import Adapter, adapter_for
 from vtc.plugins.hf.adapters.base import PIXELS, layer_index
+from vtc.plugins.hf.hooks import hang, take_off
 from vtc.plugins.hf.positions import check_policy
 from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
 from vtc.registry import create_method
-from vtc.report import Report
+from vtc.report import ImageReport, Report
 from vtc.tokens import SignalRequest
+
+#: how a family's models are wrapped, by `Adapter.mechanism`
+_MECHANISMS = {"boundary": entry, "crossed": crossed, "expanded": expanded}
 
 
 @dataclass
@@ -67,6 +72,28 @@ class Patch:
     def depth(self) -> int:
         """Encoder layers of the vision tower; two towers of a model have the same."""
         return len(self.layers["image"])
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether the method reads hidden states of the vision tower."""
+        kinds = {request.kind for request in self.requests.values()}
+        return bool(kinds & {"last_hidden", "patch_embedding"})
+
+    def add_report(self, images: list[ImageReport], rows: list[int], seconds: float) -> None:
+        """Report one prefill, `rows` being the row of the batch that each image belongs to."""
+        self.reports.append(
+            Report(
+                images=[
+                    replace(image, sample=row) for image, row in zip(images, rows, strict=True)
+                ],
+                method=self.method.name,
+                settings=self.method.settings(),
+                positions=self.positions,
+                seconds=seconds,
+                notes=list(self.notes),
+            )
+        )
+        del self.reports[:-1000]  # a long-running server must not grow for ever
 
 
 class Handle:
@@ -124,7 +151,8 @@ def apply(
         method: name, `Method`, or `CompressionConfig`.
         processor: processor or tokenizer, read by text-guided methods; by default the one beside the
             model's weights.
-        positions: `"original"` (default), `"contiguous"` or `"regrid"`, see `positions.py`.
+        positions: `"original"` (default), `"contiguous"` or `"regrid"`, see `positions.py`. A model
+            that counts positions itself has only one policy, which is its default.
         options: hyper-parameters, when `method` is a name.
 
     Raises:
@@ -133,6 +161,8 @@ def apply(
     model = _inner_most(model)
     resolved, policy = _resolve(method, positions, options)
     patch = _plan(model, resolved, policy, processor)
+    if patch.positions != policy and (positions is not None or policy != "original"):
+        raise VTCError(f"positions: got {policy!r}, but {patch.notes[0]}")
     before = getattr(model, "_vtc", None)
     if before is not None:
         _detach(model)
@@ -205,6 +235,9 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
             deepest = max(deepest, layer_index(request.layer, depth))
 
     notes = list(adapter.notes(base, method))
+    if positions not in adapter.positions:
+        positions = adapter.positions[0]
+        notes.insert(0, f"{type(model).__name__} counts positions itself: they are {positions}")
     if not has_cls and any(r.kind == "attention_received" for r in requests.values()):
         notes.append("the vision tower has no CLS token: attention received is used in its place")
     patch = Patch(
@@ -234,15 +267,9 @@ def _attach(model: nn.Module, patch: Patch) -> None:
             patch.probed.append(patch.adapter.attention(base, layer, modality))
             probe.attach(patch.probed[-1], layer)
     model._vtc = patch
-    if patch.adapter.mechanism == "crossed":
-        crossed.attach(model)
-        return
-    projector = patch.adapter.projector(base)
-    if projector is not None:
-        projector.register_forward_hook(probe.note_projector)
-    model.register_forward_pre_hook(entry.pre_hook, with_kwargs=True)
-    model.register_forward_hook(entry.post_hook, with_kwargs=True)
-    if hasattr(model, "generate"):
+    mechanism = _MECHANISMS[patch.adapter.mechanism]
+    hang(mechanism.hooks(model))
+    if mechanism is entry and hasattr(model, "generate"):
         patch.own_generate = model.__dict__.get("generate")
         # Not a bound method: unpickling would look it up on the class
         model.generate = functools.partial(entry.generate, model)
@@ -253,29 +280,12 @@ def _detach(model: nn.Module) -> None:
     for module in patch.probed:
         probe.detach(module)
     patch.probed = []
-    # By identity, not by the handles that registering returned: a deep copy has none of its own
-    if patch.adapter.mechanism == "crossed":
-        for module, hook in crossed.hooks(model):
-            _drop(module, hook)
-        crossed.detach(model)
-    else:
-        projector = patch.adapter.projector(model.base_model)
-        if projector is not None:
-            _drop(projector, probe.note_projector)
-        _drop(model, entry.pre_hook)
-        _drop(model, entry.post_hook)
+    mechanism = _MECHANISMS[patch.adapter.mechanism]
+    take_off(mechanism.hooks(model))
+    if mechanism is crossed:
+        crossed.all_patches(patch.adapter.tower(model.base_model))
+    if mechanism is entry:
         model.__dict__.pop("generate", None)
         if patch.own_generate is not None:
             model.generate, patch.own_generate = patch.own_generate, None
     del model._vtc
-
-
-def _drop(module: nn.Module, hook: Any) -> None:
-    """Take one hook off a module."""
-    for hooks, with_kwargs in (
-        (module._forward_hooks, module._forward_hooks_with_kwargs),
-        (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
-    ):
-        for key in [key for key, value in hooks.items() if value is hook]:
-            hooks.pop(key)
-            with_kwargs.pop(key, None)

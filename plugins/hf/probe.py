@@ -3,6 +3,7 @@
 transformers picks the attention function by name from `module.config`. A probed module gets a shallow
 copy of its config that names our function; it notes the queries and keys and calls the function that
 the module would have called, so features stay bit-identical and SDPA or FlashAttention stay in use.
+Remote code with attention of its own (mPLUG-Owl) is read by a hook that runs its projection once more.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from vtc.plugins.hf.hooks import Hook, hang, take_off
 
 
 class Heads(NamedTuple):
@@ -103,6 +107,10 @@ for _name in _NAMES:
 
 def attach(module: nn.Module, layer: int) -> None:
     """Make `module` (an attention module of encoder layer `layer`) report to `recording()`."""
+    if hasattr(module, "query_key_value"):
+        module._vtc_layer = layer
+        hang([Hook(module, "forward_pre", _note_fused)])
+        return
     real = module.config
     shadow = copy.copy(real)
     shadow._attn_implementation_internal = _NAMES["flash" in (real._attn_implementation or "")]
@@ -112,11 +120,30 @@ def attach(module: nn.Module, layer: int) -> None:
 
 
 def detach(module: nn.Module) -> None:
-    """Give `module` back the very config object it had."""
+    """Take away what `attach` brought: `module` has the very config object back that it had."""
+    if hasattr(module, "query_key_value"):
+        take_off([Hook(module, "forward_pre", _note_fused)])
+        del module._vtc_layer
+        return
     module.config = module.config.vtc_config
 
 
-def note_projector(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+@torch.no_grad()
+def _note_fused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook for attention whose one projection gives query, key and value head by head."""
+    record = _RECORD.get()
+    if record is None:
+        return
+    hidden = args[0] if args else kwargs["hidden_states"]
+    fused = module.query_key_value(hidden).unflatten(-1, (module.num_heads, 3, -1))
+    query, key = (fused[..., i, :].transpose(1, 2) for i in (0, 1))
+    calls = record.attention.setdefault(module._vtc_layer, [])
+    calls.append(Heads(query, key, module.scale))
+
+
+def note_projector(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+) -> None:
     """Forward hook for the projector."""
     record = _RECORD.get()
     if record is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.compaction import Compaction, build_compaction, image_runs
-from vtc.plugins.hf.encode import Encoded, encode
+from vtc.plugins.hf.encode import encode
 from vtc.plugins.hf.positions import prompt_positions, short_positions
 from vtc.plugins.hf.question import asked
-from vtc.report import Report
 
 #: fill value of every text-side argument of shape [B, L] where a short row is padded
 _TEXT_SIDE = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
@@ -84,8 +83,15 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
 
     past = getattr(kwargs.get("past_key_values"), "_vtc_turns", None)
     seen = 0 if past is None else past.seen
-    for placeholder in placeholders.values():
+    for modality, placeholder in placeholders.items():
         placeholder[:, :seen] = False  # images of earlier turns are in the cache already
+        key = PIXELS[modality]
+        if seen and kwargs.get(key) is not None and not bool(placeholder.any()):
+            # transformers refuses them as well: its features and placeholders do not match
+            raise VTCError(
+                f"{key}: the new part of the prompt has no placeholders for them; what earlier turns "
+                "showed is in the cache, so pass what the new turn shows alone, or None"
+            )
 
     def questions(modality: str, lengths: list[int]) -> list[str]:
         return _questions(patch, ids, real, image_runs(placeholders[modality], lengths), length)
@@ -93,7 +99,9 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
     done = encode(patch, base, kwargs, ids, placeholders, questions)
     runs = [run for e in done for run in image_runs(placeholders[e.modality], e.lengths)]
     if done:
-        _report(patch, done, runs, length)
+        reports = [report for e in done for report in e.reports]
+        rows = [int(run[0]) // length for run in runs]
+        patch.add_report(reports, rows, sum(e.seconds for e in done))
 
     new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
     if done:
@@ -251,22 +259,3 @@ def _questions(
     rows = [int(run[0]) // length for run in runs]
     texts = {row: asked(patch, None if ids is None else ids[row][real[row]]) for row in set(rows)}
     return [texts[row] for row in rows]
-
-
-def _report(patch: Any, done: list[Encoded], runs: list[Tensor], length: int) -> None:
-    reports = [report for e in done for report in e.reports]
-    images = [
-        replace(report, sample=int(run[0]) // length)
-        for report, run in zip(reports, runs, strict=True)
-    ]
-    patch.reports.append(
-        Report(
-            images=images,
-            method=patch.method.name,
-            settings=patch.method.settings(),
-            positions=patch.positions,
-            seconds=sum(e.seconds for e in done),
-            notes=list(patch.notes),
-        )
-    )
-    del patch.reports[:-1000]  # a long-running server must not grow for ever

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from vtc.kernels.attention_received import attention_received
 from vtc.kernels.cls_attention import cls_attention
-from vtc.plugins.hf.adapters.base import Call, Place, layer_index
+from vtc.plugins.hf.adapters.base import Call, Place, Unit, layer_index, places
 from vtc.plugins.hf.probe import Heads
 from vtc.tokens import SignalRequest
 
@@ -27,7 +29,23 @@ class Signals:
     def __init__(self, patch: Patch, call: Call) -> None:
         self.patch, self.call = patch, call
         self.skip = int(patch.has_cls)
+        #: patches behind a token where the method judges them one by one
+        self.cell = patch.adapter.cell(call.base) if patch.method.by_patch else (1, 1)
         self._done: dict[SignalRequest, tuple[Tensor, Tensor | None]] = {}
+
+    def places(self, units: Sequence[Unit]) -> Iterator[Place]:
+        """The place of each unit among the values of the signals."""
+        down, across = self.cell
+        return places(
+            [
+                replace(u, patch_grid=(u.patch_grid[0] * down, u.patch_grid[1] * across))
+                for u in units
+            ]
+        )
+
+    def fuse(self, values: Tensor) -> Tensor:
+        """Values of patches as those of the tokens made of them, unless patches are judged."""
+        return values if self.cell != (1, 1) else self.patch.adapter.fuse(self.call, values)
 
     def of(self, place: Place, text: str | None) -> dict[str, Tensor]:
         """The signals of one image, by the names that the method reads.
@@ -64,7 +82,7 @@ class Signals:
             hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
             if kind == "patch_embedding":
                 hidden = self.patch.text_encoder.project(hidden)
-            return self.patch.adapter.fuse(self.call, hidden), None
+            return self.fuse(hidden), None
         calls = self.call.record.attention[layer_index(request.layer, self.patch.depth)]
         if kind == "cls_query":
             return torch.cat([c.query[:, :, 0].flatten(1) for c in calls]), None
@@ -72,12 +90,12 @@ class Signals:
             keys = [c.key.transpose(1, 2).flatten(2) for c in calls]
             patches = torch.cat([k[:, self.skip :].flatten(0, 1) for k in keys])
             cls = torch.cat([k[:, 0] for k in keys]) if self.skip else None
-            return self.patch.adapter.fuse(self.call, patches), cls
+            return self.fuse(patches), cls
         whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
         patches = torch.cat(whole)
-        values = self.patch.adapter.fuse(self.call, patches[:, None])[:, 0]
-        # where there is no prompt to pack, what is fewer was padding
-        fused = self.patch.adapter.mechanism == "boundary" and len(values) < len(patches)
+        values = self.fuse(patches[:, None])[:, 0]
+        # with cross-attention, what is fewer was padding
+        fused = self.patch.adapter.mechanism != "crossed" and len(values) < len(patches)
         if kind != "cls_logits" and fused:
             values = values * (len(patches) / len(values))
         return values, None

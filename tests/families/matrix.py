@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import multiprocessing
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 import vtc
@@ -62,7 +64,7 @@ def model_of(name: str) -> Any:
     return tiny.build(name)
 
 
-def _text_encoder(width: int) -> Any:
+def text_encoder(width: int) -> Any:
     """A made-up shared space: two callables, as a user may give."""
     rng = torch.Generator().manual_seed(5)
     project = torch.randn(width, 16, generator=rng)
@@ -81,7 +83,7 @@ def method_of(name: str, family: str, video: bool) -> Method:
 
         model = model_of(family)
         width = adapter_for(model).width(model.base_model)
-        options |= dict(question="what is it", text_encoder=_text_encoder(width))
+        options |= dict(question="what is it", text_encoder=text_encoder(width))
     if video and METHODS.index(name) % 2:
         options["video"] = "frame"
     return vtc.create_method(name, **options)
@@ -150,7 +152,7 @@ def cell(family: str, video: bool, method: str, mode: str, side: str, positions:
             got = []
             for row in range(len(rows)):
                 torch.manual_seed(row)
-                one = tiny.alone(family, rows, row)
+                one = tiny.alone(family, rows, row, side=side, padded=bool(rows[row]))
                 out = model.generate(**one, **ask_of(mode))
                 got.append(out[0, one["input_ids"].shape[1] :].tolist())
         else:
@@ -177,7 +179,7 @@ def identity(family: str, video: bool, mode: str, side: str) -> str:
     model = model_of(family)
     batch = tiny.inputs(family, tiny.rows_of(family, video), side=side)
     if mode == "assisted":
-        batch = tiny.alone(family, tiny.rows_of(family, video), 0)
+        batch = tiny.alone(family, tiny.rows_of(family, video), 0, side=side, padded=True)
 
     def run() -> list[Tensor]:
         torch.manual_seed(0)
@@ -196,14 +198,16 @@ def identity(family: str, video: bool, mode: str, side: str) -> str:
 
 
 Job = tuple[str, bool, str, tuple[str, ...], tuple[str, ...]]
+Cells = dict[tuple[str, ...], str]
 
 
-def run_case(job: Job) -> dict[tuple[str, ...], str]:
+def run_case(job: Job) -> Cells:
     """All cells of one family and method: `(mode, side, positions)` to `"ok"` or why not."""
     family, video, method, modes, sides = job
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    out: dict[tuple[str, ...], str] = {}
+    transformers.logging.set_verbosity_error()  # it warns of right padding, which we repair
+    out: Cells = {}
     for mode in modes:
         for side in sides:
             for positions in POSITIONS if method != "none" else ("original",):
@@ -227,8 +231,8 @@ def run_case(job: Job) -> dict[tuple[str, ...], str]:
 _HEAD = """# Which methods work on which models
 
 Written by `python -m tests.families.matrix --output docs/support.md`, which runs every cell on tiny
-random models of each family (transformers {version}, torch {torch}); do not edit. {cells} cells in
-{minutes:.0f} minutes.
+random models of each family (transformers {version}, torch {torch}); do not edit. {cells} cells,
+{minutes:.0f} minutes of one core.
 
 A cell is one family, one method, one way to run, one side of padding and one position policy. Run for
 this table:
@@ -239,8 +243,8 @@ this table:
 
 A cell holds when every row of a ragged batch gives what the language model gives when it is fed by
 hand with the shortened prompt: equal tokens, and logits within 2e-3 for a plain forward. Sampling and
-assisted decoding run row by row. The column `1.0` says that retention 1.0 gives the very bits of the
-bare model.
+assisted decoding run row by row, each row with the padding it has in the batch. The column `1.0` says
+that retention 1.0 gives the very bits of the bare model.
 
 The methods run at retention 0.5; clips have one budget, or with every second method one per frame.
 Mllama (cross-attention) and the fallback for unknown families have tests of their own in
@@ -254,10 +258,8 @@ Mllama (cross-attention) and the fallback for unknown families have tests of the
 """
 
 
-def table(results: dict[tuple[str, bool, str], dict[tuple[str, ...], str]], minutes: float) -> str:
+def table(results: dict[tuple[str, bool, str], Cells], minutes: float) -> str:
     """The support table as Markdown."""
-    import transformers
-
     keys = [key for cells in results.values() for key in cells]
     modes, sides = (list(dict.fromkeys(key[i] for key in keys)) for i in (0, 1))
     methods = list(dict.fromkeys(method for _, _, method in results if method != "none"))
@@ -300,6 +302,22 @@ def table(results: dict[tuple[str, bool, str], dict[tuple[str, ...], str]], minu
     return "\n".join(lines) + "\n"
 
 
+def _timed(job: Job) -> tuple[Cells, float]:
+    start = time.process_time()
+    return run_case(job), time.process_time() - start
+
+
+def _load(path: Path | None) -> tuple[dict[tuple[str, bool, str], Cells], float]:
+    """Finished cells by job, and the seconds they took."""
+    results: dict[tuple[str, bool, str], Cells] = {}
+    if path is None or not path.exists():
+        return results, 0.0
+    saved = json.loads(path.read_text())
+    for family, video, method, *key, text in saved["cells"]:
+        results.setdefault((family, video, method), {})[tuple(key)] = text
+    return results, saved["seconds"]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the matrix; 1 when a cell fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -309,21 +327,25 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--modes", nargs="*", default=list(MODES))
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
     parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--resume", type=Path, help="JSON file of finished cells to go on from")
     args = parser.parse_args(argv)
-    start = time.time()
     jobs = [
         (family, video, method, tuple(args.modes), tuple(args.sides))
         for family, video in cases()
         if any(part in family for part in args.only)
         for method in args.methods
     ]
-    results = {}
+    results, seconds = _load(args.resume)
+    todo = [job for job in jobs if job[:3] not in results]
     with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for job, cells in zip(jobs, pool.imap(run_case, jobs), strict=True):
-            results[job[:3]] = cells
+        for job, (cells, spent) in zip(todo, pool.imap(_timed, todo), strict=True):
+            results[job[:3]], seconds = cells, seconds + spent
             wrong = {key: text for key, text in cells.items() if text.startswith("FAILED")}
-            print(*job[:3], wrong or "holds", f"{time.time() - start:.0f} s", file=sys.stderr)
-    text = table(results, (time.time() - start) / 60)
+            print(*job[:3], wrong or "holds", f"{spent:.0f} s", file=sys.stderr, flush=True)
+            if args.resume:
+                done = [(*job, *key, text) for job, c in results.items() for key, text in c.items()]
+                args.resume.write_text(json.dumps({"seconds": seconds, "cells": done}))
+    text = table({job[:3]: results[job[:3]] for job in jobs}, seconds / 60)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text)

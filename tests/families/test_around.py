@@ -1,25 +1,34 @@
-"""What people put around a model: off-loading, checkpointing, data parallel training."""
+"""What people put around a model: LoRA, compilation, off-loading, quantization, parallel training."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import vtc
-from tests.families import tiny
+from tests.families import by_hand, tiny
 
-FAMILIES = ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3"]
+FAMILIES = ["llava_onevision", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "gemma3"]
 GREEDY = dict(max_new_tokens=4, min_new_tokens=4, do_sample=False)
+ROWS = [[tiny.A], [tiny.C]]
+
+families = pytest.mark.parametrize("family", FAMILIES)
+either_order = pytest.mark.parametrize("patch_first", [True, False])
 
 
 def labelled(family: str) -> dict[str, Any]:
-    batch = tiny.inputs(family, [[tiny.A], [tiny.C]], side="right")
+    batch = tiny.inputs(family, ROWS, side="right")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return {**batch, "labels": labels.masked_fill(labels == tiny.IMAGE, -100)}
+
+
+def language_model(model: Any) -> Any:
+    return getattr(model.model, "language_model", None) or model.model.text_model
 
 
 def step(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -33,7 +42,50 @@ def step(model: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Te
     return loss.detach(), full
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@either_order
+@families
+def test_lora(family: str, patch_first: bool) -> None:
+    """The same as with the adapters merged into the weights; they train; the patch comes off."""
+    peft = pytest.importorskip("peft")
+    model, batch = tiny.build(family), labelled(family)
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "qkv"], init_lora_weights=False
+    )
+    if patch_first:
+        vtc.apply(model, "globalcom2", retention=0.5)
+    torch.manual_seed(1)
+    wrapped = peft.get_peft_model(model, settings)
+    if not patch_first:
+        vtc.apply(wrapped, "globalcom2", retention=0.5)
+    out = wrapped(**batch)
+    out.loss.backward()
+    moved = [p.grad for n, p in wrapped.named_parameters() if "lora_B" in n and p.grad is not None]
+    assert moved and all(bool(gradient.any()) for gradient in moved)
+    vtc.remove(wrapped)
+    assert not hasattr(model, "_vtc")
+    merged = wrapped.merge_and_unload()
+    with torch.no_grad(), vtc.compress(merged, "globalcom2", retention=0.5):
+        torch.testing.assert_close(merged(**batch).logits, out.logits, atol=1e-3, rtol=1e-3)
+
+
+@either_order
+@families
+def test_compiled_language_model(family: str, patch_first: bool) -> None:
+    model, batch = tiny.build(family), tiny.inputs(family, ROWS)
+    with torch.no_grad():
+        with vtc.compress(model, "uniform", retention=0.5):
+            want = model(**batch, use_cache=False).logits
+        if patch_first:
+            vtc.apply(model, "uniform", retention=0.5)
+        language_model(model).compile(backend="eager", dynamic=True)
+        if not patch_first:
+            vtc.apply(model, "uniform", retention=0.5)
+        for _ in range(2):
+            got = model(**batch, use_cache=False).logits
+            torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+@families
 def test_checkpointing_changes_nothing(family: str) -> None:
     model, batch = tiny.build(family), labelled(family)
     twin = copy.deepcopy(model)
@@ -50,15 +102,43 @@ def test_checkpointing_changes_nothing(family: str) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_off_loaded(family: str) -> None:
+@pytest.mark.parametrize("way", ["cpu_offload", "dispatch_model"])
+@families
+def test_off_loaded(family: str, way: str) -> None:
     accelerate = pytest.importorskip("accelerate")
-    model, batch = tiny.build(family), tiny.inputs(family, [[tiny.A], [tiny.C]])
+    model, batch = tiny.build(family), tiny.inputs(family, ROWS)
     with torch.no_grad(), vtc.compress(model, "globalcom2", retention=0.5):
         plain = model.generate(**batch, **GREEDY)
-    accelerate.cpu_offload(model, execution_device="cpu")
+    if way == "cpu_offload":
+        accelerate.cpu_offload(model, execution_device="cpu")
+    else:
+        accelerate.dispatch_model(model, {"": "cpu"}, main_device="cpu", force_hooks=True)
     with torch.no_grad(), vtc.compress(model, "globalcom2", retention=0.5):
         assert torch.equal(model.generate(**batch, **GREEDY), plain)
+
+
+@families
+def test_four_bits(family: str, tmp_path: Path) -> None:
+    """bitsandbytes on the CPU: retention 1.0 changes no bit, compressed equals the reference."""
+    pytest.importorskip("bitsandbytes")
+    from transformers import BitsAndBytesConfig
+
+    original = tiny.build(family)
+    original.save_pretrained(tmp_path)
+    settings = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["lm_head"])
+    model = type(original).from_pretrained(tmp_path, quantization_config=settings).eval()
+    assert any(type(m).__name__ == "Linear4bit" for m in language_model(model).modules())
+    batch = tiny.inputs(family, [[tiny.A]])
+    method = vtc.create_method("uniform", retention=0.5)
+    with torch.no_grad():
+        plain = model(**batch).logits
+        with vtc.compress(model, "uniform", retention=1.0):
+            assert torch.equal(model(**batch).logits, plain)
+        with vtc.compress(model, method):
+            got = model(**batch).logits[0]
+        want = by_hand.logits(model, by_hand.shorten(model, batch, method, "original"))
+    assert len(got) < plain.shape[1]
+    torch.testing.assert_close(got, want, atol=1e-3, rtol=1e-3)
 
 
 @pytest.fixture
@@ -72,7 +152,7 @@ def one_process(tmp_path: Any) -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_data_parallel(family: str, kind: str, one_process: None) -> None:
     """One process: the same loss and gradients as without."""
     model, batch = tiny.build(family), labelled(family)

@@ -27,11 +27,7 @@ def aya() -> Any:
         alignment_intermediate_size=64,
         **tiny.IDS,
     )
-    model = tf.AyaVisionForConditionalGeneration(config)
-    model.generation_config.suppress_tokens = [tiny.IMAGE]
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = tiny.PAD
-    return model.eval()
+    return tiny.finished(tf.AyaVisionForConditionalGeneration(config))
 
 
 def inputs() -> dict[str, Any]:

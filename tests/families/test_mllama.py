@@ -12,7 +12,7 @@ from transformers.models.mllama.modeling_mllama import _prepare_cross_attention_
 
 import vtc
 from tests.families import tiny
-from tests.families.matrix import METHODS, _text_encoder
+from tests.families.matrix import METHODS, text_encoder
 from tests.hf.tiny import snapshot
 
 SIDE, PATCHES = 4, 17
@@ -42,12 +42,7 @@ def build() -> Any:
         for name, parameter in model.named_parameters():
             if "gate" in name:
                 parameter.fill_(1.0)  # closed at the start: images would not matter
-            elif parameter.dim() > 1:
-                parameter.mul_(2.0)
-    model.generation_config.suppress_tokens = [tiny.IMAGE]
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = tiny.PAD
-    return model.eval()
+    return tiny.finished(model)
 
 
 def batch(rows: tuple[int, ...] = (4, 2)) -> dict[str, Tensor]:
@@ -138,7 +133,7 @@ def test_every_method_and_batches(method: str) -> None:
     model, inputs = build(), batch()
     options: dict[str, Any] = {}
     if method == "recoverable":
-        options = dict(question="what", text_encoder=_text_encoder(32))
+        options = dict(question="what", text_encoder=text_encoder(32))
     with torch.no_grad(), vtc.compress(model, method, retention=0.5, **options) as run:
         for ask in (GREEDY, dict(GREEDY, num_beams=3)):
             together = model.generate(**inputs, **ask)

@@ -75,9 +75,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def build(name: str, seed: int = 0, attention: str = "sdpa") -> Any:
-    """A random model in eval mode; large weights, so that tokens matter to the logits."""
+    """A random model of a family, `finished`."""
     torch.manual_seed(seed)
-    model = FAMILIES[name].build()
+    return finished(FAMILIES[name].build(), attention)
+
+
+def finished(model: Any, attention: str = "sdpa") -> Any:
+    """A random model in eval mode; large weights, so that tokens matter to the logits."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -141,11 +145,13 @@ def inputs(name: str, rows: Rows, seed: int = 0, side: str = "left") -> dict[str
     return out
 
 
-def alone(name: str, rows: Rows, index: int, seed: int = 0, side: str = "left") -> dict[str, Any]:
-    """Row `index` of the batch that `inputs` makes, by itself."""
+def alone(
+    name: str, rows: Rows, index: int, seed: int = 0, side: str = "left", padded: bool = False
+) -> dict[str, Any]:
+    """Row `index` of the batch that `inputs` makes, by itself; `padded`: with its padding."""
     family = FAMILIES[name]
     batch = inputs(name, rows, seed, side)
-    keep = batch["attention_mask"][index].bool()
+    keep = batch["attention_mask"][index].bool() | padded
     out = {
         key: batch[key][index][keep][None]
         for key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")

@@ -202,7 +202,7 @@ def test_images_of_earlier_turns_given_again() -> None:
     with vtc.compress(model, Norms(0.5)):
         out = model.generate(**turn, **GREEDY, past_key_values=cache)
         more = extend(turn, out[:, -NEW:], words(2, 1))
-        with pytest.raises(VTCError, match="placeholders"):
+        with pytest.raises(VTCError, match="pixel_values: .*placeholders"):
             model.generate(**more, **GREEDY, past_key_values=cache)
 
 

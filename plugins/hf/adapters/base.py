@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.functional.anyres import Layout, pack_layout
+from vtc.plugins.hf.positions import POLICIES
 from vtc.plugins.hf.probe import Record
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ class Unit:
         patch_grid: `(rows, cols)` of a tile's tokens, behind the projector.
         tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
         image_size: original `(height, width)` in pixels, None when the model does not know it.
-        unpad, order, shrink, lead, newline: how tokens are packed, `functional.anyres.pack_layout`.
+        unpad, order, shrink, lead, tail, newline: how tokens are packed, see
+            `functional.anyres.pack_layout`.
         fused: what the projector returns is not, tile after tile, what is packed, because the model
             fuses or reorders tokens in or behind it; methods then work on the packed tokens.
     """
@@ -56,6 +58,7 @@ class Unit:
     order: str = "canvas"
     shrink: int | None = None
     lead: bool = False
+    tail: bool = False
     newline: bool = False
     fused: bool = False
 
@@ -93,6 +96,7 @@ def _layout(unit: Unit) -> Layout:
         order=unit.order,
         shrink=unit.shrink,
         lead=unit.lead,
+        tail=unit.tail,
     )
 
 
@@ -171,12 +175,15 @@ class Adapter:
 
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
-    #: how the model is wrapped: "boundary" (placeholders in the prompt, see `entry.py`) or "crossed"
+    #: how the model is wrapped: "boundary" (a placeholder for every token, see `entry.py`), "crossed" or
+    #: "expanded"
     mechanism: ClassVar[str] = "boundary"
     #: how the projector makes fewer tokens of the patches, empty where it maps each by itself
     fuses: ClassVar[str] = ""
     #: whether a layer may attend window by window, so that a tile's patches come in several calls
     windows: ClassVar[bool] = False
+    #: the position policies that the model allows
+    positions: ClassVar[tuple[str, ...]] = POLICIES
 
     # -- where things are --------------------------------------------------------------------
 
@@ -236,6 +243,15 @@ class Adapter:
         Both tile after tile in the tower's order. Here: patches are tokens.
         """
         return values
+
+    def cell(self, base: nn.Module) -> tuple[int, int]:
+        """`(rows, cols)` of the patches behind a token, for methods that judge them one by one
+        (`Method.by_patch`); (1, 1) where only `fuse` says how patches and tokens belong together."""
+        return 1, 1
+
+    def fit(self, base: nn.Module, modality: str) -> str:
+        """What the family's processor does to a picture that becomes one tile: `ImageReport.fit`."""
+        return "stretch"
 
     def notes(self, base: nn.Module, method: Method) -> list[str]:
         """What a reader of the reports should know of this method on this family.

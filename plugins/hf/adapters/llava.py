@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter
 
@@ -18,6 +19,10 @@ class Llava(Adapter):
 
     A Pixtral tower takes images of any size and packs them into one sequence.
     """
+
+    def fit(self, base: nn.Module, modality: str) -> str:
+        # CLIP's processor cuts a square from the middle, SigLIP's squashes
+        return "crop" if self.has_cls(base) else "stretch"
 
     def units(self, call: Call) -> list[Unit]:
         sizes = call.kwargs.get("image_sizes")

@@ -49,6 +49,9 @@ class LlavaNext(Adapter):
 class LlavaNextVideo(LlavaNext):
     """Frames of a clip are pooled before the projector, and have no newline."""
 
+    def fit(self, base: nn.Module, modality: str) -> str:
+        return "crop" if modality == "video" else "stretch"
+
     def units(self, call: Call) -> list[Unit]:
         if call.modality == "image":
             return super().units(call)
@@ -71,6 +74,9 @@ class LlavaNextVideo(LlavaNext):
 class LlavaOnevision(LlavaNextVideo):
     """Large canvases are scaled down; several images of a prompt have no crops; clips are scaled
     down behind the projector and have one newline at their end."""
+
+    def fit(self, base: nn.Module, modality: str) -> str:
+        return "stretch"
 
     def cropped(self, call: Call, images: int) -> list[bool]:
         counts = call.kwargs.get("batch_num_images")

@@ -13,6 +13,9 @@ from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter, 
 
 @register_adapter("VideoLlavaForConditionalGeneration", "VideoLlavaModel")
 class VideoLlava(Adapter):
+    def fit(self, base: nn.Module, modality: str) -> str:
+        return "crop"
+
     def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
         return base.video_tower if modality == "video" else base.image_tower
 
