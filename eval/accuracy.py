@@ -120,9 +120,7 @@ class Run:
                     "retention": setting.retention,
                     "seed": setting.seed,
                     "options": manifest.plain(setting.options),
-                    "fields": manifest.plain(self.methods[setting.key].settings())
-                    if setting.key in self.methods
-                    else {},
+                    "fields": self._fields(setting),
                 }
                 for setting in self.settings
             ],
@@ -137,6 +135,13 @@ class Run:
             "code": manifest.code(),
             "sessions": [],
         }
+
+    def _fields(self, setting: Setting) -> dict[str, Any]:
+        """All hyper-parameters of a setting; of files that were given, name and fingerprint."""
+        if setting.key not in self.methods:
+            return {}
+        given = {**self.defaults.get(setting.method, {}), **setting.options}
+        return manifest.plain({**self.methods[setting.key].settings(), **given})
 
 
 @dataclass

@@ -7,6 +7,7 @@ import errno
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from vtc.eval import accuracy, runner, settings
 from vtc.eval.__main__ import main
 from vtc.eval.processes import Processes
 from vtc.eval.records import read_answers, read_lines, read_manifest
+from vtc.eval.reference import checkpoint_path
 from vtc.eval.suites import Item, Suite, create_suite
 
 SMALL = ["accuracy", "--suite", "reference", "--suite-option", "reference.scenes=2",
@@ -189,6 +191,23 @@ def test_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     assert sum(asked(tmp_path).values()) == 6
     assert main(argv) == 0
     assert set(asked(tmp_path).values()) == {1} and len(answers(tmp_path)) == 2 * COUNT
+
+
+def test_files_that_a_method_reads_are_in_the_manifest(tmp_path, loaded):
+    defaults = {"tokenflex": {"projector": str(checkpoint_path() / "tokenflex")}}
+    run = accuracy.Run(
+        tmp_path, loaded, create_suite("reference", scenes=1), [],
+        settings.plan(["tokenflex"], [0.5]), defaults,
+    )  # fmt: skip
+    fields = run.facts()["settings"][1]["fields"]
+    assert fields["projector"]["name"] == "tokenflex" and len(fields["projector"]["sha256"]) == 64
+    assert fields["retention"] == 0.5
+    other = tmp_path / "tokenflex"
+    shutil.copytree(checkpoint_path() / "tokenflex", other)
+    defaults["tokenflex"]["projector"] = str(other)
+    assert run.facts()["settings"][1]["fields"] == fields, "the same file elsewhere"
+    (other / "projector.json").write_text("{}")
+    assert run.facts()["settings"][1]["fields"] != fields
 
 
 def test_other_settings_are_refused(tmp_path, monkeypatch, capsys):
@@ -428,8 +447,6 @@ def test_reference_suite_draws_fresh_images_from_any_seed():
 
 def test_model_by_its_folder(tmp_path, monkeypatch):
     """A folder loads through the automatic classes and answers as the shipped model does."""
-    from vtc.eval.reference import checkpoint_path
-
     monkeypatch.setattr("vtc.eval.commands.accuracy.load", _model.load)
     argv = [*SMALL, *POOL, "--limit", "2", "--output"]
     assert main([*argv, str(tmp_path / "folder"), "--model", str(checkpoint_path())]) == 0
