@@ -35,6 +35,7 @@ EXTRAS["test"] = [
     "pytest>=8",
     "pytest-xdist>=3.5",
     "peft>=0.13",
+    "bitsandbytes>=0.50; platform_system == 'Linux'",
     "hypothesis>=6.100",
     "vector-quantize-pytorch>=1.32",
     "ruff>=0.6",
