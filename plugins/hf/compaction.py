@@ -1,7 +1,8 @@
 """Shorten a batch of prompts: drop the placeholders of visual tokens that are gone.
 
 Pure tensor code. Every text-side tensor (ids, mask, labels, token types, positions) of the short prompt
-is one gather from the long one.
+is one gather from the long one. The prompts' masks are read on the CPU, what the methods keep stays
+where it is, so that nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.functional.ragged import behind_each_other, send
+from vtc.kernels.ragged_compact import ragged_compact
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,18 @@ class Compaction:
         position: int64 `[B, S]`, index in the long row that gives its position; differs from `slot`
             only where a method reorders tokens.
         valid: bool `[B, S]`, False for padding.
+        ragged: whether there is padding.
     """
 
     slot: Tensor
     position: Tensor
     valid: Tensor
+    ragged: bool
+
+    def to(self, device: torch.device) -> Compaction:
+        """The same on another device."""
+        parts = (x.to(device, non_blocking=True) for x in (self.slot, self.position, self.valid))
+        return Compaction(*parts, self.ragged)
 
     def gather(self, values: Tensor, fill: float = 0) -> Tensor:
         """`values [B, L, ...]` at the short places, `fill` in the padding."""
@@ -47,7 +57,7 @@ def image_runs(placeholder: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     """Flat indices `b * L + i` of each image's placeholders, in reading order.
 
     Args:
-        placeholder: bool `[B, L]`.
+        placeholder: bool `[B, L]`, CPU.
         lengths: uncompressed visual tokens of each image.
 
     Raises:
@@ -62,14 +72,24 @@ def image_runs(placeholder: Tensor, lengths: Sequence[int]) -> list[Tensor]:
     return list(torch.split(places, list(lengths)))
 
 
+def rows_of(runs: Sequence[Tensor], length: int) -> list[int]:
+    """The row of the batch that each image belongs to.
+
+    Args:
+        runs: from `image_runs`.
+        length: L.
+    """
+    return (_firsts(runs) // length).tolist()
+
+
 def build_compaction(
     real: Tensor, placeholder: Tensor, runs: Sequence[Tensor], anchors: Sequence[Tensor], left: bool
 ) -> Compaction:
-    """Plan the short prompts.
+    """Plan the short prompts, on the device of `anchors`.
 
     Args:
-        real: bool `[B, L]`, False for padding of the long prompts.
-        placeholder: bool `[B, L]`, the image placeholders.
+        real: bool `[B, L]`, CPU, False for padding of the long prompts.
+        placeholder: bool `[B, L]`, CPU, the image placeholders.
         runs: from `image_runs`.
         anchors: for each image `[M]`, index into its run that gives each new token its position. The
             new tokens stand, in the order given, where the sorted anchors are, so that text between
@@ -77,25 +97,38 @@ def build_compaction(
         left: pad ragged rows on the left.
     """
     batch, length = real.shape
-    text = (real & ~placeholder).flatten().nonzero().squeeze(1)
-    source = [run[anchor.to(run.device)] for run, anchor in zip(runs, anchors, strict=True)]
-    slot = torch.cat([text, *(s.sort().values for s in source)])
-    position = torch.cat([text, *source])
-    order = torch.argsort(slot, stable=True)
-    slot, position = slot[order], position[order]
+    is_text = real & ~placeholder
+    counts = is_text.sum(1)
+    text = is_text.flatten().nonzero().squeeze(1)
+    position = text
+    if anchors:
+        # in reading order, whatever the modality
+        order = _firsts(runs).argsort().tolist()
+        runs, anchors = [runs[i] for i in order], [anchors[i] for i in order]
+        taken = torch.tensor([len(anchor) for anchor in anchors])
+        counts = counts.index_add(0, torch.tensor(rows_of(runs, length)), taken)
+        text, places = send(text, anchors[0]), send(torch.cat(list(runs)), anchors[0])
+        source = places[behind_each_other(anchors, [len(run) for run in runs])]
+        position = torch.cat([text, source])
+    slot, order = torch.sort(position, stable=True)
+    if anchors:
+        visual = order >= len(text)
+        nth = (visual.cumsum(0) - 1).clamp(min=0)
+        position = torch.where(visual, source[nth], slot)
 
-    row = slot // length
-    counts = torch.bincount(row, minlength=batch)
-    width = int(counts.max())
-    starts = counts.cumsum(0) - counts
-    column = torch.arange(slot.numel(), device=slot.device) - starts[row]
-    if left:
-        column = column + width - counts[row]
-    target = row * width + column
+    width = max(counts.tolist())
+    column = torch.arange(width)
+    valid = column >= width - counts[:, None] if left else column < counts[:, None]
+    target = send(valid.flatten().nonzero().squeeze(1), slot)
 
     def place(values: Tensor) -> Tensor:
         return values.new_zeros(batch * width).index_copy_(0, target, values).view(batch, width)
 
-    valid = torch.zeros(batch * width, dtype=torch.bool, device=slot.device)
-    valid[target] = True
-    return Compaction(place(slot % length), place(position % length), valid.view(batch, width))
+    slot, position = place(slot % length), place(position % length)
+    return Compaction(slot, position, send(valid, slot), len(set(counts.tolist())) > 1)
+
+
+def _firsts(runs: Sequence[Tensor]) -> Tensor:
+    """The first place of each run."""
+    lengths = torch.tensor([len(run) for run in runs])
+    return torch.cat(list(runs))[lengths.cumsum(0) - lengths]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.discrete.types import CodeSpace, bit_width, check_codes
 from vtc.errors import VTCError
+from vtc.kernels import bit_packing
 
 
 def pack_bits(bits: Tensor, parts: int = 1) -> Tensor:
@@ -22,10 +23,9 @@ def pack_bits(bits: Tensor, parts: int = 1) -> Tensor:
     if parts < 1 or count % parts:
         raise VTCError(f"parts: got {parts}, but there are {count} bits")
     width = count // parts
-    if width > 62:
+    if width > bit_packing.MOST_BITS:
         raise VTCError(f"parts: got {parts}, but {width} bits do not fit in one number (62 do)")
-    weight = 2 ** torch.arange(width - 1, -1, -1, device=bits.device)
-    return (bits.unflatten(-1, (parts, width)).long() * weight).sum(-1)
+    return bit_packing.pack_bits(bits, width)
 
 
 def unpack_bits(ids: Tensor, width: int) -> Tensor:
@@ -34,12 +34,11 @@ def unpack_bits(ids: Tensor, width: int) -> Tensor:
     Raises:
         VTCError: a number does not fit in `width` bits.
     """
-    if not 1 <= width <= 62:
+    if not 1 <= width <= bit_packing.MOST_BITS:
         raise VTCError(f"width: got {width}, allowed are 1 to 62")
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= 2**width):
         raise VTCError(f"ids: got up to {int(ids.max())}, but {width} bits are given")
-    shift = torch.arange(width - 1, -1, -1, device=ids.device)
-    return (ids.long().unsqueeze(-1) >> shift & 1).flatten(-2)
+    return bit_packing.unpack_bits(ids, width)
 
 
 def regroup(ids: Tensor, source: CodeSpace, target: CodeSpace) -> Tensor:
