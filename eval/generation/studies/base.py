@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -79,16 +81,17 @@ def execute(
         seeds: of every case; runs go seed by seed, so that a stopped study has whole seeds.
         progress: told each run that is finished or was found.
     """
+    os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # the models are too small for a GPU
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{study.name}.jsonl"
     done = read_rows(study, path)
     for seed in seeds:
         for case, options in study.cases.items():
             if (case, seed) not in done:
-                start = time.perf_counter()
+                start = time.process_time()
                 row = study.run(options, study.settings, seed, folder if seed == seeds[0] else None)
-                seconds = round(time.perf_counter() - start, 1)
-                row = {"case": case, "seed": seed, "seconds": seconds, **row}
+                seconds = round(time.process_time() - start, 1)
+                row = {"case": case, "seed": seed, "cpu_seconds": seconds, **row}
                 done[case, seed] = row
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**row, "settings": _settings(study, case)}) + "\n")
@@ -167,7 +170,10 @@ def summarise(study: Study, rows: Sequence[Row], folder: Path) -> dict[str, Any]
         "question": study.question,
         "command": f"python -m vtc.eval generation study {study.name}",
         "seeds": seeds,
-        "minutes": round(sum(row["seconds"] for row in rows) / 60, 1),
+        "runs": len(rows),
+        "cpu_seconds_a_run": statistics.median(
+            [row["cpu_seconds"] for row in rows if "cpu_seconds" in row] or [0.0]
+        ),
         "settings": study.settings,
         "metrics": [vars(metric) for metric in study.metrics],
         "table": table,
@@ -194,7 +200,7 @@ def summarise(study: Study, rows: Sequence[Row], folder: Path) -> dict[str, Any]
 
 def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
     """One line a run; curves stay in the JSONL."""
-    names = ["case", "seed", "seconds", *(metric.key for metric in study.metrics)]
+    names = ["case", "seed", "cpu_seconds", *(metric.key for metric in study.metrics)]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
