@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,7 @@ def assemble(
     }
     placeholders = wanted.placeholders(config, pixels)
     words = config.get_text_config().vocab_size // 2
+    typed = "mm_token_type_ids" in inspect.signature(type(model).forward).parameters
 
     def inputs(serial: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(serial)
@@ -144,7 +146,7 @@ def assemble(
         front = min(5, question // 2)
         row = torch.tensor([[*text[:front], *placeholders, *text[front:]]], device=device)
         image_token = (row == config.image_token_id).long()
-        types = {"mm_token_type_ids": image_token} if name.startswith("qwen") else {}
+        types = {"mm_token_type_ids": image_token} if typed else {}
         mask = torch.ones_like(row)
         return {"input_ids": row, "attention_mask": mask, **types, **pixels}
 
