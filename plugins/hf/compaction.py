@@ -116,16 +116,12 @@ def build_compaction(
         nth = (visual.cumsum(0) - 1).clamp(min=0)
         position = torch.where(visual, source[nth], slot)
 
-    width = max(counts.tolist())
-    column = torch.arange(width)
-    valid = column >= width - counts[:, None] if left else column < counts[:, None]
-    target = send(valid.flatten().nonzero().squeeze(1), slot)
-
-    def place(values: Tensor) -> Tensor:
-        return values.new_zeros(batch * width).index_copy_(0, target, values).view(batch, width)
-
-    slot, position = place(slot % length), place(position % length)
-    return Compaction(slot, position, send(valid, slot), len(set(counts.tolist())) > 1)
+    row_lengths = counts.tolist()
+    splits = send(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), slot)
+    both = torch.stack([slot % length, position % length], 1)
+    every = torch.arange(len(slot), device=slot.device)
+    places, _, valid = ragged_compact(both, every, splits, max(row_lengths), left)
+    return Compaction(*places.unbind(-1), valid, len(set(row_lengths)) > 1)
 
 
 def _firsts(runs: Sequence[Tensor]) -> Tensor:

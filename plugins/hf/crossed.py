@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import zlib
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Call, Unit, places
+from vtc.plugins.hf.content import content_seeds
 from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.inside import by_name, call_hooks, heard, listen, running
 from vtc.plugins.hf.probe import Record
@@ -129,7 +129,7 @@ def _tokens(
     seed = 0
     if patch.method.draws:
         pixels = named["pixel_values"].flatten(0, 1)[index][real]
-        seed = zlib.crc32(pixels.detach().float().cpu().contiguous().numpy().tobytes())
+        seed = content_seeds([pixels])[0]
     return VisualTokens(
         features=tiles[:, 1:],
         patch_grid=(side, side),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.adapters.base import PIXELS, Call, Place, Unit, layers_read, places
+from vtc.functional.ragged import behind_each_other, side_by_side
+from vtc.plugins.hf.adapters.base import PIXELS, Call, Unit, layers_read, places
+from vtc.plugins.hf.content import content_seeds
 from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
 from vtc.report import ImageReport
@@ -127,7 +128,7 @@ def compress_call(
         count: of all calls.
     """
     start = time.perf_counter()
-    packed = torch.cat([p.flatten(0, -2) for p in call.output.pooler_output])
+    packed = side_by_side([p.flatten(0, -2) for p in call.output.pooler_output])
     layouts = [unit.layout for unit in units]
     lengths = [len(layout) for layout in layouts]
     if sum(lengths) != len(packed):
@@ -138,90 +139,99 @@ def compress_call(
     parts = list(packed.split(lengths))
     texts = questions(call.modality, lengths) if patch.text_encoder is not None else None
     signals = Signals(patch, call)
-    fit = patch.adapter.fit(call.base, call.modality)
+    tokens = _visual_tokens(patch, call, units, parts, signals.cell)
 
-    anchors, reports, identity = [], [], True
-    for index, (place, fine) in enumerate(zip(places(units), signals.places(units), strict=True)):
-        method = patch.method.for_image(first + index, count)
-        captured: dict[str, Tensor] = {}
-        tokens = _visual_tokens(
-            patch, call, units, index, place, parts[index], captured, signals.cell
-        )
-        began = time.perf_counter()
-        if method.is_identity(tokens):
-            out = method.compress(tokens)
-        else:
-            identity = False
-            captured.update(signals.of(fine, texts[index] if texts is not None else None))
-            out = method.compress(tokens)
-            parts[index] = _to_language(patch, call, units[index], out, parts[index])
-        seconds = time.perf_counter() - began
-        reports.append(ImageReport.from_tokens(tokens, out, seconds, fit=fit))
-        anchors.append(out.anchor)
+    changed = []
+    for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
+        if patch.method.for_image(first + index, count).is_identity(image):
+            continue
+        changed.append(index)
+        captured = signals.of(place, None if texts is None else texts[index])
+        tokens[index] = replace(image, signals=captured)
+    outs = patch.method.compress_all(tokens, first, count)
+    anchors = [out.anchor for out in outs]
+    _to_language(patch, call, units, outs, parts, changed)
     call.output.pooler_output = parts
     _gather_deepstack(call.output, lengths, anchors)
     seconds = time.perf_counter() - start
-    return Encoded(call.modality, call.output, lengths, anchors, reports, identity, seconds)
+    fit = patch.adapter.fit(call.base, call.modality)
+    reports = [
+        ImageReport.from_tokens(image, out, seconds / len(units), fit=fit)
+        for image, out in zip(tokens, outs, strict=True)
+    ]
+    return Encoded(call.modality, call.output, lengths, anchors, reports, not changed, seconds)
 
 
 def _visual_tokens(
-    patch: Patch,
-    call: Call,
-    units: list[Unit],
-    index: int,
-    place: Place,
-    packed: Tensor,
-    signals: dict[str, Tensor],
-    cell: tuple[int, int],
-) -> VisualTokens:
-    unit, record = units[index], call.record
-    vision = patch.method.stage == "vision"
-    if unit.fused:
-        features = unit.unpack(packed)
-    else:
-        rows = record.projector_input if vision else record.projector_output
+    patch: Patch, call: Call, units: list[Unit], packed: list[Tensor], cell: tuple[int, int]
+) -> list[VisualTokens]:
+    """Every image as the method sees it, still without signals."""
+    record, method, newline = call.record, patch.method, patch.adapter.newline(call.base)
+    seeds = [0] * len(units)
+    if method.draws:
+        pixels = [patch.adapter.pixels(call, units, index) for index in range(len(units))]
+        seeds = content_seeds(pixels)
+    rows = None
+    if not all(unit.fused for unit in units):
+        rows = record.projector_input if method.stage == "vision" else record.projector_output
         if rows is None:
             raise VTCError("model: its projector was not called; was it replaced after apply()?")
-        features = place.patches_of(rows[:, int(unit.lead) :].flatten(0, 1))
-    seed = 0
-    if patch.method.draws:
-        pixels = patch.adapter.pixels(call, units, index).detach().float().cpu().contiguous()
-        seed = zlib.crc32(pixels.numpy().tobytes())
-    tokens = VisualTokens(
-        features=features,
-        patch_grid=unit.patch_grid,
-        tile_grid=unit.tile_grid,
-        image_size=unit.image_size,
-        newline=patch.adapter.newline(call.base) if unit.newline else None,
-        signals=signals,
-        unpad=unit.unpad,
-        content_seed=seed,
-        order=unit.order,
-        shrink=unit.shrink,
-        lead=unit.lead,
-        tail=unit.tail,
-        cell=cell,
-    )
-    tokens.__dict__["layout"] = unit.layout  # the cached property, worked out already
-    return tokens
+        rows = rows[:, int(units[0].lead) :].flatten(0, 1)
+    return [
+        VisualTokens(
+            features=unit.unpack(part) if unit.fused or rows is None else place.patches_of(rows),
+            patch_grid=unit.patch_grid,
+            tile_grid=unit.tile_grid,
+            image_size=unit.image_size,
+            newline=newline if unit.newline else None,
+            unpad=unit.unpad,
+            content_seed=seed,
+            order=unit.order,
+            shrink=unit.shrink,
+            lead=unit.lead,
+            tail=unit.tail,
+            cell=cell,
+        )
+        for unit, place, part, seed in zip(units, places(units), packed, seeds, strict=True)
+    ]
 
 
 def _to_language(
-    patch: Patch, call: Call, unit: Unit, out: CompressedTokens, packed: Tensor
-) -> Tensor:
-    """Compressed features in the language model's width; separators as the model packed them."""
-    features = out.features
-    if unit.fused and out.projected:
-        raise VTCError(
-            f"projector: a trained one cannot take the place of {type(call.base).__name__}'s, behind "
-            "which this image is scaled down; allowed here is None"
-        )
-    if patch.method.stage == "vision" and not unit.fused and not out.projected:
-        features = patch.adapter.projector(call.base)(features[None])[0]
-    if unit.newline or unit.lead or unit.tail:
-        own = packed[out.anchor.to(packed.device)]
-        features = torch.where(out.is_patch[:, None], features, own.to(features.dtype))
-    return features.to(packed.dtype)
+    patch: Patch,
+    call: Call,
+    units: list[Unit],
+    outs: list[CompressedTokens],
+    parts: list[Tensor],
+    changed: list[int],
+) -> None:
+    """Put the compressed features in place of the packed ones of the images `changed`.
+
+    They get the language model's width; separators are as the model packed them.
+    """
+    vision = patch.method.stage == "vision"
+    for fused in (False, True):
+        mine = [i for i in changed if units[i].fused == fused]
+        if not mine:
+            continue
+        some = [outs[i] for i in mine]
+        projected = any(out.projected for out in some)
+        if fused and projected:
+            raise VTCError(
+                f"projector: a trained one cannot take the place of {type(call.base).__name__}'s, "
+                "behind which this image is scaled down; allowed here is None"
+            )
+        features = side_by_side([out.features for out in some])
+        if vision and not fused and not projected:
+            features = patch.adapter.projector(call.base)(features[None])[0]
+        if any(units[i].newline or units[i].lead or units[i].tail for i in mine):
+            packed = side_by_side([parts[i] for i in mine])
+            anchors = [out.anchor for out in some]
+            own = packed[behind_each_other(anchors, [len(parts[i]) for i in mine])]
+            patches = side_by_side([out.patch for out in some]) >= 0
+            features = torch.where(patches[:, None], features, own.to(features.dtype))
+        sizes_after = [len(outs[i]) for i in mine]
+        for i, part in zip(mine, features.to(parts[0].dtype).split(sizes_after), strict=True):
+            parts[i] = part
 
 
 def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) -> None:
@@ -229,12 +239,10 @@ def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) ->
     levels = getattr(output, "deepstack_features", None)
     if levels is None:
         return
+    where = behind_each_other(anchors, lengths)
+    after = [len(anchor) for anchor in anchors]
     output.deepstack_features = [
-        [
-            part[anchor.to(part.device)]
-            for part, anchor in zip(torch.cat(list(level)).split(lengths), anchors, strict=True)
-        ]
-        for level in levels
+        list(torch.cat(list(level))[where.to(level[0].device)].split(after)) for level in levels
     ]
 
 

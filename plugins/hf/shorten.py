@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import PIXELS
-from vtc.plugins.hf.compaction import Compaction, build_compaction, image_runs
+from vtc.plugins.hf.compaction import Compaction, build_compaction, image_runs, rows_of
 from vtc.plugins.hf.encode import encode
 from vtc.plugins.hf.positions import prompt_positions, short_positions
 from vtc.plugins.hf.question import asked
@@ -93,15 +93,19 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
                 "showed is in the cache, so pass what the new turn shows alone, or None"
             )
 
+    # one look at the prompts, before the encoders have work queued
+    names = list(placeholders)
+    read = torch.stack([real, *placeholders.values()]).cpu()
+    host, shown = read[0], dict(zip(names, read[1:].unbind(), strict=True))
+
     def questions(modality: str, lengths: list[int]) -> list[str]:
-        return _questions(patch, ids, real, image_runs(placeholders[modality], lengths), length)
+        return _questions(patch, ids, real, image_runs(shown[modality], lengths), length)
 
     done = encode(patch, base, kwargs, ids, placeholders, questions)
-    runs = [run for e in done for run in image_runs(placeholders[e.modality], e.lengths)]
+    runs = [run for e in done for run in image_runs(shown[e.modality], e.lengths)]
     if done:
         reports = [report for e in done for report in e.reports]
-        rows = [int(run[0]) // length for run in runs]
-        patch.add_report(reports, rows, sum(e.seconds for e in done))
+        patch.add_report(reports, rows_of(runs, length), sum(e.seconds for e in done))
 
     new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
     if done:
@@ -111,16 +115,16 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
 
     # On the user's side. Rows that needed no padding end together, so that logits[:, -1] are the next
     # token's, or start together under labels, so that none is predicted from padding.
-    if bool(real.all()):
+    if all(host.all(1).tolist()):
         left = generating or kwargs.get("labels") is None
     else:
-        left = generating or not bool(real[:, 0].all())
-    visual = torch.zeros_like(real)
+        left = generating or not all(host[:, 0].tolist())
+    visual = torch.zeros_like(host)
     for e in done:
-        visual |= placeholders[e.modality]
+        visual |= shown[e.modality]
     anchors = [anchor for e in done for anchor in e.anchors]
     local = [_local(run, length, seen) for run in runs]
-    compaction = build_compaction(real[:, seen:], visual[:, seen:], local, anchors, left)
+    compaction = build_compaction(host[:, seen:], visual[:, seen:], local, anchors, left).to(device)
     if past is not None:
         compaction = _continued(past.compaction, compaction, seen)
 
@@ -140,9 +144,8 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
     if explicit is not None:
         new["position_ids"] = explicit
         _tell_deltas(base, explicit, compaction)
-    ragged = not bool(compaction.valid.all())
     # Gaps need an explicit mask (positions.guard_packed); rows of different length need one anyway
-    if mask is not None or ragged or patch.positions != "contiguous":
+    if mask is not None or compaction.ragged or patch.positions != "contiguous":
         new["attention_mask"] = compaction.valid.to(torch.long if mask is None else mask.dtype)
     after = compaction.valid.sum(1) if explicit is None else _after(explicit, compaction.valid)
     turns = Turns(compaction, length, positions, after)
@@ -220,6 +223,7 @@ def _continued(past: Compaction, tail: Compaction, seen: int) -> Compaction:
         torch.cat([past.slot, tail.slot + seen], 1),
         torch.cat([past.position, tail.position + seen], 1),
         torch.cat([past.valid, tail.valid], 1),
+        past.ragged or tail.ragged,
     )
 
 
@@ -256,6 +260,6 @@ def _questions(
     patch: Any, ids: Tensor | None, real: Tensor, runs: list[Tensor], length: int
 ) -> list[str]:
     """The text that each image is asked about."""
-    rows = [int(run[0]) // length for run in runs]
+    rows = rows_of(runs, length)
     texts = {row: asked(patch, None if ids is None else ids[row][real[row]]) for row in set(rows)}
     return [texts[row] for row in rows]

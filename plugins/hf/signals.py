@@ -31,7 +31,7 @@ class Signals:
         self.skip = int(patch.has_cls)
         #: patches behind a token where the method judges them one by one
         self.cell = patch.adapter.cell(call.base) if patch.method.by_patch else (1, 1)
-        self._done: dict[SignalRequest, tuple[Tensor, Tensor | None]] = {}
+        self._done: dict[SignalRequest, tuple[Tensor, bool]] = {}
 
     def places(self, units: Sequence[Unit]) -> Iterator[Place]:
         """The place of each unit among the values of the signals."""
@@ -62,19 +62,14 @@ class Signals:
                 continue
             if request not in self._done:
                 self._done[request] = self._compute(request)
-            values, cls = self._done[request]
-            if request.kind == "cls_query":
-                out[name] = place.tiles_of(values)
-                continue
-            out[name] = place.patches_of(values)
-            if cls is not None:
-                out[name] = torch.cat([place.tiles_of(cls)[:, None], out[name]], dim=1)
+            values, by_tile = self._done[request]
+            out[name] = place.tiles_of(values) if by_tile else place.patches_of(values)
             if request.kind == "attention_received" and self.patch.adapter.windows:
                 out[name] = out[name] / out[name].sum(1, keepdim=True)
         return out
 
-    def _compute(self, request: SignalRequest) -> tuple[Tensor, Tensor | None]:
-        """Values of all tokens `[S, ...]`, and of the CLS tokens `[T, ...]` where they are wanted."""
+    def _compute(self, request: SignalRequest) -> tuple[Tensor, bool]:
+        """Values of all tokens `[S, ...]`, or of all tiles `[T, ...]`, and whether it is these."""
         kind = request.kind
         if kind in ("last_hidden", "patch_embedding"):
             # not `last_hidden_state`, which a final norm may have gone over
@@ -82,23 +77,28 @@ class Signals:
             hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
             if kind == "patch_embedding":
                 hidden = self.patch.text_encoder.project(hidden)
-            return self.fuse(hidden), None
+            return self.fuse(hidden), False
         calls = self.call.record.attention[layer_index(request.layer, self.patch.depth)]
         if kind == "cls_query":
-            return torch.cat([c.query[:, :, 0].flatten(1) for c in calls]), None
+            return _joined([c.query[:, :, 0].flatten(1) for c in calls]), True
         if kind == "keys":
             keys = [c.key.transpose(1, 2).flatten(2) for c in calls]
-            patches = torch.cat([k[:, self.skip :].flatten(0, 1) for k in keys])
-            cls = torch.cat([k[:, 0] for k in keys]) if self.skip else None
-            return self.fuse(patches), cls
+            if not self.skip:
+                return self.fuse(_joined([k.flatten(0, 1) for k in keys])), False
+            whole = _joined(keys)
+            patches = whole[:, 1:].flatten(0, 1)
+            fused = self.fuse(patches)
+            if fused is patches:
+                return whole, True
+            return torch.cat([whole[:, :1], fused.unflatten(0, (len(whole), -1))], 1), True
         whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
-        patches = torch.cat(whole)
+        patches = _joined(whole)
         values = self.fuse(patches[:, None])[:, 0]
         # with cross-attention, what is fewer was padding
         fused = self.patch.adapter.mechanism != "crossed" and len(values) < len(patches)
         if kind != "cls_logits" and fused:
             values = values * (len(patches) / len(values))
-        return values, None
+        return values, False
 
     def _attention(self, kind: str, heads: Heads) -> Tensor:
         """`[B, L]` of one call."""
@@ -110,6 +110,10 @@ class Signals:
             return received * received.shape[1] if self.patch.adapter.windows else received
         logits, probabilities = cls_attention(heads.query[:, :, 0], heads.key, heads.scale)
         return logits if kind == "cls_logits" else probabilities
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def masked_attention_received(

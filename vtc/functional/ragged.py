@@ -49,3 +49,15 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor:
         place += part.numel()
     rows = sum(part.shape[0] for part in parts)
     return first.as_strided((rows, *first.shape[1:]), first.stride())
+
+
+def behind_each_other(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+    """Indices into several lists as indices into those lists joined.
+
+    Args:
+        indices: int64 `[M]` for each list.
+        lengths: of the lists.
+    """
+    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
+    shift = starts.repeat_interleave(torch.tensor([len(index) for index in indices]))
+    return side_by_side(indices) + send(shift, indices[0])

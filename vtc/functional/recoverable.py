@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 
 from vtc.functional.budget import apportion
 from vtc.functional.ragged import read, send
+from vtc.kernels.cosine_topk import cosine_topk
 from vtc.kernels.lof import local_outlier_factor
 from vtc.kernels.segmented_topk import segmented_topk
 
@@ -156,7 +157,7 @@ def share(size: Tensor, count: Tensor, length: Tensor, rounding: str) -> Tensor:
 
 
 def cluster_keys(keys: Tensor, rest: Tensor, alignment: str) -> Tensor:
-    """The key that each patch of the rest is compared by, unit length, float32 `[T, N, C]`.
+    """The key that each patch of the rest is compared by, `[T, N, C]`.
 
     `"aligned"`: its own. `"official"`: the patch at position p of the rest list has the key of
     patch p of the whole tile, because the official code does not gather the keys (step 9).
@@ -166,20 +167,19 @@ def cluster_keys(keys: Tensor, rest: Tensor, alignment: str) -> Tensor:
         rest: bool `[T, N]`.
         alignment: see above.
     """
-    keys = keys.float()
     if alignment == "official":
         position = (rest.long().cumsum(1) - 1).clamp(min=0)
         keys = keys.gather(1, position[..., None].expand_as(keys))
-    return normalize(keys, dim=-1)
+    return keys
 
 
 def cluster_members(
-    unit: Tensor, text: Tensor, rest: Tensor, centres: Tensor, cluster: int, text_weight: float
+    keys: Tensor, text: Tensor, rest: Tensor, centres: Tensor, cluster: int, text_weight: float
 ) -> Tensor:
     """The patches merged into each centre, by `cos + text_weight * b` (step 8).
 
     Args:
-        unit: `[T, N, C]`, from `cluster_keys`.
+        keys: `[T, N, C]`, from `cluster_keys`.
         text: `[T, N]`, text scores.
         rest: bool `[T, N]`, candidates; a centre is none of its own.
         centres: int64 `[T, J]`, patches.
@@ -189,20 +189,10 @@ def cluster_members(
     Returns:
         int64 `[T, J, cluster]`, best first, -1 where there are fewer.
     """
-    tiles, patches, width = unit.shape
-    chosen = unit.gather(1, centres[..., None].expand(-1, -1, width))
-    score = chosen @ unit.transpose(1, 2) + text_weight * text[:, None]
-    patch = torch.arange(patches, device=unit.device)
-    candidate = rest[:, None] & (patch != centres[..., None])
-    wanted = candidate.sum(-1).clamp(max=cluster)
-    rows = tiles * centres.shape[1]
-    order, _ = segmented_topk(
-        score.view(rows, patches), wanted.flatten(), candidate.view(rows, patches)
-    )
-    members = order.view(tiles, -1, patches)[..., :cluster]
-    rank = torch.arange(members.shape[-1], device=unit.device)
-    members = members.masked_fill(rank >= wanted[..., None], -1)
-    return torch.nn.functional.pad(members, (0, cluster - members.shape[-1]), value=-1)
+    if cluster == 0:
+        return centres.new_empty(*centres.shape, 0)
+    chosen = keys.gather(1, centres[..., None].expand(-1, -1, keys.shape[-1]))
+    return cosine_topk(chosen, keys, cluster, text_weight * text, rest, centres)
 
 
 def recover(
