@@ -8,6 +8,8 @@ of their own.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,11 +17,17 @@ import transformers as tf
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
-from tests.families import tiny
+from tests.families import by_hand, tiny
+from vtc.methods.base import Method
 
 PLACEHOLDER, SIDE, GLOBAL = -200, 8, 9
 #: tokens of a tile: rows of four patches, and the embedding that ends it
 TOKENS = SIDE * SIDE // 4 + 1
+#: what its code cannot do, compressed or not (shown in test_docowl.py)
+IMPOSSIBLE = {
+    "beams": "generate copies tiles one by one for the beams, which then read them in another order",
+    "assisted": "prepare_inputs_for_generation hands on the last token alone, so guesses are not read",
+}
 
 
 class Attention(nn.Module):
@@ -291,7 +299,11 @@ def build(seed: int = 0) -> Any:
     return tiny.finished(model)
 
 
-def inputs(rows: list[list[tuple[int, int] | None]], seed: int = 0) -> dict[str, Any]:
+#: rows of as many tiles, so that they have the same length
+ROWS = [[(2, 2), (1, 1)], [(1, 1), (2, 2)]]
+
+
+def inputs(rows: list[list[tuple[int, int]]] = ROWS, seed: int = 0) -> dict[str, Any]:
     """A batch of rows of equal length in words: for each row the crops of its images, `(rows, cols)`.
 
     As its processor has it: the global image first, then crops from (0, 0) on, a word in front of each.
@@ -314,3 +326,47 @@ def inputs(rows: list[list[tuple[int, int] | None]], seed: int = 0) -> dict[str,
         "images": torch.stack(tiles),
         "patch_positions": torch.tensor(places),
     }
+
+
+def first_row(batch: dict[str, Any]) -> dict[str, Any]:
+    count = int((batch["input_ids"][0] == PLACEHOLDER).sum())
+    tiles = ("images", "patch_positions")
+    return {name: value[: count if name in tiles else 1] for name, value in batch.items()}
+
+
+@torch.no_grad()
+def tiles_left(model: Any, batch: dict[str, Any], method: Method) -> list[Tensor]:
+    """What `method` leaves of every tile, put together by hand."""
+    packed = model.encode_images(batch["images"], batch["patch_positions"])
+    tiles: list[list[Tensor]] = []
+    for tokens, out in by_hand.record(model, method, batch):
+        count = tokens.features.shape[0]
+        mine = packed[len(tiles) : len(tiles) + count].flatten(0, 1)
+        image: list[list[Tensor]] = [[] for _ in range(count)]
+        for k, slot in enumerate(sorted(out.anchor.tolist())):
+            own = mine[out.anchor[k]] if out.patch[k] < 0 else out.features[k]
+            image[slot // TOKENS].append(own)
+        tiles += image
+    return [torch.stack(tile) for tile in tiles]
+
+
+@contextmanager
+def given(model: Any, batch: dict[str, Any], method: Method | None) -> Iterator[None]:
+    """The bare model, given what `method` leaves of every tile; None: all there is."""
+    if method is None:
+        tiles = list(model.encode_images(batch["images"], None))
+    else:
+        tiles = tiles_left(model, batch, method)
+    rows = [int((ids == PLACEHOLDER).sum()) for ids in batch["input_ids"]]
+
+    def encode_images(images: Tensor, places: Tensor | None) -> list[Tensor]:
+        left, out = iter(tiles), []
+        for count in rows:  # beams are copies of rows
+            out += [next(left) for _ in range(count)] * (len(images) // len(tiles))
+        return out
+
+    model.encode_images = encode_images
+    try:
+        yield
+    finally:
+        del model.encode_images

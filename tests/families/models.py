@@ -409,3 +409,20 @@ def gemma3() -> Any:
     model = tf.Gemma3ForConditionalGeneration(config)
     torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
     return model
+
+
+# -- a family without an adapter ----------------------------------------------------------------
+
+
+def aya_vision() -> Any:
+    """SigLIP, a pixel shuffle, tiles as images."""
+    config = tf.AyaVisionConfig(
+        text_config=tf.Cohere2Config(**TEXT),
+        vision_config=siglip(),
+        downsample_factor=2,
+        vision_feature_layer=-1,
+        adapter_layer_norm_eps=1e-6,
+        alignment_intermediate_size=64,
+        **IDS,
+    )
+    return tf.AyaVisionForConditionalGeneration(config)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import vtc
-from tests.families import by_hand, docowl
+from tests.families import by_hand, docowl, matrix
 from tests.families.matrix import METHODS, text_encoder
 from tests.hf.tiny import snapshot
 from vtc.methods.tokenflex import TokenFlexProjector
@@ -20,56 +20,10 @@ GREEDY = dict(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
 ROW = [[(2, 2), (1, 1)]]
 
 
-def method_of(name: str, **options: Any) -> vtc.Method:
-    options = {"retention": 0.5, **options}
-    if name == "recoverable":
-        options |= dict(question="what is it", text_encoder=text_encoder(32))
-    return vtc.create_method(name, **options)
-
-
-def assembled(model: Any, batch: dict[str, Any], method: vtc.Method) -> list[tuple[Tensor, Tensor]]:
-    """Embeddings `[S, D]` and image marks `[S]` of each row, put together by hand."""
-    seen = by_hand.record(model, method, batch)
-    packed = model.encode_images(batch["images"], batch["patch_positions"])
-    tiles: list[list[Tensor]] = []
-    for tokens, out in seen:
-        count = tokens.features.shape[0]
-        mine = packed[len(tiles) : len(tiles) + count].flatten(0, 1)
-        image: list[list[Tensor]] = [[] for _ in range(count)]
-        slots = sorted(out.anchor.tolist())
-        for k, slot in enumerate(slots):
-            own = mine[out.anchor[k]] if out.patch[k] < 0 else out.features[k]
-            image[slot // docowl.TOKENS].append(own)
-        assert all(image), "every tile keeps the embedding that ends it"
-        tiles += image
-    rows = []
-    left = iter(tiles)
-    for ids in batch["input_ids"]:
-        parts, marks = [], []
-        for token in ids:
-            image = token == docowl.PLACEHOLDER
-            parts += next(left) if image else [model.model.embed_tokens(token)]
-            marks += [int(image)] * (len(parts) - len(marks))
-        rows.append((torch.stack(parts), torch.tensor(marks)))
-    return rows
-
-
 def logits(model: Any, embeds: Tensor, marks: Tensor) -> Tensor:
     """`[S, V]`: the language model alone."""
     out = model.model(inputs_embeds=embeds[None], modality_indicators=marks[None], use_cache=False)
     return model.lm_head(out.last_hidden_state)[0]
-
-
-def greedy(model: Any, embeds: Tensor, marks: Tensor) -> list[int]:
-    """New tokens, everything run anew at every step."""
-    new: list[int] = []
-    for _ in range(NEW):
-        scores = logits(model, embeds, marks)[-1]
-        scores[model.generation_config.suppress_tokens] = -torch.inf
-        new.append(int(scores.argmax()))
-        word = model.model.embed_tokens(torch.tensor(new[-1:]))
-        embeds, marks = torch.cat([embeds, word]), torch.cat([marks, marks.new_zeros(1)])
-    return new
 
 
 def test_retention_one_and_removal() -> None:
@@ -90,25 +44,35 @@ def test_retention_one_and_removal() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_equals_the_language_model_alone(name: str) -> None:
-    """Forward and greedy; and a batch gives what its rows give alone."""
-    model, method = docowl.build(), method_of(name)
-    batch = docowl.inputs([[(2, 2), (1, 1)], [(1, 1), (2, 2)]])
-    with torch.no_grad():
-        rows = assembled(model, batch, method)
-        with vtc.compress(model, method) as run:
-            got = model(**batch).logits
-            new = model.generate(**batch, **GREEDY)[:, -NEW:]
-            first = docowl.inputs([[(2, 2), (1, 1)]])
-            assert torch.equal(model.generate(**first, **GREEDY)[0, -NEW:], new[0])
-    for row, (embeds, marks) in enumerate(rows):
-        torch.testing.assert_close(got[row], logits(model, embeds, marks), atol=1e-4, rtol=1e-4)
-        assert new[row].tolist() == greedy(model, embeds, marks)
-    for image in run.reports[0].images:
+def test_equals_tiles_given_by_hand(name: str) -> None:
+    """Forward and greedy."""
+    for mode in ("forward", "greedy"):
+        assert matrix.cell("docowl", False, name, mode, "left", "contiguous") == "ok"
+
+
+@pytest.mark.parametrize("name", ["token_correlation", "pool"])
+def test_batches_and_reports(name: str) -> None:
+    """A batch gives what its rows give alone; every tile keeps the embedding that ends it."""
+    model, batch = docowl.build(), docowl.inputs()
+    with torch.no_grad(), vtc.compress(model, name, retention=0.5) as run:
+        new = model.generate(**batch, **GREEDY)[:, -NEW:]
+        for row, (ids, images, places) in enumerate(
+            zip(
+                batch["input_ids"],
+                batch["images"].chunk(2),
+                batch["patch_positions"].chunk(2),
+                strict=True,
+            )
+        ):
+            one = dict(input_ids=ids[None], images=images, patch_positions=places)
+            assert torch.equal(model.generate(**one, **GREEDY)[0, -NEW:], new[row])
+    report = run.reports[0]
+    assert report.positions == "contiguous"
+    assert [image.sample for image in report.images] == [0, 0, 1, 1]
+    assert [image.tile_grid for image in report.images] == [(2, 2), (1, 1), (1, 1), (2, 2)]
+    for image in report.images:
         assert image.patches_after <= image.patches_before / 2
         assert image.separators_after == image.separators_before == image.num_tiles
-    assert [image.sample for image in run.reports[0].images] == [0, 0, 1, 1]
-    assert run.reports[0].positions == "contiguous"
 
 
 def test_token_correlation_judges_patches() -> None:
@@ -150,7 +114,7 @@ def test_loss_and_gradients() -> None:
     model = docowl.build()
     batch = docowl.inputs([[(2, 2)], [(1, 1)]])
     labels = batch["input_ids"].masked_fill(batch["input_ids"] < 0, -100)
-    method = method_of("uniform")
+    method = vtc.create_method("uniform", retention=0.5)
 
     def gradients(loss: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
@@ -275,3 +239,18 @@ def test_tiles_without_places_are_images() -> None:
         model(**{**batch, "patch_positions": None})
         model(**{**batch, "patch_positions": places})
     assert [len(report.images) for report in run.reports] == [3, 3]
+
+
+def test_what_the_bare_model_cannot_do() -> None:
+    """The reasons that the support table gives."""
+    model, batch = docowl.build(), docowl.inputs()
+    ask = dict(GREEDY, num_beams=2, return_dict_in_generate=True, output_logits=True)
+    with torch.no_grad():
+        garbled = model.generate(**batch, **ask).logits[0]
+        with docowl.given(model, batch, None):
+            right = model.generate(**batch, **ask).logits[0]
+        assert not torch.allclose(garbled, right, atol=1e-2)
+        torch.testing.assert_close(right[::2], model(**batch).logits[:, -1])
+        cache = model(**batch, use_cache=True).past_key_values
+        more = model.prepare_inputs_for_generation(batch["input_ids"], past_key_values=cache)
+        assert more["input_ids"].shape[1] == 1

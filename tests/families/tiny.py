@@ -20,6 +20,7 @@ from tests.families.models import (  # noqa: F401  (for the tests)
     Family,
     _idefics,
     anyres,
+    aya_vision,
     by_sample,
     cut,
     gemma3,
@@ -49,6 +50,8 @@ from tests.families.models import (  # noqa: F401  (for the tests)
     vipllava,
 )
 
+#: a family that vtc has no adapter for
+UNKNOWN = "aya_vision"
 FAMILIES: dict[str, Family] = {
     "llava": Family(llava, one_tile(16), stacked),
     "llava_siglip": Family(llava_siglip, one_tile(16), stacked),
@@ -71,6 +74,7 @@ FAMILIES: dict[str, Family] = {
     "smolvlm": Family(lambda: _idefics("SmolVLM"), idefics_item, by_sample, crops=True),
     "paligemma": Family(paligemma, one_tile(16), stacked),
     "gemma3": Family(gemma3, one_tile(4), stacked),
+    "aya_vision": Family(aya_vision, one_tile(4), stacked),
 }
 
 
