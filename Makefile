@@ -16,10 +16,9 @@ test: $(VENV)/.ready         ## everything but the slow tests
 test-slow: $(VENV)/.ready    ## the slow tests alone
 	$(PYTEST) -m slow
 
-test-oldest:                 ## the model families on the oldest transformers that is supported
-	$(MAKE) VENV=.venv-oldest .venv-oldest/.ready
-	.venv-oldest/bin/python -m pip install --quiet "transformers==$(OLDEST)"
-	.venv-oldest/bin/python -m pytest tests/families
+test-oldest: $(VENV)/oldest/.ready   ## the model families on the oldest transformers that is supported
+	PYTHONPATH=$(VENV)/oldest $(RUN) -c "import transformers as t; assert t.__version__ == '$(OLDEST)', t"
+	PYTHONPATH=$(VENV)/oldest $(PYTEST) tests/families tests/hf
 
 matrix: $(VENV)/.ready       ## every family, method and way to run, and the table of what holds
 	$(RUN) -m tests.families.matrix --output docs/support.md --jobs 2
@@ -40,4 +39,9 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10+ is needed, this is %s; try make PYTHON=python3.12' % sys.version.split()[0])"
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+# A second environment: the first one with the oldest transformers in front of it
+$(VENV)/oldest/.ready: $(VENV)/.ready
+	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/oldest "transformers==$(OLDEST)"
 	touch $@
