@@ -70,8 +70,8 @@ def adaptive_pool_torch(
     """The PyTorch twin: two small matrix products, one an axis."""
     tiles, patches, width = features.shape
     wide = widened(features)
-    rows = pool_membership(patch_grid[0], bins[0]).to(wide)
-    cols = pool_membership(patch_grid[1], bins[1]).to(wide)
+    rows = pool_membership(patch_grid[0], bins[0]).to(wide.device, wide.dtype, non_blocking=True)
+    cols = pool_membership(patch_grid[1], bins[1]).to(wide.device, wide.dtype, non_blocking=True)
     mask = wide.new_ones(tiles, patches) if valid is None else valid.to(wide)
     grid = (wide * mask[..., None]).view(tiles, *patch_grid, width)
     sums = torch.einsum("ih,thwc,jw->tijc", rows, grid, cols).flatten(1, 2)

@@ -59,5 +59,6 @@ def behind_each_other(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tens
         lengths: of the lists.
     """
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    shift = starts.repeat_interleave(torch.tensor([len(index) for index in indices]))
+    counts = [len(index) for index in indices]
+    shift = starts.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
     return side_by_side(indices) + send(shift, indices[0])
