@@ -33,6 +33,9 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "last_hidden": "[T, N, C] patch rows of the tower's last layer, before any final norm",
         "patch_embedding": "[T, N, P] last_hidden projected into the shared text-image space",
         "text_embedding": "[P] embedding of the question in the shared text-image space, not normalised",
+        "text_similarity": "[T, N] likeness of each visual token, as the language model reads it, to "
+        "the question's tokens: dot products, mean over these, see functional.similarity; 0 for patches "
+        "that have no token",
     }
 )
 

@@ -125,7 +125,7 @@ def _tokens(
         pooler_output=tiles, hidden_states=(tiles[..., : tower.hidden_size],)
     )
     call = Call(tower, "image", {"image": index, "real": real}, None, real, output, record)
-    signals = Signals(patch, call).of(next(places([unit])), question)
+    signals = Signals(patch, call).of(next(places([unit])), question, unit, tiles.flatten(0, 1))
     seed = 0
     if patch.method.draws:
         pixels = named["pixel_values"].flatten(0, 1)[index][real]

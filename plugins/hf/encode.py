@@ -137,7 +137,7 @@ def compress_call(
             f"says {sum(lengths)}; is this a modified {type(call.base).__name__}?"
         )
     parts = list(packed.split(lengths))
-    texts = questions(call.modality, lengths) if patch.text_encoder is not None else None
+    texts = questions(call.modality, lengths) if patch.reads_text else None
     signals = Signals(patch, call)
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
 
@@ -146,7 +146,8 @@ def compress_call(
         if patch.method.for_image(first + index, count).is_identity(image):
             continue
         changed.append(index)
-        captured = signals.of(place, None if texts is None else texts[index])
+        text = None if texts is None else texts[index]
+        captured = signals.of(place, text, units[index], parts[index])
         tokens[index] = replace(image, signals=captured)
     outs = patch.method.compress_all(tokens, first, count)
     anchors = [out.anchor for out in outs]

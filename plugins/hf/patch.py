@@ -32,6 +32,11 @@ from vtc.tokens import SignalRequest
 _MECHANISMS = {"boundary": entry, "crossed": crossed, "expanded": expanded}
 
 
+#: signals that come from hidden states of the tower, and from the question, not from attention
+HIDDEN = frozenset({"last_hidden", "patch_embedding"})
+TEXT = frozenset({"text_embedding", "text_similarity"})
+
+
 @dataclass
 class Patch:
     """The settings and state of one patched model.
@@ -77,7 +82,12 @@ class Patch:
     def reads_hidden(self) -> bool:
         """Whether the method reads hidden states of the vision tower."""
         kinds = {request.kind for request in self.requests.values()}
-        return bool(kinds & {"last_hidden", "patch_embedding"})
+        return bool(kinds & HIDDEN)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the method reads what is asked."""
+        return any(request.kind in TEXT for request in self.requests.values())
 
     def add_report(self, images: list[ImageReport], rows: list[int], seconds: float) -> None:
         """Report one prefill, `rows` being the row of the batch that each image belongs to."""
@@ -220,7 +230,7 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     modalities = [m for m in PIXELS if adapter.token_id(model.config, m) is not None]
     layers = {modality: adapter.layers(base, modality) for modality in modalities}
     depth = len(layers["image"])
-    read = {r.kind for r in requests.values()} - {"text_embedding"}
+    read = {r.kind for r in requests.values()} - TEXT
     if read and depth == 0:
         raise VTCError(
             f"method: {method.name!r} reads {', '.join(sorted(read))}, but no attention layers are "
@@ -229,11 +239,18 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
         )
     deepest = -1
     for request in requests.values():
-        if request.kind in ("last_hidden", "patch_embedding"):
+        if request.kind in HIDDEN:
             deepest = depth - 1
-        elif request.kind != "text_embedding":
+        elif request.kind not in TEXT:
             deepest = max(deepest, layer_index(request.layer, depth))
 
+    if adapter.mechanism == "crossed" and any(
+        request.kind == "text_similarity" for request in requests.values()
+    ):
+        raise VTCError(
+            f"method: {method.name!r} compares tokens with the question as the language model reads "
+            f"both, but {type(model).__name__} reads images by cross-attention"
+        )
     notes = list(adapter.notes(base, method))
     if positions not in adapter.positions:
         positions = adapter.positions[0]
@@ -249,8 +266,10 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
         width = adapter.width(base)
         choice = getattr(method, "text_encoder", None)
         patch.text_encoder = load_text_encoder(choice, model, width, official)
-        if getattr(method, "question", None) is None:
-            patch.tokenizer = load_tokenizer(processor, model)
+    if "text_similarity" in kinds or (
+        patch.reads_text and getattr(method, "question", None) is None
+    ):
+        patch.tokenizer = load_tokenizer(processor, model)
     return patch
 
 
@@ -259,7 +278,7 @@ def _attach(model: nn.Module, patch: Patch) -> None:
     needed = {
         layer_index(request.layer, patch.depth)
         for request in patch.requests.values()
-        if request.kind not in ("last_hidden", "patch_embedding", "text_embedding")
+        if request.kind not in HIDDEN | TEXT
     }
     towers = {id(patch.adapter.tower(base, m)): m for m in patch.layers}
     for layer in sorted(needed):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vtc.functional.similarity import token_similarity
 from vtc.kernels.attention_received import attention_received
 from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call, Place, Unit, layer_index, places
@@ -47,15 +48,20 @@ class Signals:
         """Values of patches as those of the tokens made of them, unless patches are judged."""
         return values if self.cell != (1, 1) else self.patch.adapter.fuse(self.call, values)
 
-    def of(self, place: Place, text: str | None) -> dict[str, Tensor]:
+    def of(self, place: Place, text: str | None, unit: Unit, packed: Tensor) -> dict[str, Tensor]:
         """The signals of one image, by the names that the method reads.
 
         Args:
             place: of the image.
             text: what it is asked about.
+            unit: the image's geometry.
+            packed: `[L, D]`, the image as the language model would read it.
         """
         out = {}
         for name, request in self.patch.requests.items():
+            if request.kind == "text_similarity":
+                out[name] = self._similarity(unit.unpack(packed), text)
+                continue
             if request.kind == "text_embedding":
                 embedding = self.patch.text_encoder.embed(text)
                 out[name] = embedding.to(self.call.output.pooler_output[0].device)
@@ -67,6 +73,17 @@ class Signals:
             if request.kind == "attention_received" and self.patch.adapter.windows:
                 out[name] = out[name] / out[name].sum(1, keepdim=True)
         return out
+
+    def _similarity(self, image: Tensor, text: str | None) -> Tensor:
+        """`[T, N]` of tiles `[T, N, D]`."""
+        ids = self.patch.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        if not ids:
+            return image.new_zeros(image.shape[:2])  # nothing is asked, so no patch fits better
+        words = self.call.base.get_input_embeddings()
+        with torch.no_grad():
+            query = words(torch.tensor(ids, device=words.weight.device)).to(image)
+        flat = image.detach().flatten(0, 1)[None].float()
+        return token_similarity(flat, query.float())[0].mean(-1).view(image.shape[:2])
 
     def _compute(self, request: SignalRequest) -> tuple[Tensor, bool]:
         """Values of all tokens `[S, ...]`, or of all tiles `[T, ...]`, and whether it is these."""

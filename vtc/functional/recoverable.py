@@ -132,6 +132,30 @@ def text_scores(patches: Tensor, text: Tensor) -> Tensor:
     return cosine * text.shape[-1] ** -0.5
 
 
+def similarity_scores(similarity: Tensor, width: int, valid: Tensor, image: Tensor) -> Tensor:
+    """Likeness to the question's tokens on the scale of `text_scores` [ours].
+
+    Dot products have any scale, so those of an image are put between 0 and 1 first, as READ does with
+    its maps.
+
+    Args:
+        similarity: `[T, N]`, see `similarity.token_similarity`.
+        width: C of the patches; its root is the scale that a cosine has in `text_scores`.
+        valid: bool `[T, N]`, patches that have a token.
+        image: int64 `[T]`, the image of each tile, 0, 1, ...
+
+    Returns:
+        float32 `[T, N]`.
+    """
+    x = similarity.float()
+    low = x.masked_fill(~valid, torch.inf).amin(1)
+    high = x.masked_fill(~valid, -torch.inf).amax(1)
+    low = low.new_full((len(x),), torch.inf).scatter_reduce(0, image, low, "amin")[image]
+    high = high.new_full((len(x),), -torch.inf).scatter_reduce(0, image, high, "amax")[image]
+    span = (high - low).clamp(min=torch.finfo(x.dtype).tiny)
+    return ((x - low[:, None]) / span[:, None]).masked_fill(~valid, 0) * width**-0.5
+
+
 def outliers(values: Tensor, k: int, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Negative outlier factors `[T, N]` and the outliers of each tile, int64 `[T]`.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
+from vtc.errors import VTCError
 from vtc.functional.ragged import send, where_true
 from vtc.functional.recoverable import (
     Counts,
@@ -16,6 +17,7 @@ from vtc.functional.recoverable import (
     Recovery,
     budget_counts,
     recover,
+    similarity_scores,
     text_scores,
     visual_scores,
 )
@@ -71,6 +73,11 @@ class Recoverable(Method):
         rest_k: 10. Neighbours of the filter that counts centres [code].
         cluster: 32. Patches merged into each centre [code].
         text_weight: 50.0. Weight of the text score beside the keys' cosine [code].
+        text_score: "aligned". Cosine of patch and question in a space that image and text share
+            [code], or "similarity": dot products of the visual tokens and the question's tokens, both
+            as the language model reads them, after READ (arXiv 2412.17741) [ours]. The latter needs
+            no text tower, so it works on models that have none; nothing ever taught those vectors to
+            be alike.
         text_source: "question". Text that guides: the last user turn, or "official": the prompt's
             first line, which never holds the question [code]. Read by the model side.
         text_encoder: None. Where the text tower comes from when the model has none: a hub id, a
@@ -88,6 +95,7 @@ class Recoverable(Method):
     rest_k: int = 10
     cluster: int = 32
     text_weight: float = 50.0
+    text_score: str = "aligned"
     text_source: str = "question"
     text_encoder: Any = None
     question: str | None = None
@@ -105,7 +113,12 @@ class Recoverable(Method):
         _fields.one_of("keys", self.keys, ("official", "aligned"))
         _fields.one_of("centres", self.centres, ("official", "tokens"))
         _fields.one_of("rounding", self.rounding, ("official", "exact"))
+        _fields.one_of("text_score", self.text_score, ("aligned", "similarity"))
         _fields.one_of("text_source", self.text_source, ("question", "official"))
+        if self.text_score == "similarity" and self.text_encoder is not None:
+            raise VTCError(
+                f"text_encoder: got {self.text_encoder!r}, but text_score='similarity' uses none"
+            )
         for field in ("visual_k", "text_k"):
             if getattr(self, field) is not None:
                 _fields.whole(field, getattr(self, field), 1)
@@ -116,9 +129,11 @@ class Recoverable(Method):
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         visual = ("cls_query",) if has_cls else ("attention_received",)
+        aligned = self.text_score == "aligned"
+        text = ("patch_embedding", "text_embedding") if aligned else ("text_similarity",)
         return {
             **{name: SignalRequest(name, self.layer) for name in (*visual, "keys")},
-            **{name: SignalRequest(name) for name in ("patch_embedding", "text_embedding")},
+            **{name: SignalRequest(name) for name in text},
         }
 
     @property
@@ -148,9 +163,15 @@ class Recoverable(Method):
             visual = visual_scores(batch.signal("cls_query"), keys)
         else:
             visual = batch.signal("attention_received").float()
-        question = torch.stack([image.signal("text_embedding") for image in batch.images])
-        question = question.to(visual.device, non_blocking=True)[batch.tables.image]
-        text = text_scores(batch.signal("patch_embedding"), question)
+        valid = batch.tables.valid
+        if self.text_score == "aligned":
+            question = torch.stack([image.signal("text_embedding") for image in batch.images])
+            question = question.to(visual.device, non_blocking=True)[batch.tables.image]
+            text = text_scores(batch.signal("patch_embedding"), question)
+        else:
+            text = similarity_scores(
+                batch.signal("text_similarity"), width, valid, batch.tables.image
+            )
         keys = keys[:, keys.shape[1] - patches :]  # drops CLS where there is one
 
         def wanted(own: Counts) -> Counts:
@@ -159,7 +180,6 @@ class Recoverable(Method):
             return budget_counts(own, batch.shares(own.total + 1, batch.budgets))
 
         exact = not self.counts_itself
-        valid = batch.tables.valid
         return recover(visual, text, keys, valid, width, self.options, wanted, exact)
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
