@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import fnmatch
 import importlib
 import inspect
 import pkgutil
 from functools import cache
 from typing import Any
 
-from vtc.errors import VTCError, nearest
+from vtc import registry
 from vtc.eval.suites.base import Item, Suite
 
 __all__ = ["Item", "Suite", "create_suite", "list_suites", "suite_class"]
@@ -29,7 +27,7 @@ def _load() -> dict[str, type[Suite]]:
 
 def list_suites(pattern: str = "*") -> list[str]:
     """Names of the suites that match a glob, sorted."""
-    return sorted(fnmatch.filter(_load(), pattern))
+    return registry.names(_load(), pattern)
 
 
 def suite_class(name: str) -> type[Suite]:
@@ -38,12 +36,7 @@ def suite_class(name: str) -> type[Suite]:
     Raises:
         VTCError: unknown suite.
     """
-    suites = _load()
-    if name not in suites:
-        raise VTCError(
-            f"suite: got {name!r}, available are {', '.join(sorted(suites))}{nearest(name, suites)}"
-        )
-    return suites[name]
+    return registry.entry(_load(), "suite", name)
 
 
 def create_suite(name: str, **options: Any) -> Suite:
@@ -52,12 +45,4 @@ def create_suite(name: str, **options: Any) -> Suite:
     Raises:
         VTCError: unknown suite or option, or a value out of range.
     """
-    cls = suite_class(name)
-    allowed = [field.name for field in dataclasses.fields(cls) if field.init]
-    for option in options:
-        if option not in allowed:
-            raise VTCError(
-                f"{option}: suite {name!r} has no such option, it takes "
-                f"{', '.join(allowed) or 'none'}{nearest(option, allowed)}"
-            )
-    return cls(**options)
+    return registry.create(_load(), "suite", name, **options)
