@@ -403,7 +403,7 @@ def test_method_that_the_model_cannot_have_is_told_before_anything_runs(tmp_path
         (["--suite-option", "reference.scenes=0"], "scenes: got 0"),
         (["--suite-option", "reference.split=dev"], "split: got 'dev'"),
         (["--suite-option", "pope.split=test"], "'pope', which is not in --suite"),
-        (["--data", "x"], "data: suite 'reference' has no such option"),
+        (["--data", "x"], "data: 'reference' has no such option"),
     ],
 )
 def test_bad_arguments(tmp_path, capsys, change, message):
