@@ -151,33 +151,21 @@ def one_tile(tokens: int, per_frame: int = 0) -> Callable[..., Item]:
     return item
 
 
-def llava() -> Any:
-    return tf.LlavaForConditionalGeneration(
-        tf.LlavaConfig(text_config=llama(), vision_config=clip(), **IDS)
-    )
+def llava(vision: Any = None, **more: Any) -> Any:
+    config = tf.LlavaConfig(text_config=llama(), vision_config=vision or clip(), **IDS, **more)
+    return tf.LlavaForConditionalGeneration(config)
+
+
+#: the last hidden state, all of it: of towers without CLS
+WHOLE = dict(vision_feature_select_strategy="full", vision_feature_layer=-1)
 
 
 def llava_siglip() -> Any:
-    config = tf.LlavaConfig(
-        text_config=llama(),
-        vision_config=siglip(),
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        **IDS,
-    )
-    return tf.LlavaForConditionalGeneration(config)
+    return llava(siglip(), **WHOLE)
 
 
 def pixtral() -> Any:
-    vision = tf.PixtralVisionConfig(**{**VISION, "image_size": 64}, head_dim=8)
-    config = tf.LlavaConfig(
-        text_config=llama(),
-        vision_config=vision,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        **IDS,
-    )
-    return tf.LlavaForConditionalGeneration(config)
+    return llava(tf.PixtralVisionConfig(**{**VISION, "image_size": 64}, head_dim=8), **WHOLE)
 
 
 def pixtral_item(kind: str, size: tuple[int, int], rng: torch.Generator, count: int) -> Item:
@@ -188,9 +176,13 @@ def pixtral_item(kind: str, size: tuple[int, int], rng: torch.Generator, count: 
     return Item(kind, [IMAGE] * tokens, pixels, {"image_sizes": (height, width)})
 
 
-def vipllava() -> Any:
+def vipllava(**more: Any) -> Any:
     config = tf.VipLlavaConfig(
-        text_config=llama(), vision_config=clip(), vision_feature_layers=[-2, -3, 1], **IDS
+        text_config=llama(),
+        vision_config=clip(),
+        vision_feature_layers=[-2, -3, 1],
+        **IDS,
+        **more,
     )
     return tf.VipLlavaForConditionalGeneration(config)
 
@@ -200,9 +192,13 @@ def _newline(model: Any) -> Any:
     return model
 
 
-def llava_next() -> Any:
+def llava_next(vision: Any = None, **more: Any) -> Any:
     config = tf.LlavaNextConfig(
-        text_config=llama(), vision_config=clip(), image_grid_pinpoints=PINPOINTS, **IDS
+        text_config=llama(),
+        vision_config=vision or clip(),
+        image_grid_pinpoints=PINPOINTS,
+        **IDS,
+        **more,
     )
     return _newline(tf.LlavaNextForConditionalGeneration(config))
 

@@ -31,28 +31,33 @@ TEMPLATE = (
 SIZES = [(40, 60), (60, 40)]
 
 
-def processor(family: str) -> Any:
-    """A word-level processor with the tiny models' ids: w0 .. w95, the image token at its place."""
+def tokenizer(tags: dict[str, int], **more: Any) -> Any:
+    """Whole words with the tiny models' ids: w0 .. w95, and tags at their places."""
     words = {f"w{i}": i for i in range(tiny.VOCAB)}
-    special = {"<pad>": tiny.PAD, "<s>": tiny.BOS, "</s>": tiny.EOS, "<image>": tiny.IMAGE}
-    special |= {"<unk>": 3, "USER:": 4, "ASSISTANT:": 5}
+    tags = {"<pad>": tiny.PAD, "<s>": tiny.BOS, "</s>": tiny.EOS, **tags}
+    special = {**tags, "<unk>": 3, "USER:": 4, "ASSISTANT:": 5}
     words = {w: i for w, i in words.items() if i not in special.values()} | special
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.add_special_tokens(["<pad>", "<s>", "</s>", "<image>"])
-    tokenizer = PreTrainedTokenizerFast(
+    core.add_special_tokens(list(tags))
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         padding_side="left",
+        **more,
     )
+
+
+def processor(family: str) -> Any:
+    """The family's processor around that tokenizer."""
     size = dict(
         size={"shortest_edge": tiny.TILE}, crop_size={"height": tiny.TILE, "width": tiny.TILE}
     )
     common = dict(
-        tokenizer=tokenizer,
+        tokenizer=tokenizer({"<image>": tiny.IMAGE}),
         patch_size=tiny.PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

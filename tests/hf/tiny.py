@@ -3,86 +3,29 @@
 from __future__ import annotations
 
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    SiglipVisionConfig,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-)
 
+from tests.families import models
+from tests.families.models import BOS, EOS, IMAGE, PAD, PATCH, PINPOINTS, TILE, VOCAB  # noqa: F401
+from tests.families.tiny import finished
 from vtc.functional.anyres import pack_layout, tile_grid
 
-IMAGE, PAD, BOS, EOS, VOCAB = 90, 0, 1, 2, 96
-TILE, PATCH = 32, 8  # 4 x 4 patches a tile
-PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
 FAMILIES = ("llava-clip", "llava-siglip", "next-clip", "next-siglip", "vipllava")
 
 
-def _vision(kind: str):
-    cls = {"clip": CLIPVisionConfig, "siglip": SiglipVisionConfig}[kind]
-    extra = {"vision_use_head": False} if kind == "siglip" else {}
-    return cls(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=TILE,
-        patch_size=PATCH,
-        **extra,
-    )
-
-
 def build(family: str, seed: int = 0, attention: str = "sdpa", **config):
-    """A random model in eval mode; large weights, so that tokens matter to the logits."""
+    """A random model in eval mode; `config` is of the family's configuration."""
     torch.manual_seed(seed)
-    text = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=48,
-        intermediate_size=96,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        initializer_range=0.2,
-    )
     name, _, tower = family.partition("-")
-    common = dict(text_config=text, image_token_index=IMAGE, image_token_id=IMAGE, **config)
     if name == "vipllava":
-        config = VipLlavaConfig(
-            vision_config=_vision("clip"), vision_feature_layers=[-2, -3, 1], **common
-        )
-        model = VipLlavaForConditionalGeneration(config)
+        model = models.vipllava(**config)
     else:
+        make = {"llava": models.llava, "next": models.llava_next}[name]
         strategy = "full" if tower == "siglip" else "default"
-        common = {
-            "vision_config": _vision(tower),
-            "vision_feature_select_strategy": strategy,
-            **common,
-        }
-        if name == "llava":
-            model = LlavaForConditionalGeneration(LlavaConfig(**common))
-        else:
-            config = LlavaNextConfig(image_grid_pinpoints=PINPOINTS, **common)
-            model = LlavaNextForConditionalGeneration(config)
-            torch.nn.init.normal_(model.model.image_newline)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(2.0)
-    model.set_attn_implementation(attention)
-    # A random model may emit the placeholder, which transformers refuses to read back
+        config = {"vision_feature_select_strategy": strategy, **config}
+        model = make({"clip": models.clip, "siglip": models.siglip}[tower](), **config)
+    model = finished(model, attention)
     model.generation_config.suppress_tokens = [IMAGE]
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = PAD
-    return model.eval()
+    return model
 
 
 def visual_tokens(family: str, size: tuple[int, int]) -> int:
