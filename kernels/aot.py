@@ -45,6 +45,7 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_100": ("cuda", 100, 32),  # B200
     "gfx942": ("hip", "gfx942", 64),  # MI300X
 }
+BEGIN, END = "<!-- compiled: begin -->", "<!-- compiled: end -->"  # of the table in the docs
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 # LLaVA-NeXT-7B: a thumbnail and four crops through CLIP-L/14 at 336 pixels
@@ -137,6 +138,7 @@ class Build:
 
     Attributes:
         operation, kernel, dtype, target: what was compiled; dtype is that of the features.
+        variant: what the kernel was compiled with: the flags that are set, and the sizes of its blocks.
         warps: of a program.
         registers: of a thread (vector registers on AMD).
         spills: bytes of a thread that live in memory for want of registers.
@@ -147,6 +149,7 @@ class Build:
 
     operation: str
     kernel: str
+    variant: str
     dtype: str
     target: str
     warps: int
@@ -193,10 +196,8 @@ def build(launch: Launch, target: str) -> tuple[Any, int]:
         else:
             signature[name] = "fp32"
     source = ASTSource(function, signature=signature, constexprs=constants, attrs=attributes)
-    options = dict(launch.options)
-    compiled = compile_kernel(
-        source, target=GPUTarget(backend, architecture, threads), options=options
-    )
+    gpu = GPUTarget(backend, architecture, threads)
+    compiled = compile_kernel(source, target=gpu, options=dict(launch.options))
     return compiled, compiled.metadata.num_warps
 
 
@@ -226,12 +227,13 @@ def measure(operation: str, dtype: str, launch: Launch, target: str) -> Build:
     else:
         text = compiled.asm["ptx"]
         registers, spills = _resources(compiled.asm["cubin"])
-        loads = len(re.findall(r"ld\.global\S*\.v4\.b32|ld\.global\S*\.v2\.b64", text))
+        loads = len(re.findall(r"ld\.global\S*\.(?:v[48]\.b32|v[24]\.b64)", text))
         loads += len(re.findall(r"cp\.async\.cg\.shared\.global .*, 0x10", text))
         matrix = len(re.findall(r"mma\.sync|wgmma\.mma_async|tcgen05\.mma", text))
     return Build(
         operation,
         launch.kernel.name,
+        _variant(launch),
         dtype,
         target,
         warps,
@@ -241,6 +243,12 @@ def measure(operation: str, dtype: str, launch: Launch, target: str) -> Build:
         loads,
         matrix,
     )
+
+
+def _variant(launch: Launch) -> str:
+    flags = [name.lower() for name, value in launch.arguments.items() if value is True]
+    sizes = [str(v) for name, v in launch.arguments.items() if name.startswith("BLOCK")]
+    return " ".join([*flags, "x".join(sizes)])
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -275,12 +283,13 @@ def builds(
 
 
 def markdown(rows: Sequence[Build]) -> str:
-    """The table for `docs/kernels.md`: a line for each kernel and dtype, a column for each target."""
+    """The table for the docs: a line for each kernel, variant and dtype, a column for each target."""
     targets = list(dict.fromkeys(row.target for row in rows))
-    lines: dict[tuple[str, str, str], dict[str, Build]] = {}
+    lines: dict[tuple[str, ...], dict[str, Build]] = {}
     for row in rows:
-        lines.setdefault((row.operation, row.kernel, row.dtype), {})[row.target] = row
-    head = ["operation", "kernel", "features", *targets]
+        key = (row.operation, row.kernel, row.variant, row.dtype)
+        lines.setdefault(key, {})[row.target] = row
+    head = ["operation", "kernel", "variant", "features", *targets]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for key, cells in lines.items():
         figures = [
@@ -291,20 +300,35 @@ def markdown(rows: Sequence[Build]) -> str:
     return "\n".join(out) + "\n"
 
 
+def write_markdown(path: Path, rows: Sequence[Build]) -> None:
+    """Put the table between the lines `BEGIN` and `END` of a file.
+
+    Raises:
+        VTCError: the file does not hold them.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise VTCError(f"markdown: {str(path)!r} needs one line {BEGIN!r} and one {END!r}")
+    before, rest = text.split(BEGIN)
+    behind = rest.split(END)[1]
+    path.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{behind}", encoding="utf-8")
+
+
 def _print(rows: Sequence[Build]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title="Compiled without a GPU; nothing was run")
-    for name in ("target", "operation", "kernel", "features"):
+    for name in ("target", "operation", "kernel", "variant", "features"):
         table.add_column(name)
     for name in ("warps", "registers", "spills B", "shared B", "16 B loads", "matrix ops"):
         table.add_column(name, justify="right")
     for b in rows:
         figures = (b.warps, b.registers, b.spills, b.shared, b.vector_loads, b.matrix)
         style = "red" if b.spills else None
-        table.add_row(b.target, b.operation, b.kernel, b.dtype, *map(str, figures), style=style)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+        names = (b.target, b.operation, b.kernel, b.variant, b.dtype)
+        table.add_row(*names, *map(str, figures), style=style)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -313,14 +337,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--markdown", type=Path, help="write the table for the docs to this file")
+    parser.add_argument("--markdown", type=Path, help="file of the docs that gets the table")
     given = parser.parse_args(arguments)
     if not _dispatch.INSTALLED:
         raise VTCError("triton: not installed; pip install 'vtc-vlm[kernels]'")
+    if _dispatch.interpreted():
+        raise VTCError(f"{_dispatch.VARIABLE}: got 'interpret', in which nothing is compiled")
     rows = list(builds(given.operations, given.dtypes, given.targets))
     _print(rows)
     if given.markdown:
-        given.markdown.write_text(markdown(rows))
+        write_markdown(given.markdown, rows)
     spilled = [b for b in rows if b.spills]
     print(f"{len(rows)} builds, {len(spilled)} of them spill")
     return int(bool(spilled))
