@@ -62,7 +62,7 @@ class ImageReport:
             `functional.anyres.pack_layout`.
         fit: how a single tile saw the picture: `"crop"` (the largest centred rectangle of the
             tile's shape, as CLIP's processor does) or `"stretch"`. Thumbnails are stretched.
-        seconds: time spent in the selection of this image.
+        seconds: time spent in the selection of the call, divided by its images.
         sample: row of the batch that the image belongs to.
     """
 
