@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.methods.images import METHODS, image, images, make
 from vtc import CompressedTokens, VisualTokens, VTCError
-from vtc.functional.ragged import side_by_side, where_true
+from vtc.batch import ImageBatch
+from vtc.functional.ragged import send, side_by_side, where_true
+from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods.base import Method
 from vtc.methods.random import Random
 from vtc.tokens import keep_patches
@@ -99,6 +101,27 @@ class Noted(Random):
     def compress(self, tokens: VisualTokens) -> CompressedTokens:
         out = super().compress(tokens)
         return out.replace(weight=out.weight * 2)
+
+
+@dataclass
+class FeatureNorm(Method):
+    """The batched example of CONTRIBUTING.md."""
+
+    name: ClassVar[str] = "feature_norm"
+
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        norm = batch.rows(batch.features.float().norm(dim=-1), 0).flatten(1)
+        valid = batch.rows(batch.tables.valid, False).flatten(1)
+        _, keep = segmented_topk(norm, send(batch.budgets, norm), valid)
+        return batch.keep(batch.of_rows(keep), batch.budgets)
+
+
+def test_the_example_keeps_the_longest_features_of_every_image():
+    batch = [image((6, 6), crops, (500, 400), seed=i) for i, crops in enumerate([(2, 2), (1, 3)])]
+    for tokens, out in zip(batch, FeatureNorm(tokens=9).compress_all(batch), strict=True):
+        norm = tokens.features.norm(dim=-1).masked_fill(~tokens.valid, -1)
+        kept = norm[out.tile[out.is_patch], out.patch[out.is_patch]]
+        assert torch.equal(kept.sort().values, norm.flatten().sort().values[-9:])
 
 
 def test_a_method_that_knows_single_images_serves_batches():
