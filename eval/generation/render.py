@@ -106,7 +106,7 @@ def shapes(count: int, size: int, seed: int) -> Rendered:
 
 
 def glyphs(count: int, size: int, seed: int) -> Rendered:
-    """Letters of Pillow's own font, moved, turned and scaled at random; the label is the letter."""
+    """Letters of Pillow's own font, moved, turned and scaled a little; the label is the letter."""
     import numpy as np
     from PIL import Image, ImageDraw, ImageFont
 
@@ -117,10 +117,10 @@ def glyphs(count: int, size: int, seed: int) -> Rendered:
     pictures = []
     for label, (a, b, c, d) in zip(labels.tolist(), wobble, strict=True):
         picture = Image.new("L", (large, large))
-        font = ImageFont.load_default(large * (0.65 + 0.25 * a))
-        centre = (large * (0.5 + 0.16 * (b - 0.5)), large * (0.5 + 0.16 * (c - 0.5)))
+        font = ImageFont.load_default(large * (0.85 + 0.15 * a))
+        centre = (large * (0.5 + 0.08 * (b - 0.5)), large * (0.5 + 0.08 * (c - 0.5)))
         ImageDraw.Draw(picture).text(centre, LETTERS[label], 255, font, anchor="mm")
-        picture = picture.rotate(30 * (d - 0.5), Image.Resampling.BILINEAR)
+        picture = picture.rotate(12 * (d - 0.5), Image.Resampling.BILINEAR)
         pictures.append(np.array(picture.resize((size, size), Image.Resampling.BOX)))
     images = torch.from_numpy(np.stack(pictures)).float()[:, None] / 127.5 - 1
     return images.expand(-1, 3, -1, -1).contiguous(), labels, tuple(LETTERS), {}

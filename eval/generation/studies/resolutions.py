@@ -49,8 +49,8 @@ class Resolutions(nn.Module):
 @torch.no_grad()
 def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path | None) -> Row:
     """Train one tokenizer; read held-out scenes at both sizes and draw them at both."""
-    small = parts.images("shapes", SMALL, settings["count"])
-    large = parts.images("shapes", LARGE, settings["count"])
+    small = parts.images("glyphs", SMALL, settings["count"])
+    large = parts.images("glyphs", LARGE, settings["count"])
     learn, shown = take(small.train), take(large.train)["image"]
     torch.manual_seed(seed)
     tokenizer = create_tokenizer("tiny_instella_1d", size=SMALL, **settings["tokenizer"])
@@ -110,13 +110,13 @@ STUDY = Study(
     name="resolutions",
     title="The same 1-D tokens drawn at two resolutions",
     question=(
-        "16 tokens of 8 bits of a coloured shape. Can the tokens of a 16-pixel image be drawn at 32 "
+        "8 tokens of 8 bits of a letter. Can the tokens of a 16-pixel image be drawn at 32 "
         "pixels, better than by enlarging the 16-pixel result?"
     ),
     settings={
-        "tokenizer": {"patch": 4, "tokens": 16},
+        "tokenizer": {"patch": 4, "tokens": 8},
         "count": 3000,
-        "train": {"steps": 400, "batch": 32, "lr": 4e-3, "ema": 0.98, "log_every": 400},
+        "train": {"steps": 500, "batch": 32, "lr": 4e-3, "ema": 0.98, "log_every": 500},
         "shown": 12,
     },
     cases=CASES,
@@ -140,7 +140,7 @@ STUDY = Study(
     limits=(
         "Both trainings take as many steps, but one of the two spends half of them on another "
         "resolution.",
-        "The shapes are simple and blurred by few steps; nothing here speaks for photographs.",
+        "Letters are simple, and blurred by few steps; nothing here speaks for photographs.",
     ),
     pictures={
         "resolutions_16_32": "trained at 16 and 32",
