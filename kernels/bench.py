@@ -56,6 +56,8 @@ from vtc.registry import create_method, list_methods
 from vtc.tokens import CompressedTokens, VisualTokens
 
 LAYERS = 32
+#: what is timed of an operation
+CALLS = ("kernel", "twin", "compiled twin")
 #: visual tokens -> images, and the crops of each
 COUNTS: dict[int, tuple[int, tuple[int, int] | None]] = {
     576: (1, None),
@@ -246,7 +248,7 @@ def operation_times(
     operation = OPERATIONS[name]
     inputs = operation.inputs(sizes, device, dtype)
     compiled = torch.compile(operation.twin)
-    calls = {"kernel": operation.call, "twin": operation.twin, "compiled twin": compiled}
+    calls = dict(zip(CALLS, (operation.call, operation.twin, compiled), strict=True))
     flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)  # larger than any L2
 
     def time(call: Callable[..., Any]) -> float:
@@ -258,9 +260,15 @@ def operation_times(
         torch.cuda.synchronize(device)
         return begin.elapsed_time(end) * 1e3
 
-    for call in calls.values():
-        for _ in range(3):
-            call(*inputs)
+    for label, call in list(calls.items()):
+        try:
+            for _ in range(3):
+                call(*inputs)
+        except Exception as error:
+            if call is not compiled:
+                raise
+            print(f"{name}: torch.compile of the twin failed: {error}", file=sys.stderr)
+            del calls[label]
     times = interleaved(
         {label: functools.partial(time, call) for label, call in calls.items()}, rounds
     )
@@ -536,7 +544,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "|---|---|" + "---:|" * (3 + len(CARDS)),
         ]
         for row in result["operations"]:
-            cells = ["{:.1f} ({:.1f}-{:.1f})".format(*v) for v in row["microseconds"].values()]
+            found = [row["microseconds"].get(label) for label in CALLS]
+            cells = ["-" if v is None else "{:.1f} ({:.1f}-{:.1f})".format(*v) for v in found]
             cells += [f"{value:.2f}" for value in row["floor"].values()]
             lines.append(f"| `{row['operation']}` | {row['dtype']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -54,6 +54,43 @@ def test_a_wrong_operation_fails_the_command(capsys, monkeypatch):
     assert code == 1 and out.count("WRONG") == 1 and "merge float32" in out
 
 
+class Event:
+    """A CUDA event that tells microseconds 3, 6, 9, ..."""
+
+    ticks = 0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Event.ticks += 3
+        self.at = Event.ticks
+
+    def elapsed_time(self, other: Event) -> float:
+        return (other.at - self.at) / 1e3
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_an_operation_is_timed_with_events_behind_a_flushed_cache(compiles, monkeypatch, capsys):
+    def compile(twin):
+        return twin if compiles else lambda *inputs: 1 / 0
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch, "compile", compile)
+    cpu = torch.device("cpu")
+    row = bench.operation_times("lof", bench.SMALL, cpu, torch.float32, rounds=2)
+    labels = set(bench.CALLS[: 3 if compiles else 2])
+    assert set(row["microseconds"]) == labels and len(waited) == len(labels) * 3
+    assert all(times == pytest.approx((3, 3, 3)) for times in row["microseconds"].values())
+    assert ("torch.compile of the twin failed" in capsys.readouterr().err) is not compiles
+    about = dict.fromkeys(("machine", "threads", "dtype", "torch", "layers", "rounds"), 1)
+    about |= {"load": 0.0, "retention": 0.25}
+    table = bench.markdown({"about": about, "selections": [], "operations": [row]})
+    assert table.count("3.0 (3.0-3.0)") == len(labels)
+
+
 def test_prefill_is_scaled_to_all_layers(monkeypatch):
     monkeypatch.setattr(bench, "stopwatch", lambda call, device: 2.0)
     cpu = torch.device("cpu")
