@@ -215,6 +215,11 @@ class Adapter:
         config = self.tower(base).config
         return getattr(config, "embed_dim", None) or config.hidden_size
 
+    def side(self, base: nn.Module) -> int:
+        """Rows of patches of a square tile, as the tower sees it."""
+        config = self.tower(base).config
+        return config.image_size // config.patch_size
+
     def has_cls(self, base: nn.Module) -> bool:
         """Whether the tower puts a CLS token in front of the patches."""
         names = (name.rsplit(".", 1)[-1] for name, _ in self.tower(base).named_parameters())

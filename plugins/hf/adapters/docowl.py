@@ -23,6 +23,10 @@ class DocOwl(Adapter):
     The H-Reducer's convolutions need the whole grid of patches, so methods choose among its tokens.
     A tile's tokens end with an embedding of their own, which always stays. The model numbers what it
     is given, so positions are contiguous.
+
+    The published code needs an older transformers than this package does and was not run. The tests use
+    a stand-in with the same parts (`tests/families/docowl.py`); a port of the published code to a
+    current transformers is patched as long as it keeps their names.
     """
 
     mechanism: ClassVar[str] = "expanded"
@@ -46,11 +50,6 @@ class DocOwl(Adapter):
 
     def cell(self, base: nn.Module) -> tuple[int, int]:
         return base.vision2text.conv_shape
-
-    def side(self, base: nn.Module) -> int:
-        """Rows of patches of a tile, as the tower sees it."""
-        config = self.tower(base).config
-        return config.image_size // config.patch_size
 
     def units(self, call: Call) -> list[Unit]:
         side = self.side(call.base)

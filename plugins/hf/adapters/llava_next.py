@@ -26,8 +26,7 @@ class LlavaNext(Adapter):
     def units(self, call: Call) -> list[Unit]:
         config = call.base.config
         pinpoints = [tuple(p) for p in config.image_grid_pinpoints]
-        tile_size, patch_size = config.vision_config.image_size, config.vision_config.patch_size
-        grid = (tile_size // patch_size,) * 2
+        tile_size, grid = config.vision_config.image_size, (self.side(call.base),) * 2
         out = []
         sizes = torch.as_tensor(call.kwargs["image_sizes"]).tolist()
         for size, cropped in zip(map(tuple, sizes), self.cropped(call, len(sizes)), strict=True):
@@ -62,12 +61,7 @@ class LlavaNextVideo(LlavaNext):
     def fuse(self, call: Call, values: Tensor) -> Tensor:
         if call.modality == "image":
             return values
-        return grouped(values, self.side(call), call.base.config.spatial_pool_stride)
-
-    def side(self, call: Call) -> int:
-        """Rows of patches of a tile, as the tower sees it."""
-        config = call.base.config.vision_config
-        return config.image_size // config.patch_size
+        return grouped(values, self.side(call.base), call.base.config.spatial_pool_stride)
 
 
 @register_adapter("LlavaOnevisionForConditionalGeneration", "LlavaOnevisionModel")
@@ -99,12 +93,12 @@ class LlavaOnevision(LlavaNextVideo):
         units = super().units(call)
         if call.modality == "image":
             return units
-        side = -(-self.side(call) // 2)
+        side = -(-self.side(call.base) // 2)
         return [replace(u, patch_grid=(side, side), newline=True, fused=True) for u in units]
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
         if call.modality == "image":
             return values
-        side = self.side(call)
+        side = self.side(call.base)
         size = (-(-side // 2),) * 2
         return on_grid(values, side, lambda x: nn.functional.interpolate(x, size, mode="bilinear"))
