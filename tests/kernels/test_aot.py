@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import vtc.kernels
+from tests.kernels.pretend import Launches
 from vtc.errors import VTCError
 from vtc.kernels import aot
 from vtc.kernels._dispatch import Kernel, noted_launches
@@ -162,3 +163,26 @@ def test_sizes_of_one(operation):
     assert notes
     for launch in notes:
         assert aot.measure(operation, "fp16", launch, "sm_80").spills == 0
+
+
+#: launches of one call, PyTorch's own included, as docs/kernels.md states them
+STATED = {
+    "cls_attention": 2,
+    "attention_received": 3,
+    "segmented_topk": 1,
+    "lof": 1,
+    "neighbour_count": 3,
+    "cosine_topk": 3,
+    "merge": 4,
+    "adaptive_pool": 1 + 3,  # with the gradient
+    "ragged_compact": 1,
+    "bit_packing": 1 + 1,  # there and back
+}
+
+
+@pytest.mark.parametrize("operation", aot.OPERATIONS)
+def test_launches_are_as_stated(operation):
+    with Launches() as others, noted_launches() as notes:
+        SMALLEST[operation](importlib.import_module(f"vtc.kernels.{operation}"))
+    made = [name for name in others.names.elements() if "empty" not in name]
+    assert len(notes) + len(made) == STATED[operation], made
