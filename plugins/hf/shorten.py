@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -112,6 +113,8 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
         new["mm_encoder_outputs"] = {e.modality: e.output for e in done}
         if all(e.identity for e in done) and past is None:
             return Short(new)
+    for e in done if generating else ():
+        _join_rows(e.output, rows_of(image_runs(shown[e.modality], e.lengths), length))
 
     # On the user's side. Rows that needed no padding end together, so that logits[:, -1] are the next
     # token's, or start together under labels, so that none is predicted from padding.
@@ -182,6 +185,23 @@ def cached_step(policy: str, kwargs: dict[str, Any]) -> None:
     if kwargs.get("position_ids") is None and len(past.positions) == 1 and policy != "contiguous":
         count = tail.long().cumsum(1) - 1
         kwargs["position_ids"] = (past.after[:, None] + count)[:, -fresh:]
+
+
+def _join_rows(output: Any, rows: list[int]) -> None:
+    """One entry a prompt in place of one an image, `rows` being the prompt of each image.
+
+    For beams, transformers 5.18 repeats the images of a prompt one by one, in the wrong order.
+    """
+    sizes = [len(list(group)) for _, group in groupby(rows)]
+
+    def joined(parts: Any) -> list[Tensor]:
+        left = iter(parts)
+        return [torch.cat([next(left) for _ in range(size)]) for size in sizes]
+
+    output.pooler_output = joined(output.pooler_output)
+    levels = getattr(output, "deepstack_features", None)
+    if levels is not None:
+        output.deepstack_features = [joined(level) for level in levels]
 
 
 def _after(positions: Tensor, valid: Tensor) -> Tensor:

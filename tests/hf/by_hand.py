@@ -45,7 +45,8 @@ def image_tokens(model: nn.Module, pixels: Tensor, size: Any, method: Method) ->
     config = base.config
     cls = hasattr(base.vision_tower.embeddings, "class_embedding")
     hidden = base.vision_tower(pixels, output_hidden_states=True).hidden_states
-    layers = config.vision_feature_layer
+    # VipLLaVA's older configurations have the plural
+    layers = getattr(config, "vision_feature_layer", None) or config.vision_feature_layers
     layers = [layers] if isinstance(layers, int) else layers
     raw = torch.cat([hidden[layer][:, int(cls) :] for layer in layers], dim=-1)
     newline = getattr(base, "image_newline", None)

@@ -79,6 +79,9 @@ def test_without_a_cache(family: str, kind: str, positions: str) -> None:
 def test_chunked_prefill(family: str, chunk: int, positions: str) -> None:
     """The short prompt may be read in chunks that cut images."""
     model, batch = tiny.build(family), tiny.inputs(family, tiny.MIXED)
+    bare = model.generate(**batch, **GREEDY)
+    if not torch.equal(model.generate(**batch, **GREEDY, prefill_chunk_size=chunk), bare):
+        pytest.skip("upstream: an older transformers gives other tokens than without chunks")
     with vtc.compress(model, Ragged(), positions=positions):
         expected = model.generate(**batch, **GREEDY)
         assert torch.equal(model.generate(**batch, **GREEDY, prefill_chunk_size=chunk), expected)
