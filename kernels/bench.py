@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtc.errors import VTCError
 from vtc.eval.timing import interleaved, ratio, spread, stopwatch
@@ -314,12 +315,21 @@ class Encoded:
         device: torch.device,
         dtype: torch.dtype,
     ) -> Encoded:
-        """Random values; keys share a direction, as in real towers, so that some are alike."""
+        """Random values, with what methods live on: half of the patches are much alike, and CLS looks
+        at a few of the others much more than at the rest.
+        """
         tiles = 1 if crops is None else 1 + crops[0] * crops[1]
         length = sizes.side**2
         shape = (images * tiles, length + 1, sizes.heads, sizes.head_width)
-        query, keys = (_normal(device, dtype, *shape).transpose(1, 2) for _ in range(2))
-        keys = (keys + _normal(device, dtype, 1, sizes.heads, 1, sizes.head_width)).to(dtype)
+        query = _normal(device, dtype, *shape).transpose(1, 2)
+        shared = _normal(device, dtype, 1, sizes.heads, 1, sizes.head_width)
+        spot = _normal(device, dtype, len(query), 1, length + 1, 1)
+        keys = query.flip(2)
+        keys = (
+            shared
+            + torch.where(spot > 0, keys, keys / 10)
+            + spot.relu() ** 2 / 32 * query[:, :, :1]
+        )
         make = functools.partial(_normal, device, dtype)
         return cls(
             query,
@@ -335,13 +345,17 @@ class Encoded:
 
     def select(self, method: Method) -> list[CompressedTokens]:
         """From the tower's tensors to the tokens handed on."""
+        return method.compress_all(self.images(method))
+
+    def images(self, method: Method) -> list[VisualTokens]:
+        """The images with the signals that the method reads."""
         skip = self.hidden[:, 1:]
         features = skip if method.stage == "vision" else self.projected
         signals = {name: self._signal(r.kind) for name, r in method.requests().items()}
         side = math.isqrt(features.shape[1])
         pixels = 14 * side
         crops = self.crops or (1, 1)
-        images = [
+        return [
             VisualTokens(
                 features=features[first : first + self.tiles],
                 patch_grid=(side, side),
@@ -356,7 +370,6 @@ class Encoded:
             )
             for first in range(0, len(features), self.tiles)
         ]
-        return method.compress_all(images)
 
     def _signal(self, kind: str) -> Tensor:
         if kind in ("cls_logits", "cls_attention"):
@@ -451,40 +464,66 @@ def selections(
     ]
 
 
+class Operations(TorchDispatchMode):
+    """Counts operations that are no views, and values that are read one by one (`.item()`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.items = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.items += function is torch.ops.aten._local_scalar_dense.default
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def counted(call: Callable[[], Any]) -> tuple[int, int]:
+    """Operations of a call, and values it reads one by one."""
+    with Operations() as operations:
+        call()
+    return operations.count, operations.items
+
+
 def official_style(sizes: Sizes, device: torch.device, rounds: int) -> list[dict[str, Any]]:
     """`recoverable` and `globalcom2` against their stand-ins; the signals are given to both."""
-    one = Encoded.random(1, None, sizes, device, torch.float32)
-    five = Encoded.random(1, (2, 2), sizes, device, torch.float32)
+    encoded = Encoded.random(1, (2, 2), sizes, device, torch.float32)
     free, quarter = create_method("recoverable"), create_method("globalcom2", retention=0.25)
-    flat = one.keys.transpose(1, 2).flatten(2)
-    visual = visual_scores(one.query[:, :, 0].flatten(1), flat)[0]
-    text = text_scores(one.hidden[:, 1:] @ one.to_text, one.question)[0]
-    scale = sizes.head_width**-0.5
-    logits = cls_attention.cls_attention(five.query[:, :, 0], five.keys, scale)[0][:, 1:]
+    single, crops = encoded.images(free), encoded.images(quarter)
+    seen = single[0].signals
+
+    def recoverable() -> Tensor:
+        keys = seen["keys"]
+        visual = visual_scores(seen["cls_query"], keys)
+        text = text_scores(seen["patch_embedding"], seen["text_embedding"])
+        tiles = zip(single[0].features, visual, text, keys[:, 1:], strict=True)
+        return torch.cat([standins.recoverable(*tile) for tile in tiles])
+
+    def globalcom2() -> Tensor:
+        logits = crops[0].signals["cls_logits"]
+        return standins.globalcom2(encoded.projected, logits, encoded.newline, (2, 2), 0.25)
 
     pairs: dict[str, dict[str, Callable[[], Any]]] = {
-        "recoverable": {
-            "ours": lambda: one.select(free),
-            "stand-in": lambda: standins.recoverable(one.hidden[0, 1:], visual, text, flat[0, 1:]),
-        },
-        "globalcom2": {
-            "ours": lambda: five.select(quarter),
-            "stand-in": lambda: standins.globalcom2(
-                five.projected, logits, five.newline, (2, 2), 0.25
-            ),
-        },
+        "recoverable": {"ours": lambda: free.compress_all(single), "stand-in": recoverable},
+        "globalcom2": {"ours": lambda: quarter.compress_all(crops), "stand-in": globalcom2},
     }
     rows = []
     for name, pair in pairs.items():
         with torch.no_grad():
-            lengths = len(pair["ours"]()[0]), len(pair["stand-in"]())
+            ours = pair["ours"]()[0]
+            # the stand-in of a method for single tiles knows no newlines
+            own = ours.is_patch.sum() if name == "recoverable" else len(ours)
+            lengths = int(own), len(pair["stand-in"]())
+            counts = {label: counted(call) for label, call in pair.items()}
             cases = {k: functools.partial(stopwatch, call, device) for k, call in pair.items()}
             times = interleaved(cases, rounds)
         rows.append(
             {
                 "method": name,
-                "tokens": (1 if name == "recoverable" else 5) * sizes.side**2,
+                "tokens": 5 * sizes.side**2,
                 "left": lengths,
+                "operations and items": counts,
                 "seconds": {label: spread(values) for label, values in times.items()},
                 "ratio": ratio(times["stand-in"], times["ours"]).__dict__,
             }
@@ -525,15 +564,18 @@ def markdown(result: Mapping[str, Any]) -> str:
     if result.get("official_style"):
         lines += [
             "",
-            "| method | tokens | ours, ms | stand-in, ms | stand-in / ours |",
-            "|---|---:|---:|---:|---:|",
+            "| method | tokens | left | ours, ms | stand-in, ms | stand-in / ours "
+            "| ours: operations, `.item()` | stand-in: operations, `.item()` |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for row in result["official_style"]:
-            times = row["seconds"]
+            times, counts = row["seconds"], row["operations and items"]
             share = "{median:.1f} ({low:.1f}-{high:.1f})".format(**row["ratio"])
             lines.append(
-                f"| `{row['method']}` | {row['tokens']:,} | {milliseconds(times['ours'])} | "
-                f"{milliseconds(times['stand-in'])} | {share} |"
+                f"| `{row['method']}` | {row['tokens']:,} | {row['left'][0]} | "
+                f"{milliseconds(times['ours'])} | {milliseconds(times['stand-in'])} | {share} | "
+                + " | ".join("{:,}, {:,}".format(*pair) for pair in counts.values())
+                + " |"
             )
     if result.get("operations"):
         lines += [

@@ -183,16 +183,16 @@ class ImageBatch:
         )
         return apportion(weights, capacity, totals)[host.image, host.nth]
 
-    def _newline(self, place: Tensor, features: Tensor) -> Tensor:
-        """What stands at the separators: newlines, zeros where they have another width."""
+    def _newlines(self, place: Tensor, features: Tensor) -> Tensor:
+        """What stands at these separators: newlines, zeros where they have another width."""
         newlines = [image.newline for image in self.images]
         first = newlines[0]
         if first is None or first.shape[-1] != features.shape[-1]:
-            return features.new_zeros(features.shape[-1])
+            return features.new_zeros(1).expand(len(place), features.shape[-1])
         if all(newline is first for newline in newlines):  # as in a model
-            return first.to(features)
+            return first.to(features).expand(len(place), -1)
         image = torch.searchsorted(self.tables.start, place, right=True) - 1
-        return torch.stack([newline for newline in newlines if newline is not None])[image]
+        return torch.stack([n for n in newlines if n is not None])[image].to(features)
 
     # -- putting results together --------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class ImageBatch:
         # -1, a separator's source, reads the last entry
         mask = torch.cat([keep.flatten(), separator])[self.tables.origin[0]]
         place = where_true(mask, sum(lengths))
-        return self.gather(place, lengths)
+        return self.gather(place, lengths, len(self.tables.separators))
 
     def _lengths(self, kept: Sequence[int]) -> list[int]:
         separators = [len(shape.source) - shape.patches for shape in self.shapes]
@@ -218,6 +218,7 @@ class ImageBatch:
         self,
         place: Tensor,
         lengths: Sequence[int],
+        separators: int,
         *,
         features: Tensor | None = None,
         weight: Tensor | None = None,
@@ -228,6 +229,7 @@ class ImageBatch:
         Args:
             place: int64 `[M]`.
             lengths: tokens of each image, M together.
+            separators: how many of them are separators.
             features: `[M, D]`, instead of the tokens' own; newlines are put in all the same.
             weight: `[M]`, 1 each by default.
             merged: of each image.
@@ -235,9 +237,9 @@ class ImageBatch:
         source, tile, patch, own = self.tables.origin[:, place].unbind()
         if features is None:
             features = self.features.flatten(0, 1)[source.clamp(min=0)]
-        if len(self.tables.separators):
-            separator = (source < 0)[:, None]
-            features = torch.where(separator, self._newline(place, features), features)
+        if separators:  # in place: the tokens were gathered a moment ago, by whoever made them
+            rows = where_true(source < 0, separators)
+            features.index_copy_(0, rows, self._newlines(place[rows], features))
         if weight is None:
             weight = torch.ones_like(source, dtype=torch.float32)
         sizes = list(lengths)

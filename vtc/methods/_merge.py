@@ -80,4 +80,7 @@ def assemble(
     columns = (x.split(list(entries)) for x in (output, source, weight))
     sources = [shape.valid.numel() for shape in batch.shapes]
     merged = [MergeIndex(*parts) for parts in zip(*columns, lengths, sources, strict=True)]
-    return batch.gather(where[order], lengths, features=values, weight=sizes, merged=merged)
+    closing = len(separators[0])
+    return batch.gather(
+        where[order], lengths, closing, features=values, weight=sizes, merged=merged
+    )

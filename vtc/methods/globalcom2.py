@@ -157,7 +157,8 @@ class GlobalCom2(Method):
         source = where_true(keep, sum(kept))
         order = torch.cat([key.flatten()[source], newline_key]).argsort()
         place = torch.cat([own.packed.flatten()[source], newline])[order]
-        return batch.gather(place, [n + k for n, k in zip(newlines, kept, strict=True)])
+        lengths = [n + k for n, k in zip(newlines, kept, strict=True)]
+        return batch.gather(place, lengths, sum(newlines))
 
     @staticmethod
     def region(tokens: VisualTokens) -> tuple[int, int, int, int]:
