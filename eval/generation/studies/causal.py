@@ -116,7 +116,7 @@ STUDY = Study(
     ),
     settings={
         "tokenizer": {"patch": 4, "quantizer": "bernoulli", "options": {"bits": 8}},
-        "train": {"steps": 800, "batch": 16, "lr": 4e-3, "ema": 0.98, "log_every": 800},
+        "train": {"steps": 1000, "batch": 16, "log_every": 1000},
         "shown": 16,
     },
     cases=CASES,

@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
 @functools.lru_cache(maxsize=1)
 def tokenizer_of(seed: int, preset: str, steps: int, batch: int) -> ImageTokenizer:
     """One tokenizer a seed; the generators of that seed share it."""
-    train = {"steps": steps, "batch": batch, "lr": 4e-3, "ema": 0.98, "log_every": steps}
+    train = {"steps": steps, "batch": batch, "log_every": steps}
     data = parts.images("digits", 8)
     options: dict[str, Any] = {"quantizer": "bernoulli", "options": {"bits": 8}}
     return parts.train_tokenizer(data, seed, train, preset, patch=4, **options)
@@ -86,7 +86,7 @@ STUDY = Study(
         "parallel) or masked (one after the other). Which samples better, at equal training steps?"
     ),
     settings={
-        "tokenizer": {"preset": "tiny_titok", "steps": 500, "batch": 16},
+        "tokenizer": {"preset": "tiny_titok", "steps": 700, "batch": 32},
         "generator": {"dim": 48, "depth": 2},
         "train": {"steps": 500, "batch": 32, "lr": 4e-3, "ema": 0.98, "log_every": 500},
         "samples": 500,

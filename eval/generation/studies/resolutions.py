@@ -116,7 +116,7 @@ STUDY = Study(
     settings={
         "tokenizer": {"patch": 4, "tokens": 8},
         "count": 3000,
-        "train": {"steps": 500, "batch": 32, "lr": 4e-3, "ema": 0.98, "log_every": 500},
+        "train": {"steps": 1000, "batch": 32, "log_every": 1000},
         "shown": 12,
     },
     cases=CASES,
