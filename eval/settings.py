@@ -10,7 +10,7 @@ from vtc.config import parse_value
 from vtc.errors import VTCError
 from vtc.eval.records import Setting
 from vtc.methods.base import Method
-from vtc.registry import create_method, method_class
+from vtc.registry import create_method
 
 #: the uncompressed model, the reference of every experiment
 FULL = Setting("none")
@@ -28,7 +28,7 @@ def plan(
     concerns `adaptive` methods alone.
 
     Args:
-        seeds: 0 to `seeds - 1` for methods that draw.
+        seeds: 0 to `seeds - 1` for methods that draw, unless their options give the seed.
         options: further fields, by method.
 
     Raises:
@@ -41,16 +41,16 @@ def plan(
             raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
     found = [FULL]
     for name in methods:
-        cls = method_class(name)
         own = dict(options.get(name, {}))
-        create_method(name, **own)
+        method = create_method(name, **own)
+        count = seeds if method.draws and "seed" not in own else 1
         for retention in retentions:
-            if retention is None and not cls.adaptive:
+            if retention is None and not method.adaptive:
                 continue
             create_method(name, retention=retention)
             if retention == 1 or name == "none":
                 continue
-            found += [Setting(name, retention, s, own) for s in range(seeds if cls.draws else 1)]
+            found += [Setting(name, retention, seed, own) for seed in range(count)]
     return list({setting.key: setting for setting in found}.values())
 
 
@@ -61,7 +61,7 @@ def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = 
         defaults: fields that come with the model, by method; options of the setting win.
     """
     options = {**(defaults or {}).get(setting.method, {}), **setting.options}
-    if method_class(setting.method).draws:
+    if setting.seed:
         options["seed"] = setting.seed
     return create_method(setting.method, retention=setting.retention, **options)
 

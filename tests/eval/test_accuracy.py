@@ -422,7 +422,17 @@ def test_plan():
     own = settings.plan(["pool", "recoverable"], [None, 0.5])
     assert [s.key for s in own] == ["none@1", "pool@0.5", "recoverable@own", "recoverable@0.5"]
     assert settings.create(own[2]).retention is None
-    assert settings.create(settings.plan(["random"], [0.5], 3)[3]).seed == 2
+    drawn = settings.plan(["random"], [0.5], 3)
+    assert [settings.create(setting).seed for setting in drawn[1:]] == [0, 1, 2]
+    given = settings.plan(["random"], [0.5], 3, {"random": {"seed": 7}})
+    assert [settings.create(setting).seed for setting in given[1:]] == [7]
+
+
+def test_seeds_are_for_methods_that_draw_as_they_are_set():
+    for sample, count in ((False, 1), (True, 2)):
+        options = {"token_correlation": {"sample": sample}}
+        found = settings.plan(["token_correlation"], [0.5], 2, options)
+        assert [setting.seed for setting in found[1:]] == list(range(count))
 
 
 def test_options_as_json_or_one_by_one():
