@@ -5,7 +5,7 @@ RUN    := $(VENV)/bin/python
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 OLDEST := 5.18.0
 
-.PHONY: demo test test-slow test-oldest matrix golden style clean
+.PHONY: demo test test-slow test-oldest matrix golden report kernels style clean
 
 demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
@@ -26,6 +26,13 @@ matrix: $(VENV)/.ready       ## every family, method and way to run, and the tab
 golden: $(VENV)/.ready       ## expected outputs of the official implementations
 	$(RUN) -m tests.golden tests/golden
 	$(RUN) -m tests.golden tests/golden/discrete
+
+report: $(VENV)/.ready       ## the page of the committed results
+	$(RUN) -m vtc.eval report docs/results/reference docs/results/efficiency/reference \
+		--output docs/results/reference --allow code
+
+kernels: $(VENV)/.ready      ## compile every kernel for four GPUs, without one
+	$(RUN) -m vtc.kernels.aot --markdown docs/kernels.md
 
 style: $(VENV)/.ready        ## lint, format check and types
 	$(RUN) -m ruff check .
