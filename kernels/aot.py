@@ -36,6 +36,7 @@ from vtc.kernels import (
     segmented_topk,
 )
 from vtc.kernels._dispatch import Launch, noted_launches
+from vtc.kernels._docs import put
 from vtc.kernels._ordering import LONGEST
 
 #: name -> the arguments of Triton's GPUTarget: backend, architecture, threads of a warp
@@ -45,7 +46,6 @@ TARGETS: dict[str, tuple[str, int | str, int]] = {
     "sm_100": ("cuda", 100, 32),  # B200
     "gfx942": ("hip", "gfx942", 64),  # MI300X
 }
-BEGIN, END = "<!-- compiled: begin -->", "<!-- compiled: end -->"  # of the table in the docs
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 # LLaVA-NeXT-7B: a thumbnail and four crops through CLIP-L/14 at 336 pixels
@@ -300,20 +300,6 @@ def markdown(rows: Sequence[Build]) -> str:
     return "\n".join(out) + "\n"
 
 
-def write_markdown(path: Path, rows: Sequence[Build]) -> None:
-    """Put the table between the lines `BEGIN` and `END` of a file.
-
-    Raises:
-        VTCError: the file does not hold them.
-    """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise VTCError(f"markdown: {str(path)!r} needs one line {BEGIN!r} and one {END!r}")
-    before, rest = text.split(BEGIN)
-    behind = rest.split(END)[1]
-    path.write_text(f"{before}{BEGIN}\n{markdown(rows)}{END}{behind}", encoding="utf-8")
-
-
 def _print(rows: Sequence[Build]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -346,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = list(builds(given.operations, given.dtypes, given.targets))
     _print(rows)
     if given.markdown:
-        write_markdown(given.markdown, rows)
+        put(given.markdown, "compiled", markdown(rows))
     spilled = [b for b in rows if b.spills]
     print(f"{len(rows)} builds, {len(spilled)} of them spill")
     return int(bool(spilled))
