@@ -50,7 +50,10 @@ def test_a_patch_moves_the_tokens_that_fuse_says(family: str, video: bool) -> No
     batch = tiny.inputs(family, rows)
     adapter = patched(model).adapter
     layers = adapter.layers(model.model, kind)
-    feature = getattr(model.model.config, "vision_feature_layer", None)
+    config = model.model.config
+    feature = getattr(config, "vision_feature_layer", None)
+    if feature is None:  # VipLLaVA's name for it in older versions
+        feature = getattr(config, "vision_feature_layers", None)
     last = len(layers) - 1 if feature is None else max(layers_read(feature, len(layers))) - 1
     cls = int(adapter.has_cls(model.model))
     where: list[int] = []
