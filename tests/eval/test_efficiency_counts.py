@@ -7,7 +7,7 @@ import torch
 
 import vtc
 from tests.eval.tiny_shapes import HEAD, KV, narrow, subject
-from tests.families import test_mllama
+from tests.families import mllama
 from tests.hf.tiny import snapshot
 from vtc.errors import VTCError
 from vtc.eval.efficiency import passes
@@ -206,6 +206,6 @@ def test_marks_leave_nothing_behind():
 
 def test_families_that_cannot_be_measured_say_so():
     with pytest.raises(VTCError, match="Mllama.* cannot be measured stage by stage"):
-        with Stages(lambda: 0).on(test_mllama.build()):
+        with Stages(lambda: 0).on(mllama.build()):
             pass
     assert language_flops(narrow("internvl3-8b").config(Depth(1, 1)).vision_config, 3) is None
