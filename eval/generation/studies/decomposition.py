@@ -65,7 +65,11 @@ def figure(rows: list[Row], path: Path) -> None:
     for axis, key, label in zip(
         axes,
         ("distance_1", "distance_2", "accuracy_1"),
-        ("Frechet distance, no guidance", "Frechet distance, guidance 2", "class accuracy, none"),
+        (
+            "Frechet distance, no guidance",
+            "Frechet distance, guidance 2",
+            "class accuracy, no guidance",
+        ),
         strict=True,
     ):
         pictures.dots(axis, {case: values(rows, case, key) for case in CASES}, label)
