@@ -17,6 +17,8 @@ class DocVQA(TableSuite):
     config = "DocVQA"
     default_split = "validation"
     columns = ("questionId", "docId", "question", "question_types", "answers")
+    #: columns of the types of a question, and of what several questions are about
+    kinds, document = "question_types", "docId"
 
     def read(self, row: Row, number: int) -> Item:
         return Item(
@@ -24,8 +26,8 @@ class DocVQA(TableSuite):
             images=(row["image"],),
             prompt=row["question"] + WORD_OR_PHRASE,
             answers=tuple(row["answers"] or ()),
-            kind=(row["question_types"] or [""])[0],
-            cluster=str(row["docId"]),
+            kind=(row[self.kinds] or [""])[0],
+            cluster=str(row[self.document]),
         )
 
     def score(self, item: Item, prediction: str) -> float:

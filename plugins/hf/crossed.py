@@ -75,7 +75,7 @@ def after(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     rows = [image // hidden.shape[1] for image in shown]
     count, out, reports = tower.num_patches, {}, []
     for index, image in enumerate(shown):
-        question = call.question(rows[index]) if patch.text_encoder is not None else None
+        question = call.question(rows[index]) if patch.reads_text else None
         tokens = _tokens(patch, tower, images[image], real[image], record, image, named, question)
         began = time.perf_counter()
         method = dataclasses.replace(patch.method.for_image(index, len(shown)), video="frame")
