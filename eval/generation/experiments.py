@@ -25,6 +25,7 @@ from vtc.discrete import (
     load,
     save,
 )
+from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.discrete.presets import GENERATORS
 from vtc.errors import VTCError
 from vtc.eval.generation import pictures
@@ -32,7 +33,6 @@ from vtc.eval.generation.config import Experiment, TrainSettings
 from vtc.eval.generation.data import ImageData, TensorImages, load_data, take
 from vtc.eval.generation.features import feature_net
 from vtc.eval.generation.loop import fit, make_accelerator
-from vtc.eval.generation.metrics import reconstruction
 from vtc.eval.generation.tasks import GeneratorTask, TokenizerTask, from_patches, to_patches
 
 Progress = Callable[[int, dict[str, float]], Any]
@@ -196,8 +196,12 @@ def measure(experiment: Experiment, folder: Path) -> dict[str, Any]:
     }
     if (folder / "tokenizer" / "model.safetensors").is_file():
         tokenizer = load_tokenizer(folder)
-        figures, output = reconstruction(tokenizer, held["image"])
-        report["reconstruction"] = {**figures, "distance": net.distance(output)}
+        output, ids = reconstruct(tokenizer, held["image"])
+        report["reconstruction"] = {
+            **image_quality(output, held["image"]),
+            **code_statistics(ids, tokenizer.space),
+            "distance": net.distance(output),
+        }
         pairs = torch.cat([held["image"][:SHOWN], output[:SHOWN]])
         pictures.save_grid(
             pairs, min(SHOWN, len(held["image"])), folder / "reconstructions.png", 32

@@ -131,9 +131,11 @@ def test_captions_are_causal_and_see_the_image() -> None:
 
 
 def test_report() -> None:
+    pytest.importorskip("skimage")
     tokenizer = create_tokenizer("tiny_instella_1d")
     report = reconstruction_report(tokenizer, torch.rand(5, 3, 8, 8), batch=2)
-    assert set(report) == {"psnr", "ssim", "usage", "bits_per_image", "bit_entropy"}
+    names = {"psnr", "ssim", "usage", "code_entropy", "bits_per_image", "bit_entropy"}
+    assert set(report) == names
     assert report["bits_per_image"] == 64 and tokenizer.training
 
 

@@ -2,44 +2,91 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.discrete.codes import bit_entropy, code_usage
+from vtc.discrete.codes import bit_entropy, code_histogram, regroup
 from vtc.discrete.tokenizer import ImageTokenizer
+from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
 
-
-def psnr(output: Tensor, target: Tensor, span: float = 2.0) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, `[B]`; `span` is the range of the pixels."""
-    error = (output - target).square().flatten(1).mean(1)
-    return 10 * torch.log10(span**2 / error.clamp(min=1e-12))
+#: Codes of a token are counted as one number up to this many bits.
+COUNTED_BITS = 16
 
 
-def ssim(output: Tensor, target: Tensor, span: float = 2.0, sigma: float = 1.5) -> Tensor:
-    """Structural similarity of each image, `[B]` (Wang et al. 2004).
+def image_quality(output: Tensor, target: Tensor) -> dict[str, float]:
+    """Mean `psnr` in dB and `ssim` (7 x 7 windows) of images `[n, C, H, W]` in [-1, 1].
 
-    The Gaussian window has 11 pixels, fewer for images that are smaller.
+    Both are scikit-image's.
+
+    Raises:
+        VTCError: other shapes, images of less than 7 pixels, or scikit-image is missing.
     """
-    side = min(11, output.shape[-1], output.shape[-2])
-    side -= 1 - side % 2
-    offset = torch.arange(side, device=output.device, dtype=output.dtype) - side // 2
-    window = torch.exp(-offset.square() / (2 * sigma**2))
-    window = torch.outer(window, window) / window.sum() ** 2
-    channels = output.shape[1]
-    kernel = window.expand(channels, 1, side, side)
+    try:
+        from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+    except ImportError as error:
+        raise VTCError(
+            "metrics: scikit-image is missing, install it with `pip install vtc-vlm[eval]`"
+        ) from error
+    if output.shape != target.shape:
+        raise VTCError(f"output: got {tuple(output.shape)} for a target of {tuple(target.shape)}")
+    if min(target.shape[2:]) < 7:
+        raise VTCError(f"target: got shape {tuple(target.shape)}, at least 7 x 7 pixels are needed")
+    made, real = (x.detach().cpu().clamp(-1, 1).double().numpy() for x in (output, target))
+    pairs = list(zip(real, made, strict=True))
+    with np.errstate(divide="ignore"):
+        psnr = [peak_signal_noise_ratio(a, b, data_range=2) for a, b in pairs]
+    ssim = [structural_similarity(a, b, data_range=2, channel_axis=0) for a, b in pairs]
+    return {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))}
 
-    def mean(x: Tensor) -> Tensor:
-        return F.conv2d(x, kernel, groups=channels)
 
-    a, b = mean(output), mean(target)
-    var_a, var_b = mean(output**2) - a**2, mean(target**2) - b**2
-    covariance = mean(output * target) - a * b
-    c1, c2 = (0.01 * span) ** 2, (0.03 * span) ** 2
-    value = (2 * a * b + c1) * (2 * covariance + c2)
-    value = value / ((a**2 + b**2 + c1) * (var_a + var_b + c2))
-    return value.flatten(1).mean(1)
+def code_statistics(ids: Tensor, space: CodeSpace) -> dict[str, float]:
+    """How codes `[n, N, K]` use their space.
+
+    Returns:
+        `bits_per_image`; `usage`, the share of a token's codes that occur, and `code_entropy`, the
+        entropy of a token's code in bits, where a token has at most `COUNTED_BITS`; `bit_entropy`,
+        1 when every bit is set half of the time, for binary codes.
+    """
+    report = {"bits_per_image": space.bits_per_image}
+    if space.bits <= COUNTED_BITS:
+        powers = all(size & (size - 1) == 0 for size in space.vocab)
+        if space.subcodes == 1 or powers:
+            whole = ids if space.subcodes == 1 else regroup(ids, space, space.split(1))
+            share = code_histogram(whole, round(2**space.bits))
+            report["usage"] = float((share > 0).float().mean())
+            report["code_entropy"] = float(torch.special.entr(share).sum() / math.log(2))
+    if space.is_binary:
+        report["bit_entropy"] = float(bit_entropy(ids))
+    return report
+
+
+@torch.no_grad()
+def reconstruct(
+    tokenizer: ImageTokenizer, images: Tensor, batch: int = 128
+) -> tuple[Tensor, Tensor]:
+    """Images `[n, C, H, W]` after the tokenizer, and their codes `[n, N, K]`, both on the CPU.
+
+    The codes are those of evaluation; the tokenizer's mode is left as it was.
+    """
+    device, was_training = next(tokenizer.parameters()).device, tokenizer.training
+    tokenizer.eval()
+    parts = [tokenizer(part.to(device)) for part in images.split(batch)]
+    tokenizer.train(was_training)
+    outputs, codes = zip(*parts, strict=True)
+    return torch.cat(outputs).cpu(), torch.cat([code.ids for code in codes]).cpu()
+
+
+def reconstruction_report(
+    tokenizer: ImageTokenizer, images: Tensor, batch: int = 128
+) -> dict[str, float]:
+    """`image_quality` and `code_statistics` of the tokenizer on images `[n, C, H, W]`."""
+    output, ids = reconstruct(tokenizer, images, batch)
+    space = tokenizer.space_of(images.shape[2:])
+    return {**image_quality(output, images), **code_statistics(ids, space)}
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
@@ -57,35 +104,3 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
     distance = (a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross
     return float(distance.clamp(min=0))
-
-
-@torch.no_grad()
-def reconstruction_report(
-    tokenizer: ImageTokenizer, images: Tensor, batch: int = 64
-) -> dict[str, float]:
-    """PSNR, SSIM, share of the codes in use and entropy of the bits, over `images` `[n, C, H, W]`.
-
-    Codes are those of evaluation. `usage` is the mean over the sub-codes; `bit_entropy` is there for
-    binary codes only.
-    """
-    was_training = tokenizer.training
-    tokenizer.eval()
-    scores, ids = [], []
-    for part in images.split(batch):
-        output, out = tokenizer(part)
-        output = output.clamp(-1, 1)
-        scores.append(torch.stack([psnr(output, part), ssim(output, part)], dim=1))
-        ids.append(out.ids.cpu())
-    tokenizer.train(was_training)
-    codes, space = torch.cat(ids), tokenizer.space_of(images.shape[2:])
-    mean = torch.cat(scores).mean(0)
-    usage = [code_usage(codes[..., k], size) for k, size in enumerate(space.vocab)]
-    report = {
-        "psnr": float(mean[0]),
-        "ssim": float(mean[1]),
-        "usage": sum(usage) / len(usage),
-        "bits_per_image": space.bits_per_image,
-    }
-    if space.is_binary:
-        report["bit_entropy"] = float(bit_entropy(codes))
-    return report

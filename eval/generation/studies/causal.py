@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from vtc.discrete import ImageTokenizer, Noise, create_tokenizer
 from vtc.discrete.losses import contrastive_last_token
+from vtc.discrete.metrics import image_quality
 from vtc.eval.generation import pictures
 from vtc.eval.generation.config import TrainSettings
 from vtc.eval.generation.loop import fit
-from vtc.eval.generation.metrics import image_quality
 from vtc.eval.generation.studies import parts
 from vtc.eval.generation.studies.base import Metric, Row, Study
 from vtc.eval.generation.tasks import TokenizerTask

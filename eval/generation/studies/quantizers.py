@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.eval.generation import pictures
-from vtc.eval.generation.metrics import reconstruction
 from vtc.eval.generation.studies import parts
 from vtc.eval.generation.studies.base import Metric, Row, Study, values
 
@@ -34,13 +34,13 @@ def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path 
         data, seed, settings["train"], settings["tokenizer"], patch=settings["patch"], **case
     )
     target = parts.held_out(data)["image"]
-    report, output = reconstruction(tokenizer, target)
+    output, ids = reconstruct(tokenizer, target)
     if folder is not None:
         shown = settings["shown"]
         pictures.save_grid(target[:shown], shown, folder / "quantizers_original.png", 40)
         name = f"quantizers_{case['quantizer']}.png"
         pictures.save_grid(output[:shown], shown, folder / name, 40)
-    return report
+    return {**image_quality(output, target), **code_statistics(ids, tokenizer.space)}
 
 
 def figure(rows: list[Row], path: Path) -> None:

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.discrete import ImageTokenizer, Noise, create_tokenizer
+from vtc.discrete.metrics import code_statistics, image_quality
 from vtc.eval.generation import pictures
 from vtc.eval.generation.config import TrainSettings
 from vtc.eval.generation.data import TensorImages, take
 from vtc.eval.generation.loop import fit
-from vtc.eval.generation.metrics import code_statistics, image_quality
 from vtc.eval.generation.studies import parts
 from vtc.eval.generation.studies.base import Metric, Row, Study, values
 

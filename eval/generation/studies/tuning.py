@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from vtc.discrete import Captioner, CodeProjector, ImageTokenizer, Noise
 from vtc.discrete.backbone import TransformerConfig
 from vtc.discrete.losses import joint_caption_loss, reconstruction_loss
+from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.eval.generation import pictures
 from vtc.eval.generation.config import TrainSettings
 from vtc.eval.generation.data import ImageData
 from vtc.eval.generation.loop import fit
-from vtc.eval.generation.metrics import reconstruction
 from vtc.eval.generation.render import WORDS
 from vtc.eval.generation.studies import parts
 from vtc.eval.generation.studies.base import Metric, Row, Study, values
@@ -87,7 +87,7 @@ def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path 
     best, _ = fit(task, data.train, TrainSettings(**settings["train"]), seed)
     held = parts.held_out(data)
     words = word_accuracy(best, held["image"], held["caption"])
-    report, output = reconstruction(best.tokenizer, held["image"])
+    output, ids = reconstruct(best.tokenizer, held["image"])
     if folder is not None:
         some, number = settings["shown"], list(CASES.values()).index(case)
         pictures.save_grid(output[:some], some, folder / f"tuning_{number}.png", 32)
@@ -96,8 +96,8 @@ def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path 
     return {
         "words": sum(words) / len(words),
         **{f"word_{name}": value for name, value in zip(names, words, strict=True)},
-        "psnr": report["psnr"],
-        "usage": report["usage"],
+        "psnr": image_quality(output, held["image"])["psnr"],
+        "usage": code_statistics(ids, best.tokenizer.space)["usage"],
     }
 
 

@@ -8,6 +8,7 @@ import torch
 
 from vtc import VTCError
 from vtc.discrete import CodeSpace, create_tokenizer
+from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 
 pytest.importorskip("omegaconf")
 pytest.importorskip("accelerate")
@@ -17,11 +18,6 @@ scipy_stats = pytest.importorskip("scipy.stats")
 from vtc.eval.generation.config import DataSettings, FeatureSettings  # noqa: E402
 from vtc.eval.generation.data import load_data  # noqa: E402
 from vtc.eval.generation.features import feature_net  # noqa: E402
-from vtc.eval.generation.metrics import (  # noqa: E402
-    code_statistics,
-    image_quality,
-    reconstruction,
-)
 from vtc.eval.generation.seeds import estimate, paired  # noqa: E402
 from vtc.eval.generation.studies.rollout import growth  # noqa: E402
 from vtc.eval.generation.tasks import from_patches, to_patches  # noqa: E402
@@ -43,6 +39,8 @@ def test_quality_agrees_with_scikit_image() -> None:
     assert image_quality(5 * a, (5 * a).clamp(-1, 1))["psnr"] == math.inf  # clamped before
     with pytest.raises(VTCError, match="output"):
         image_quality(a, b[:2])
+    with pytest.raises(VTCError, match="7 x 7"):
+        image_quality(a[..., :6], b[..., :6])
 
 
 def test_code_statistics() -> None:
@@ -63,10 +61,10 @@ def test_reconstruction_measures_evaluation_mode() -> None:
     torch.manual_seed(0)
     tokenizer = create_tokenizer("tiny_instella_1d", dim=16).train()
     images = torch.rand(5, 3, 8, 8)
-    first, output = reconstruction(tokenizer, images, batch=2)
-    second, again = reconstruction(tokenizer, images, batch=5)
-    assert output.shape == images.shape and torch.allclose(output, again, atol=1e-5)
-    assert first == pytest.approx(second)
+    first, codes = reconstruct(tokenizer, images, batch=2)
+    second, again = reconstruct(tokenizer, images, batch=5)
+    assert first.shape == images.shape and torch.allclose(first, second, atol=1e-5)
+    assert torch.equal(codes, again) and tokenizer.training
 
 
 def test_features_rank_real_images_before_noise() -> None:
