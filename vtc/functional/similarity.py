@@ -6,6 +6,8 @@ emits its segmentation token. As a text-guided score for keeping tokens, the sim
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,6 +43,10 @@ def token_similarity(image: Tensor, query: Tensor) -> Tensor:
     return similarity * weight / weight.mean(dim=-1, keepdim=True)
 
 
+#: Cells a side of the enlarged map that points are refined on (the input side of READ's encoder).
+FULL_SIDE = 336
+
+
 def similarity_points(
     similarity: Tensor,
     image_size: tuple[int, int],
@@ -51,9 +57,10 @@ def similarity_points(
 ) -> tuple[Tensor, Tensor]:
     """Points on the image where a similarity map is high, low, or neither.
 
-    The square map is scaled to [0, 1], down-sampled, scaled again and padded to the aspect ratio.
-    Points are taken in the order: similar (falling), dissimilar (rising), the rest (falling). Each
-    is moved to the mean of its surroundings on the full-size map, which is differentiable.
+    The square map is down-sampled, scaled to [0, 1] and padded to the aspect ratio of the image.
+    Points are taken in the order: similar (falling), dissimilar (rising), the rest (raster order).
+    Each is moved to the mean of its surroundings on the map enlarged to the image, which is
+    differentiable.
 
     Args:
         similarity: `[N]`, a square grid in raster order.
@@ -69,38 +76,37 @@ def similarity_points(
     Raises:
         VTCError: N is no square number, or the map has fewer than `count` cells.
     """
-    side = round(similarity.numel() ** 0.5)
+    side = math.isqrt(similarity.numel())
     if side * side != similarity.numel():
         raise VTCError(f"similarity: got {similarity.numel()} tokens, not a square grid")
-    fine = _unit_range(similarity.reshape(1, 1, side, side))
     small = side // down_sample
-    coarse = F.interpolate(fine, (small, small), mode="bilinear", align_corners=False)
-    coarse = _pad_to_aspect(_unit_range(coarse)[0, 0], image_size)
+    if small * small < count:
+        raise VTCError(f"count: got {count}, the map has {small * small} cells")
+    fine = similarity.reshape(1, 1, side, side).float()
+    coarse = _unit_range(F.interpolate(fine, (small, small), mode="bilinear"))
+    coarse = _pad_to_aspect(coarse, image_size, -1.0)[0, 0]
     value = coarse.flatten()
-    if int((value >= 0).sum()) < count:
-        raise VTCError(f"count: got {count}, the map has {int((value >= 0).sum())} cells")
 
-    def members(chosen: Tensor, descending: bool) -> Tensor:
-        index = chosen.nonzero().squeeze(1)
-        return index[value[index].argsort(descending=descending, stable=True)]
+    def members(chosen: Tensor) -> Tensor:
+        return chosen.nonzero().squeeze(1)
 
-    groups = [
-        members(value >= positive, True),
-        members((value <= negative) & (value >= 0), False),
-        members((value < positive) & (value > negative), True),
-    ]
+    high = members(value >= positive)
+    low = members((value >= 0) & (value <= negative))
+    groups = (
+        high[value[high].argsort(descending=True, stable=True)],
+        low[value[low].argsort(stable=True)],
+        members((value > negative) & (value < positive)),
+    )
     index = torch.cat(groups)[:count]
-    labels = torch.cat(
-        [torch.full_like(g, mark) for g, mark in zip(groups, (1, 0, -1), strict=True)]
-    )[:count]
+    labels = torch.tensor([1, 0, -1]).repeat_interleave(torch.tensor([len(g) for g in groups]))
     height, width = image_size
     rows, cols = coarse.shape
     # the pixel that holds the middle of the cell
-    x, y = (index % cols + 0.5) * width / cols, (index // cols + 0.5) * height / rows
+    x, y = (index % cols + 0.5) * (width / cols), (index // cols + 0.5) * (height / rows)
     centre = torch.stack([x, y], dim=-1).floor()
-    short = min(image_size)
-    full = F.interpolate(fine, (short, short), mode="bilinear", align_corners=False)
-    return _refine(centre, _pad_to_aspect(full[0, 0], image_size)), labels
+    full = F.interpolate(_unit_range(fine), (FULL_SIDE, FULL_SIDE), mode="bilinear")
+    full = F.interpolate(_pad_to_aspect(full, image_size, 0.0), image_size, mode="bilinear")
+    return _refine(centre, full[0, 0]), labels[:count].to(index.device)
 
 
 def _refine(points: Tensor, full: Tensor) -> Tensor:
@@ -117,11 +123,11 @@ def _unit_range(x: Tensor) -> Tensor:
     return (x - x.min()) / (x.max() - x.min()).clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def _pad_to_aspect(x: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Pad a square map with -1 on both sides of the longer image side."""
-    height, width = image_size
-    side = x.shape[-1]
-    rows = max(side, round(side * height / width))
-    cols = max(side, round(side * width / height))
-    top, left = (rows - side) // 2, (cols - side) // 2
-    return F.pad(x, (left, cols - side - left, top, rows - side - top), value=-1.0)
+def _pad_to_aspect(x: Tensor, image_size: tuple[int, int], value: float) -> Tensor:
+    """Pad a square map `[..., S, S]` alike on both sides of the longer image side.
+
+    An odd rest is left out, so the cells of a padded map may be a little wider than tall.
+    """
+    side, short = x.shape[-1], min(image_size)
+    top, left = ((side * length // short - side) // 2 for length in image_size)
+    return F.pad(x, (left, left, top, top), value=value)
