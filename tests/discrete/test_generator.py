@@ -256,6 +256,21 @@ def test_a_tied_head_predicts_masked_tokens_only() -> None:
         model.sample(torch.tensor([0]), "ar")
 
 
+def test_a_tied_head_can_tell_the_subcodes_of_a_hidden_token_apart() -> None:
+    space = CodeSpace(16, (8, 8), (4, 4))
+    torch.manual_seed(0)
+    model = create_generator("tiny_elm_mlm", space=space, dim=32).eval()
+    given, ids = model.condition(torch.zeros(3).long()), draw(space)
+    hidden = torch.ones(3, 16, dtype=torch.bool)
+    logits = model.masked_logits(ids, hidden, given)
+    assert torch.equal(logits[:, :, 0], logits[:, :, 1])  # as ELM has it, where training starts
+    model.loss(ids, torch.zeros(3).long(), seed=0)["loss"].backward()
+    with torch.no_grad():
+        model.head.place -= 10 * model.head.place.grad
+    logits = model.masked_logits(ids, hidden, given)
+    assert not torch.allclose(logits[:, :, 0], logits[:, :, 1], atol=1e-4)
+
+
 @pytest.mark.parametrize("objective", ["next_token", "masked_token"])
 def test_soft_targets_lie_around_the_code(objective: str) -> None:
     space = CodeSpace(4, (8, 8))

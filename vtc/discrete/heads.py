@@ -68,6 +68,9 @@ class IndexHead(Head):
 class TiedHead(Head):
     """Sub-codes one after the other in the sequence, one table in and out (ELM's masked model).
 
+    The sub-codes of a token share its position. ELM tells them apart by nothing else, so where a whole
+    token is hidden they would all get one prediction; here each has a learned vector, zero at first.
+
     Args:
         dim: width.
         space: what a token is; all sub-codes have one vocabulary.
@@ -79,6 +82,7 @@ class TiedHead(Head):
             raise VTCError(f"space: got vocab {space.vocab}, a tied head needs equal sub-codes")
         self.vocab, self.repeat = space.vocab, space.subcodes
         self.table = nn.Embedding(self.vocab[0] + 1, dim)  # the last row is the mask
+        self.place = nn.Parameter(torch.zeros(self.repeat, dim)) if self.repeat > 1 else None
         self.map = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim))
         self.bias = nn.Parameter(torch.zeros(self.vocab[0]))
         nn.init.normal_(self.table.weight, std=0.02)
@@ -87,7 +91,8 @@ class TiedHead(Head):
         """See `Head.embed`."""
         if unknown is not None:
             codes = codes.masked_fill(unknown.unsqueeze(-1), self.vocab[0])
-        return self.table(codes.flatten(1))
+        x = self.table(codes)
+        return (x if self.place is None else x + self.place).flatten(1, 2)
 
     def forward(self, h: Tensor) -> Tensor:
         """`[B, N * K, D]` to logits `[B, N, K, V]`; the table gets no gradient from here."""

@@ -67,7 +67,7 @@ STUDY = Study(
     settings={
         "tokenizer": "tiny_titok",
         "patch": 4,
-        "train": {"steps": 400, "batch": 16, "lr": 4e-3, "ema": 0.98, "log_every": 400},
+        "train": {"steps": 800, "batch": 32, "log_every": 800},
         "shown": 16,
     },
     cases=CASES,
@@ -83,7 +83,7 @@ STUDY = Study(
     limits=(
         "Settings are defaults or the first that trained in an earlier trial, none was tuned: read "
         "'trains / collapses under plain settings', not a ranking of the methods.",
-        "400 steps of 16 images are few; longer training may change the order.",
+        "800 steps of 32 images are few; longer training may change the order.",
     ),
     pictures={
         "quantizers_original": "held-out images",
