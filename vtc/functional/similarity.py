@@ -126,8 +126,10 @@ def _unit_range(x: Tensor) -> Tensor:
 def _pad_to_aspect(x: Tensor, image_size: tuple[int, int], value: float) -> Tensor:
     """Pad a square map `[..., S, S]` alike on both sides of the longer image side.
 
-    An odd rest is left out, so the cells of a padded map may be a little wider than tall.
+    An odd rest is left out, so the cells of a padded map may be a little wider than tall. The
+    product is rounded down in floating point, as published.
     """
-    side, short = x.shape[-1], min(image_size)
-    top, left = ((side * length // short - side) // 2 for length in image_size)
+    side = x.shape[-1]
+    scale = side / min(image_size)
+    top, left = (max(int(length * scale) - side, 0) // 2 for length in image_size)
     return F.pad(x, (left, left, top, top), value=value)
