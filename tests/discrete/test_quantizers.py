@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from vtc import VTCError
-from vtc.discrete.codes import pack_bits
+from vtc.discrete.codes import bit_table, pack_bits
 from vtc.discrete.noise import Noise
 from vtc.discrete.quantizers import create_quantizer, list_quantizers
 from vtc.discrete.quantizers.base import straight_through
 from vtc.discrete.quantizers.bernoulli import BernoulliQuantizer, bit_penalty
+from vtc.discrete.quantizers.bsq import bitwise_entropy_loss
 from vtc.discrete.quantizers.ibq import IndexBackpropQuantizer, entropy_loss
 
 OPTIONS: dict[str, dict] = {
@@ -75,6 +76,7 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(VTCError, match="vtc-vlm\\[discrete\\]"):
         create_quantizer("fsq", 8, levels=(4, 4))
     create_quantizer("bernoulli", 8, bits=4)
+    create_quantizer("bsq", 8, bits=18)
 
 
 def test_straight_through() -> None:
@@ -119,9 +121,37 @@ def test_index_backprop_reaches_the_whole_codebook() -> None:
     assert entropy_loss(torch.full((3, 4), 0.25)) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_more_bits_than_fit_in_a_number() -> None:
-    quantizer = create_quantizer("bernoulli", 8, bits=80)
-    assert quantizer(torch.randn(1, 2, 8)).ids.shape == (1, 2, 80)
+@pytest.mark.parametrize(
+    "name, options, subcodes",
+    [
+        ("bernoulli", {"bits": 80}, 80),
+        ("bsq", {"bits": 62}, 1),
+        ("bsq", {"bits": 128, "groups": 4}, 4),
+    ],
+)
+def test_many_bits(name: str, options: dict, subcodes: int) -> None:
+    quantizer = create_quantizer(name, 8, **options).eval()
+    h = torch.randn(1, 2, 8, requires_grad=True)
+    out = quantizer(h)
+    assert out.ids.shape == (1, 2, subcodes)
+    torch.testing.assert_close(quantizer.embed(out.ids), out.z)
+    (out.z.square().sum() + out.loss).backward()
+    assert h.grad.abs().sum() > 0  # type: ignore[union-attr]
+    with pytest.raises(VTCError, match="62 bits a group"):
+        create_quantizer("bsq", 8, bits=63)
+
+
+def test_entropy_on_the_sphere_factorises() -> None:
+    torch.manual_seed(0)
+    u = torch.nn.functional.normalize(torch.randn(7, 5, dtype=torch.float64), dim=-1)
+    corners = (2 * bit_table(5).double() - 1) / 5**0.5
+    every = torch.softmax(30 * u @ corners.T, dim=-1)  # all 32 corners
+    exact = torch.special.entr(every).sum(-1).mean()
+    single = u[:1].expand(7, 5)  # the second term is exact where all rows are alike
+    assert bitwise_entropy_loss(single, 30.0) == pytest.approx(0, abs=1e-9)
+    chance = torch.sigmoid(2 * 30 * u / 5**0.5).mean(0)
+    mean = (torch.special.entr(chance) + torch.special.entr(1 - chance)).sum()
+    assert bitwise_entropy_loss(u, 30.0) == pytest.approx(float(exact - mean))
 
 
 @pytest.mark.parametrize("name", ["lfq", "bsq"])

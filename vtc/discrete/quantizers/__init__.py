@@ -8,6 +8,7 @@ from typing import Any
 from vtc.discrete.quantizers import library
 from vtc.discrete.quantizers.base import Quantizer
 from vtc.discrete.quantizers.bernoulli import BernoulliQuantizer
+from vtc.discrete.quantizers.bsq import bsq
 from vtc.discrete.quantizers.ibq import IndexBackpropQuantizer
 from vtc.discrete.quantizers.vq import VectorQuantizer
 from vtc.registry import create, names
@@ -18,7 +19,7 @@ QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
     "ibq": IndexBackpropQuantizer,
     "ema_vq": library.ema_vq,
     "lfq": library.lfq,
-    "bsq": library.bsq,
+    "bsq": bsq,
     "fsq": library.fsq,
     "sim_vq": library.sim_vq,
 }

@@ -105,8 +105,7 @@ def lfq(
         bits: bits a token.
         groups: sub-codes of a token; most significant bit first inside each.
         entropy: weight of the entropy term.
-        spherical: put features on the sphere first (binary spherical quantisation,
-            arXiv 2406.07548).
+        spherical: put features on the sphere first, see `bsq`.
     """
     if groups < 1 or bits % groups:
         raise VTCError(f"groups: got {groups}, they do not divide {bits} bits")
@@ -114,7 +113,7 @@ def lfq(
     if width > LARGEST_GROUP:
         raise VTCError(
             f"groups: got {groups}, which leaves {width} bits a group; at most {LARGEST_GROUP} fit, "
-            "take more groups or the 'bernoulli' quantiser"
+            "take more groups, or 'bsq' or 'bernoulli'"
         )
     inner = _library().LFQ(
         dim=bits,
@@ -125,11 +124,6 @@ def lfq(
         spherical=spherical,
     )
     return LibraryQuantizer(dim, bits, (2**width,) * groups, inner, inner.indices_to_codes)
-
-
-def bsq(dim: int, bits: int, groups: int = 1, entropy: float = 0.005) -> LibraryQuantizer:
-    """Binary spherical quantisation; see `lfq`."""
-    return lfq(dim, bits, groups, entropy, spherical=True)
 
 
 def fsq(dim: int, levels: tuple[int, ...]) -> LibraryQuantizer:
