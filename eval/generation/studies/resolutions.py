@@ -112,7 +112,7 @@ STUDY = Study(
     settings={
         "tokenizer": {"patch": 4, "tokens": 8},
         "count": 3000,
-        "train": {"steps": 1000, "batch": 32, "log_every": 1000},
+        "train": {"steps": 2000, "batch": 16, "log_every": 2000},
         "shown": 12,
     },
     cases=CASES,
