@@ -114,16 +114,17 @@ def whole(grid: tuple[int, int]) -> Plan:
     return _plan(grid, _raster_index(grid).flatten(), (grid[0] * grid[1],))
 
 
-def cell(grid: tuple[int, int], size: int) -> Plan:
-    """Cells of `size` x `size` neighbours: raster of cells, raster inside a cell.
+def cell(grid: tuple[int, int], size: int | tuple[int, int]) -> Plan:
+    """Cells of neighbours, `size` a side or `(rows, cols)`: raster of cells, raster inside a cell.
 
     Raises:
         VTCError: the grid does not divide into such cells.
     """
-    _divides(grid, size)
-    tiles = _raster_index(grid).unflatten(1, (-1, size)).unflatten(0, (-1, size))
-    order = tiles.transpose(1, 2).flatten()  # [rows, size, cols, size] -> cell by cell
-    return _plan(grid, order, (size * size,) * (grid[0] * grid[1] // size**2))
+    rows, cols = (size, size) if isinstance(size, int) else size
+    _divides(grid, (rows, cols))
+    tiles = _raster_index(grid).unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
+    order = tiles.transpose(1, 2).flatten()  # [down, rows, across, cols] -> cell by cell
+    return _plan(grid, order, (rows * cols,) * (grid[0] * grid[1] // (rows * cols)))
 
 
 def subsample(grid: tuple[int, int], stride: int) -> Plan:
@@ -132,7 +133,7 @@ def subsample(grid: tuple[int, int], stride: int) -> Plan:
     Raises:
         VTCError: the grid does not divide by the stride.
     """
-    _divides(grid, stride)
+    _divides(grid, (stride, stride))
     tiles = _raster_index(grid).unflatten(1, (-1, stride)).unflatten(0, (-1, stride))
     order = tiles.permute(1, 3, 0, 2).flatten()
     return _plan(grid, order, (grid[0] * grid[1] // stride**2,) * stride**2)
@@ -188,6 +189,6 @@ def _plan(grid: tuple[int, int], order: Tensor, sizes: tuple[int, ...]) -> Plan:
     return Plan(grid, order, sizes, coordinates)
 
 
-def _divides(grid: tuple[int, int], size: int) -> None:
-    if size < 1 or grid[0] % size or grid[1] % size:
+def _divides(grid: tuple[int, int], size: tuple[int, int]) -> None:
+    if min(size) < 1 or grid[0] % size[0] or grid[1] % size[1]:
         raise VTCError(f"size: got {size}, it does not divide the grid {grid}")

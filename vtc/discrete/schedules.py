@@ -74,7 +74,7 @@ def masked_share(kind: str, ratio: float) -> float:
 
 def masked_count(kind: str, tokens: int, step: int, steps: int) -> int:
     """Tokens that stay masked after `step` (from 0) of `steps`, rounded down."""
-    return int(math.floor(tokens * max(masked_share(kind, (step + 1) / steps), 0.0) + 1e-9))
+    return math.floor(tokens * masked_share(kind, (step + 1) / steps))
 
 
 def logit_normal(normal: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
