@@ -6,6 +6,7 @@ Methods differ by colour and by marker, and every line carries its name.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ COLOURS = {
 }  # fmt: skip
 SERIES = [name for name in COLOURS if re.fullmatch(r"s\d", name)]
 MARKERS = "osD^vPXp<>h"  # prime to the number of colours, so that pairs repeat late
+MARKER, RING = 7, 14  # diameters in points
 WORSE, BETTER = "#c85214", "#0060aa"  # of the heat map, as --worse and --better
 
 
@@ -64,10 +66,10 @@ def against_retention(results: Results, metric: str, size: tuple[float, float] =
     ticks = sorted({r for r in results.retentions if r is not None} | {1.0})
     if not any(r is not None for r in results.retentions):
         ticks = sorted({round(share, 3) for share in shares} | {1.0})
-    axes.set_xticks(ticks, [f"{100 * tick:g} %" for tick in ticks])
+    axes.set_xticks(ticks, [f"{100 * tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlim(1.12, min([*shares, 0.5]) * 0.9)  # much kept on the left
-    axes.set_xlabel("patch tokens kept (logarithmic)")
+    axes.set_xlabel("patch tokens kept (%, logarithmic)")
     axes.set_ylabel(f"{metric} (%)")
     _labels(axes, ends, size)
     return figure
@@ -75,7 +77,7 @@ def against_retention(results: Results, metric: str, size: tuple[float, float] =
 
 def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE) -> Any:
     """Accuracy against time to the first token, or visual tokens when nothing was timed; the
-    Pareto front is marked. A figure."""
+    Pareto front is marked, with the retentions of its entries. A figure."""
     figure, axes = _axes(size, right=0.2)
     timed = results.timed
     shown = [e for e in results.entries if not math.isnan(cost(e, timed))]
@@ -89,7 +91,7 @@ def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE
             [cost(e, timed) for e in line], [100 * e.accuracy.value for e in line],
             color=colour, linewidth=0.8, alpha=0.5, zorder=1.5,
         )  # fmt: skip
-        axes.plot([], [], marker, color=colour, markersize=7, label=label)
+        axes.plot([], [], marker, color=colour, markersize=MARKER, label=label)
         for entry in mine:
             if timed and entry.prefill is not None:
                 axes.plot(
@@ -103,20 +105,14 @@ def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE
             cost(results.full, timed), 100 * results.full.accuracy.value, "*", markersize=11,
             color=COLOURS["ink"], zorder=4, linestyle="none", label="full model",
         )  # fmt: skip
-    front = sorted((e for e in shown if e.front), key=lambda e: cost(e, timed))
-    _front(axes, front, timed)
-    costs = [cost(entry, timed) for entry in shown]
-    across = (max(costs) - min(costs)) or 1.0
-    # names of the front stand on its left, where nothing can be: as many inches on every size
-    room = across / (size[0] / 1.75 - 1)
-    axes.set_xlim(min(costs) - room, max(costs) + 0.05 * across)
-    axes.set_xticks([tick for tick in axes.get_xticks() if min(costs) - room / 2 <= tick])
-    axes.set_xlim(min(costs) - room, max(costs) + 0.05 * across)
+    shown = sorted(shown, key=lambda e: cost(e, timed))
+    _front(axes, [e for e in shown if e.front], timed)
+    axes.margins(0.5 / (size[0] - 1.8), 0.06)  # half an inch for the retentions beside the front
     axes.set_ylabel(f"{metric} (%)")
     axes.set_xlabel(
         "time to the first token, full model = 1" if timed else "visual tokens the model reads"
     )
-    _front_names(axes, front, timed, size)
+    _front_retentions(axes, results, shown, timed)
     # much cost for little accuracy: this corner is empty
     axes.legend(loc="lower right", frameon=False, fontsize=9, handletextpad=0.3)
     return figure
@@ -223,8 +219,8 @@ def _point(
             [x, x], [100 * accuracy.low, 100 * accuracy.high], color=colour, linewidth=1, zorder=2
         )
     axes.plot(
-        x, 100 * accuracy.value, marker, color=colour, markersize=7, zorder=3, markeredgewidth=1.4,
-        markerfacecolor=COLOURS["paper"] if hollow else colour,
+        x, 100 * accuracy.value, marker, color=colour, markersize=MARKER, zorder=3,
+        markeredgewidth=1.4, markerfacecolor=COLOURS["paper"] if hollow else colour,
     )  # fmt: skip
 
 
@@ -285,25 +281,54 @@ def _front(axes: Any, front: Sequence[Entry], timed: bool) -> None:
     )  # fmt: skip
     axes.plot(
         [cost(e, timed) for e in front], [100 * e.accuracy.value for e in front], "o",
-        markersize=14, markerfacecolor="none", markeredgecolor=COLOURS["ink"],
+        markersize=RING, markerfacecolor="none", markeredgecolor=COLOURS["ink"],
         markeredgewidth=1.1, zorder=3.5, linestyle="none",
     )  # fmt: skip
 
 
-def _front_names(axes: Any, front: Sequence[Entry], timed: bool, size: tuple[float, float]) -> None:
-    """Names of the entries on the front, left of their points."""
-    low, high = axes.get_ylim()
-    room = 0.19 / (size[1] * 0.87) * (high - low)
-    left, right = axes.get_xlim()
-    named = sorted((e for e in front if not e.full), key=lambda e: -e.accuracy.value)
-    places = _apart([100 * entry.accuracy.value + room / 2 for entry in named], room, [])
-    for entry, at in zip(named, places, strict=True):
-        x, y = cost(entry, timed), 100 * entry.accuracy.value
-        axes.annotate(
-            entry.name, (x, y), (x - 0.19 / size[0] * (right - left), at),
-            fontsize=8.5, va="center", ha="right", color=COLOURS["ink"], annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": COLOURS["faint"], "lw": 0.5, "shrinkB": 7},
+def _front_retentions(axes: Any, results: Results, shown: Sequence[Entry], timed: bool) -> None:
+    """The retention of every entry on the front, above its ring where it covers nothing.
+
+    Args:
+        shown: all entries of the figure, by cost.
+    """
+    axes.autoscale_view()  # places below are in pixels
+    taken = [box for entry in shown for box in _extents(axes, entry, timed)]
+    for entry in shown:
+        if not entry.front or entry.full:
+            continue
+        at = cost(entry, timed), 100 * entry.accuracy.value
+        text = axes.annotate(
+            entry.budget, at, (0, 0), textcoords="offset points", va="bottom", fontsize=9,
+            fontweight="bold", color=style(results, entry.label)[0],
         )  # fmt: skip
+        # from left to right: above it there are only entries that have their place
+        for rise, side in itertools.product(range(4, 200, 3), ("right", "left")):
+            text.set_horizontalalignment(side)
+            text.xyann = (-5 if side == "right" else 5, rise)
+            box = text.get_window_extent().padded(2)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+        if rise > 12:
+            arrow = {"arrowstyle": "-", "color": COLOURS["faint"], "lw": 0.6, "shrinkB": 7}
+            axes.annotate("", at, text.xyann, textcoords="offset points", arrowprops=arrow)
+
+
+def _extents(axes: Any, entry: Entry, timed: bool) -> list[Any]:
+    """Boxes of an entry's marker or ring and of its intervals, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    x, y = cost(entry, timed), 100 * entry.accuracy.value
+    low, high = 100 * entry.accuracy.low, 100 * entry.accuracy.high
+    lines = [] if math.isnan(low) else [[(x, low), (x, high)]]
+    if timed and entry.prefill is not None:
+        lines.append([(entry.prefill.low, y), (entry.prefill.high, y)])
+    radius = (RING if entry.front else MARKER) / 2 * axes.figure.dpi / 72
+    return [
+        Bbox(axes.transData.transform([(x, y)] * 2)).padded(radius * math.sqrt(0.5)),
+        *(Bbox(axes.transData.transform(line)) for line in lines),
+    ]
 
 
 # -- output ------------------------------------------------------------------------------------

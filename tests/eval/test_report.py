@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.transforms import Bbox
 
 from tests.eval import synthetic
 from vtc.errors import VTCError
 from vtc.eval.__main__ import main
 from vtc.eval.records import Setting
-from vtc.eval.report import kept
+from vtc.eval.report import charts, kept
 from vtc.eval.report.results import analyse, group_key
 from vtc.eval.report.runs import collect
 from vtc.eval.timing import Ratio
@@ -98,6 +99,33 @@ def test_options_tell_settings_of_a_method_apart():
     assert found.labels == ["pool", "pool (window=4)"]
     assert found.full is None and found.baseline is None
     assert len(found.others) == 1 and found.against_full == []
+
+
+@pytest.mark.parametrize("size", [charts.WIDE, charts.NARROW])
+def test_retentions_on_a_crowded_front_cover_nothing(size):
+    crowd = [Setting(name, 0.5) for name in synthetic.MANY]
+    answers = rows(*[1.0] * 300, tokens=1000)
+    for place, setting in enumerate(crowd):  # a few tokens more each, and a little more accurate
+        right = 280 + place
+        scores = [1.0] * right + [0.0] * (300 - right)
+        answers += rows(*scores, setting=setting, tokens=50 + 8 * place)
+    found = analyse(answers, [FULL, *crowd], 300, resamples=200)
+    front = [entry for entry in found.entries if entry.front and not entry.full]
+    assert len(front) == len(crowd)
+    figure = charts.against_cost(found, "accuracy", size)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_text() == "50 %"]
+    assert len(texts) == len(front)
+    boxes = [text.get_window_extent() for text in texts]
+    bars = [
+        Bbox(axes.transData.transform([(entry.tokens, 100 * end) for end in (low, high)]))
+        for entry in found.entries
+        for low, high in [(entry.accuracy.low, entry.accuracy.high)]
+    ]
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in (*boxes[:number], *bars))
+        assert box.x0 >= axes.bbox.x0 and box.y1 <= figure.bbox.y1
 
 
 def test_answers_must_belong_to_the_run():
