@@ -23,7 +23,7 @@ EXTRAS = {
     "kernels": ["triton>=3.2; platform_system == 'Linux'"],
     "accelerate": ["accelerate>=1.0"],
     "suites": ["datasets>=3"],
-    "discrete": ["vector-quantize-pytorch>=1.32", "timm>=1.0"],
+    "discrete": ["vector-quantize-pytorch>=1.32", "timm>=1.0", "lpips>=0.1.4"],
     "generation": ["omegaconf>=2.3"],  # with "eval", "accelerate" and "discrete"
 }
 EXTRAS["test"] = [

@@ -85,6 +85,33 @@ class TrainSettings:
 
 
 @dataclass
+class AdversarialSettings:
+    """A discriminator beside the tokenizer, see `vtc.discrete.losses.Adversarial`.
+
+    Attributes:
+        weight: of the tokenizer's share, 0 for no discriminator.
+        start: steps before it begins.
+        adaptive: balance it with the reconstruction.
+        lecam: weight of the LeCAM penalty.
+        width: channels of the discriminator's first layer.
+        layers: its stride-2 layers; images need 3 * 2 ** layers pixels.
+    """
+
+    weight: float = 0.0
+    start: int = 0
+    adaptive: bool = True
+    lecam: float = 0.0
+    width: int = 64
+    layers: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "start", "lecam"):
+            _within(f"tokenizer.adversarial.{name}", getattr(self, name), 0)
+        for name in ("width", "layers"):
+            _within(f"tokenizer.adversarial.{name}", getattr(self, name), 1)
+
+
+@dataclass
 class TokenizerSettings:
     """Which tokenizer, and its loss.
 
@@ -92,6 +119,8 @@ class TokenizerSettings:
         name: a preset of `vtc.discrete.list_tokenizers`.
         options: arguments of the preset; `size` is the data's.
         loss: "l1", "mse" or "smooth_l1".
+        perceptual: weight of LPIPS (the `lpips` package with its VGG, which it downloads).
+        adversarial: see `AdversarialSettings`.
         prefix: decode a random prefix of the tokens in half of the steps (1-D codes).
         train: how to train it.
     """
@@ -99,11 +128,14 @@ class TokenizerSettings:
     name: str = "tiny_instella_1d"
     options: dict[str, Any] = field(default_factory=dict)
     loss: str = "mse"
+    perceptual: float = 0.0
+    adversarial: AdversarialSettings = field(default_factory=AdversarialSettings)
     prefix: bool = False
     train: TrainSettings = field(default_factory=TrainSettings)
 
     def __post_init__(self) -> None:
         _one_of("tokenizer.loss", self.loss, ("l1", "mse", "smooth_l1"))
+        _within("tokenizer.perceptual", self.perceptual, 0)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from vtc.discrete import (
     load,
     save,
 )
+from vtc.discrete.losses import Adversarial, PatchDiscriminator
 from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.discrete.presets import GENERATORS
 from vtc.errors import VTCError
@@ -33,7 +34,13 @@ from vtc.eval.generation.config import Experiment, TrainSettings
 from vtc.eval.generation.data import ImageData, TensorImages, load_data, take
 from vtc.eval.generation.features import feature_net
 from vtc.eval.generation.loop import fit, make_accelerator
-from vtc.eval.generation.tasks import GeneratorTask, TokenizerTask, from_patches, to_patches
+from vtc.eval.generation.tasks import (
+    GeneratorTask,
+    Lpips,
+    TokenizerTask,
+    from_patches,
+    to_patches,
+)
 
 Progress = Callable[[int, dict[str, float]], Any]
 SHOWN = 32  # images of a grid
@@ -75,7 +82,15 @@ def train_tokenizer(
         raise VTCError("tokenizer.options.size: the size of the data is taken, set data.size")
     torch.manual_seed(experiment.seed)
     tokenizer = create_tokenizer(settings.name, size=data.size, **settings.options)
-    task = TokenizerTask(tokenizer, settings.loss, settings.prefix)
+    perceptual = Lpips(settings.perceptual) if settings.perceptual else None
+    rival = settings.adversarial
+    adversarial = None
+    if rival.weight:
+        discriminator = PatchDiscriminator(tokenizer.encoder.channels, rival.width, rival.layers)
+        adversarial = Adversarial(
+            rival.weight, rival.start, rival.adaptive, rival.lecam, discriminator
+        )
+    task = TokenizerTask(tokenizer, settings.loss, settings.prefix, perceptual, adversarial)
     best = _train(
         experiment, task, data.train, settings.train, folder / "tokenizer", resume, progress
     )

@@ -122,6 +122,11 @@ def fit(
     """
     accelerator = accelerator or make_accelerator()
     weights = [p for p in task.parameters() if p.requires_grad]
+    # a discriminator's gradients must not shrink the steps of its rival
+    rival = getattr(task, "adversarial", None)
+    theirs = list(rival.parameters()) if rival is not None else []
+    ids = {id(p) for p in theirs}
+    sides = [[p for p in weights if id(p) not in ids], theirs]
     optimiser: Any = torch.optim.AdamW(
         weights, settings.lr, weight_decay=settings.weight_decay, fused=True
     )
@@ -165,7 +170,9 @@ def fit(
         optimiser.zero_grad()
         accelerator.backward(parts["loss"])
         if settings.clip:
-            accelerator.clip_grad_norm_(weights, settings.clip)
+            accelerator.unscale_gradients()
+            for side in sides:
+                nn.utils.clip_grad_norm_(side, settings.clip)
         optimiser.step()
         average.update_parameters(plain)
         state.step += 1

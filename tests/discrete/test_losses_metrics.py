@@ -38,6 +38,50 @@ def test_adversarial_parts_fit_together() -> None:
     assert 0 <= weight <= 1 and not weight.requires_grad
 
 
+def small_discriminator() -> losses.PatchDiscriminator:
+    torch.manual_seed(1)
+    return losses.PatchDiscriminator(width=4, layers=1)
+
+
+def test_the_two_sides_learn_from_their_own_loss_alone() -> None:
+    torch.manual_seed(0)
+    tokenizer, image = create_tokenizer("tiny_vqgan", width=8), torch.rand(2, 3, 8, 8)
+    rival = losses.Adversarial(0.3, adaptive=False, discriminator=small_discriminator())
+    tokenizer.loss(image, adversarial=rival)["loss"].backward()
+    output, out = tokenizer(image)
+    # the autoencoder: reconstruction and the verdict of a discriminator that is a constant
+    frozen = small_discriminator().requires_grad_(False)
+    mine = losses.reconstruction_loss(output, image, "mse") + out.loss
+    wanted = torch.autograd.grad(
+        mine + 0.3 * losses.generator_loss(frozen(output)), tokenizer.decoder.last_layer
+    )[0]
+    torch.testing.assert_close(tokenizer.decoder.last_layer.grad, wanted)
+    # the discriminator: the hinge loss of images that are constants
+    other = small_discriminator()
+    losses.hinge_discriminator_loss(other(image), other(output.detach())).backward()
+    for got, expected in zip(rival.discriminator.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, expected.grad)
+
+
+def test_a_discriminator_may_begin_later_and_balances_itself() -> None:
+    torch.manual_seed(0)
+    tokenizer, image = create_tokenizer("tiny_vqgan", width=8), torch.rand(2, 3, 8, 8)
+    rival = losses.Adversarial(start=2, lecam=0.1, discriminator=small_discriminator())
+    names = [set(tokenizer.loss(image, adversarial=rival)) for _ in range(3)]
+    assert "discriminator" not in names[0] | names[1] and "discriminator" in names[2]
+    assert rival.lecam.real_mean != 0
+    output, _ = tokenizer(image)
+    pixels, last = losses.reconstruction_loss(output, image), tokenizer.decoder.last_layer
+    share = rival(output, image, pixels, last)
+    own = share["loss"] - share["discriminator"]
+    one, two = (torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (pixels, own))
+    assert two <= 1.01 * one
+    with pytest.raises(VTCError, match="last_layer"):
+        rival(output, image, pixels, None)
+    with pytest.raises(VTCError, match="take fewer"):
+        losses.Adversarial()(output, image, pixels, last)
+
+
 def test_last_token_contrast_prefers_pairs() -> None:
     torch.manual_seed(0)
     tokens, text = torch.randn(6, 5, 8), torch.randn(6, 8)

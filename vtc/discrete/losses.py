@@ -66,8 +66,19 @@ class PatchDiscriminator(nn.Module):
             ]
         self.net = nn.Sequential(*parts, nn.Conv2d(size, 1, 4, 1, 1))
 
+        self.smallest = 3 * 2**layers
+
     def forward(self, image: Tensor) -> Tensor:
-        """`[B, 3, H, W]` to logits `[B, 1, h, w]`, large for real."""
+        """`[B, 3, H, W]` to logits `[B, 1, h, w]`, large for real.
+
+        Raises:
+            VTCError: an image too small for so many layers.
+        """
+        if min(image.shape[2:]) < self.smallest:
+            raise VTCError(
+                f"layers: this many need images of {self.smallest} pixels, got "
+                f"{image.shape[2]} x {image.shape[3]}; take fewer"
+            )
         return self.net(image)
 
 
@@ -114,6 +125,70 @@ class LeCam(nn.Module):
             self.real_mean.lerp_(real.mean().detach(), 1 - self.decay)
             self.fake_mean.lerp_(fake.mean().detach(), 1 - self.decay)
         return loss
+
+
+class Adversarial(nn.Module):
+    """A discriminator that learns in the same step as the autoencoder (VQGAN, arXiv 2012.09841).
+
+        adversarial = Adversarial(weight=0.1, start=30_000, lecam=0.001)
+        parts = tokenizer.loss(image, "l1", adversarial=adversarial)
+        parts["loss"].backward()
+
+    The autoencoder sees the discriminator's weights as constants, the discriminator the images, so that
+    the two losses add up and one backward pass and one optimiser serve both.
+
+    Args:
+        weight: of the autoencoder's share.
+        start: training steps before it begins.
+        adaptive: multiply the weight by `adaptive_weight`.
+        lecam: weight of `LeCam` in the discriminator's share.
+        discriminator: images to logits; a `PatchDiscriminator` by default.
+    """
+
+    def __init__(
+        self,
+        weight: float = 1.0,
+        start: int = 0,
+        adaptive: bool = True,
+        lecam: float = 0.0,
+        discriminator: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight, self.start, self.adaptive, self.lecam_weight = weight, start, adaptive, lecam
+        self.discriminator = discriminator or PatchDiscriminator()
+        self.lecam = LeCam()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    steps: Tensor
+
+    def forward(
+        self, output: Tensor, image: Tensor, reconstruction: Tensor, last_layer: Tensor | None
+    ) -> dict[str, Tensor]:
+        """`loss` to be added, and both shares for the log; nothing before `start`.
+
+        Args:
+            output: what the autoencoder made, `[B, 3, H, W]`.
+            image: what it should have.
+            reconstruction: the loss that `adaptive_weight` balances with.
+            last_layer: the decoder's last weight, for `adaptive`.
+        """
+        begun = int(self.steps) >= self.start
+        self.steps += self.training
+        if not begun:
+            return {"loss": output.new_zeros(())}
+        fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        mine = generator_loss(torch.func.functional_call(self.discriminator, fixed, output))
+        weight: Tensor | float = self.weight
+        if self.adaptive:
+            if last_layer is None:
+                raise VTCError("adaptive: got True, but the decoder has no `last_layer`")
+            weight = weight * adaptive_weight(reconstruction, mine, last_layer)
+        real, made = self.discriminator(image), self.discriminator(output.detach())
+        rival = hinge_discriminator_loss(real, made)
+        if self.lecam_weight:
+            rival = rival + self.lecam_weight * self.lecam(real, made)
+        shares = {"adversarial": mine.detach(), "discriminator": rival.detach()}
+        return {"loss": weight * mine + rival, **shares}
 
 
 # -- semantics --------------------------------------------------------------------------------------

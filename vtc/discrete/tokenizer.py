@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.discrete.codes import regroup
-from vtc.discrete.losses import reconstruction_loss
+from vtc.discrete.losses import Adversarial, reconstruction_loss
 from vtc.discrete.noise import Noise
 from vtc.discrete.quantizers.base import Quantizer
 from vtc.discrete.types import CodeSpace, Quantized, check_codes
@@ -132,12 +132,25 @@ class ImageTokenizer(nn.Module):
         perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
         noise: Noise | None = None,
         keep: int = 0,
+        adversarial: Adversarial | None = None,
     ) -> dict[str, Tensor]:
-        """`loss` = reconstruction + quantiser; the two apart, and the quantiser's diagnostics.
+        """`loss` of a training step, its parts for the log, and the quantiser's diagnostics.
 
-        See `losses.reconstruction_loss` for `kind` and `perceptual`, `forward` for the rest.
+        Args:
+            image: `[B, C, H, W]`.
+            kind: see `losses.reconstruction_loss`.
+            perceptual: see there; bring a weight of your own.
+            noise: see `forward`.
+            keep: see `forward`.
+            adversarial: a discriminator that learns along.
         """
         output, out = self(image, noise, keep)
         pixels = reconstruction_loss(output, image, kind, perceptual)
         parts = {"reconstruction": pixels.detach(), "quantizer": torch.as_tensor(out.loss).detach()}
-        return {"loss": pixels + out.loss, **parts, **out.aux}
+        total = pixels + out.loss
+        if adversarial is not None:
+            last = getattr(self.decoder, "last_layer", None)
+            shares = adversarial(output, image, pixels, last)
+            total = total + shares.pop("loss")
+            parts |= shares
+        return {"loss": total, **parts, **out.aux}

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from vtc import VTCError
 from vtc.discrete import Noise, create_tokenizer
+from vtc.discrete.losses import Adversarial, PatchDiscriminator
 
 pytest.importorskip("omegaconf")
 pytest.importorskip("accelerate")
@@ -21,7 +23,7 @@ pytest.importorskip("accelerate")
 from vtc.eval.generation.config import TrainSettings  # noqa: E402
 from vtc.eval.generation.data import TensorImages  # noqa: E402
 from vtc.eval.generation.loop import fit, latest, learning_rate  # noqa: E402
-from vtc.eval.generation.tasks import TokenizerTask  # noqa: E402
+from vtc.eval.generation.tasks import Lpips, TokenizerTask  # noqa: E402
 
 
 class Killed(BaseException):
@@ -33,10 +35,15 @@ def images() -> TensorImages:
     return TensorImages(torch.rand(50, 3, 8, 8, generator=draw) * 2 - 1, torch.zeros(50).long())
 
 
-def task(**options: Any) -> TokenizerTask:
+def task(rival: bool = False, **options: Any) -> TokenizerTask:
     torch.manual_seed(0)
     options = options or {"quantizer": "bernoulli", "options": {"bits": 4}}
-    return TokenizerTask(create_tokenizer("tiny_titok", dim=16, **options), prefix=True)
+    adversarial = None
+    if rival:
+        discriminator = PatchDiscriminator(width=4, layers=1)
+        adversarial = Adversarial(start=4, lecam=0.1, discriminator=discriminator)
+    tokenizer = create_tokenizer("tiny_titok", dim=16, **options)
+    return TokenizerTask(tokenizer, prefix=True, adversarial=adversarial)
 
 
 SETTINGS = TrainSettings(steps=9, batch=8, log_every=2, checkpoint_every=3)
@@ -50,9 +57,12 @@ def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("options", [{}, MOVING], ids=["bernoulli", "moving average"])
+RIVAL = {"rival": True, "quantizer": "bernoulli", "options": {"bits": 4}}
+
+
+@pytest.mark.parametrize("options", [{}, MOVING, RIVAL], ids=["bernoulli", "moving", "adversarial"])
 def test_a_continued_run_is_bit_equal(options: dict, tmp_path: Path) -> None:
-    if options:
+    if options is MOVING:
         pytest.importorskip("vector_quantize_pytorch")
     plain = task(**options)
     best, history = fit(plain, images(), SETTINGS, seed=5, folder=tmp_path / "whole")
@@ -115,6 +125,46 @@ def test_the_average_is_the_recursion() -> None:
     for value in seen[1:]:
         expected = 0.75 * expected + 0.25 * value
     assert best.x.item() == pytest.approx(expected)
+
+
+def test_the_sides_are_clipped_apart() -> None:
+    """A rival with huge gradients leaves the autoencoder's step as it is."""
+    settings = TrainSettings(steps=5, batch=8, clip=1e-3, weight_decay=0.0)
+    ends = []
+    for factor in (1.0, 1e3):
+        model = task(rival=True)
+        model.adversarial.weight = 0.0  # so that only the discriminator's own loss differs
+
+        def loud(module: Any, args: Any, output: Tensor, factor: float = factor) -> Tensor:
+            return output * factor
+
+        model.adversarial.discriminator.register_forward_hook(loud)
+        model.adversarial.adaptive = False
+        fit(model, images(), settings, 5)
+        ends.append(weights(model.tokenizer))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_perceptual_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(torch.nn.Conv2d):  # stands in for the lpips package, which downloads its weights
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__(3, 4, 3)
+
+        def forward(self, output: Tensor, target: Tensor) -> Tensor:
+            difference = super().forward(output) - super().forward(target)
+            return difference.square().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Net))
+    model = TokenizerTask(create_tokenizer("tiny_titok", dim=16), perceptual=Lpips(0.5))
+    assert not any("lpips" in name or "perceptual" in name for name in model.state_dict())
+    batch = images()[list(range(4))]
+    seen = model(batch, Noise(0))
+    model.perceptual = None
+    plain = model(batch, Noise(0))
+    assert seen["reconstruction"] > plain["reconstruction"]
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with pytest.raises(VTCError, match=r"vtc-vlm\[discrete\]"):
+        Lpips(1.0)
 
 
 def test_learning_rate_rises_and_falls() -> None:
