@@ -48,7 +48,8 @@ class Answer:
 
     Attributes:
         setting: `Setting.key`.
-        item, cluster, kind, answers: of the `Item`.
+        item, kind, answers: of the `Item`.
+        cluster: of the `Item`, or a hash of its images' pixels where it has none.
         prediction: what the model said, None when the row failed.
         score: from 0 to 1; None when the row failed.
         error: why the row failed, None when it did not.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import vtc
@@ -70,11 +71,11 @@ class Runner:
             todo = [item for item in batch if (setting.key, item.id) not in done]
             rows, found = [], []
             for item in todo:
-                images = opened[item.id]
-                if isinstance(images, str):
-                    found.append(_failed(setting, item, images))
+                row = opened[item.id]
+                if isinstance(row, str):
+                    found.append(_failed(setting, item, row))
                 else:
-                    rows.append(Row(item, images))
+                    rows.append(row)
             if todo:
                 yield found + self._ask(setting, rows)
 
@@ -114,9 +115,7 @@ class Runner:
         """Inputs of the model, made once a batch for all settings: a quarter of a run's time."""
         key = tuple(row.item.id for row in rows)
         if key not in self._inputs:
-            images = [row.images for row in rows]
-            prompts = [self._prompt(row) for row in rows]
-            self._inputs[key] = self.loaded.place(prepare(self.loaded.processor, images, prompts))
+            self._inputs[key] = self.inputs(rows)
         return self._inputs[key]
 
     def inputs(self, rows: Sequence[Row]) -> Any:
@@ -181,10 +180,10 @@ def batches(items: Sequence[Item], size: int, done: Done, keys: Sequence[str]) -
 # -- rows --------------------------------------------------------------------------------------
 
 
-def _open(batch: Sequence[Item]) -> dict[str, tuple[Any, ...] | str]:
-    """The images of each item, or why they cannot be had; a shared image is opened once."""
+def _open(batch: Sequence[Item]) -> dict[str, Row | str]:
+    """Each item with its images, or why they cannot be had; a shared image is opened once."""
     known: dict[Callable[[], Any], Any] = {}
-    found: dict[str, tuple[Any, ...] | str] = {}
+    found: dict[str, Row | str] = {}
     for item in batch:
         if not item.answers:
             found[item.id] = "answers: the data has none"
@@ -193,10 +192,19 @@ def _open(batch: Sequence[Item]) -> dict[str, tuple[Any, ...] | str]:
             for call in item.images:
                 if call not in known:
                     known[call] = call().convert("RGB")
-            found[item.id] = tuple(known[call] for call in item.images)
+            images = tuple(known[call] for call in item.images)
+            found[item.id] = Row(replace(item, cluster=item.cluster or _pixels(images)), images)
         except Exception as error:  # whatever a decoder raises at a corrupt file
             found[item.id] = f"image: {_reason(error)}"
     return found
+
+
+def _pixels(images: Sequence[Any]) -> str:
+    """A name for these pixels, however the files hold them; "" for no image."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(repr(image.size).encode() + image.tobytes())
+    return digest.hexdigest()[:16] if images else ""
 
 
 def _counts(reports: Sequence[Any], row: int) -> dict[str, int]:

@@ -26,7 +26,8 @@ class Item:
             marked as failed and the model is not asked.
         kind: type of the question, for figures by type; "" when there are none.
         cluster: items with the same cluster stand or fall together (questions about one image, the
-            turned copies of one multiple-choice question): the unit that statistics draw.
+            turned copies of one multiple-choice question): the unit that statistics draw. "" where
+            the data has no name for the image: the runner takes a hash of its pixels.
         extra: what the scorer needs besides.
     """
 

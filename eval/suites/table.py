@@ -61,7 +61,7 @@ class TableSuite(Suite):
             item = self.read(row, number)
             seen[item.id] += 1
             name = item.id if seen[item.id] == 1 else f"{item.id}#{seen[item.id]}"
-            yield replace(item, id=name, cluster=item.cluster or name)
+            yield replace(item, id=name)
 
     def rows(self) -> Iterator[Row]:
         """The rows of the table, in its order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import io
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from vtc.eval.processes import Processes
 from vtc.eval.records import read_answers, read_lines, read_manifest
 from vtc.eval.reference import checkpoint_path
 from vtc.eval.suites import Item, Suite, create_suite
+from vtc.eval.suites.chartqa import ChartQA
 
 SMALL = ["accuracy", "--suite", "reference", "--suite-option", "reference.scenes=2",
          "--suite-option", "reference.questions=4", "--quiet"]  # fmt: skip
@@ -329,6 +331,49 @@ def test_bad_rows_are_marked_and_cost_no_other(tmp_path, files, capsys):
     assert main(argv) == 0, "rows that failed are asked again"
     assert answers(tmp_path / "run")["pool@0.25", "torn"].error is None
     assert asked(tmp_path / "run")["pool@0.25", "good"] == 1
+
+
+class Charts(ChartQA):
+    """Rows in memory: an image in two files, the same colour in another shape, a torn file."""
+
+    name = "charts"
+    opened = 0
+
+    def rows(self):
+        square, wide = (64, 64), (128, 32)
+        for size, form in ((square, "PNG"), (square, "BMP"), (wide, "PNG"), (None, "")):
+            call = functools.partial(self._image, size, form)
+            yield {"image": call, "question": "how many circles are there ?", "answer": "0",
+                   "type": ""}  # fmt: skip
+
+    def _image(self, size, form):
+        self.opened += 1
+        file = io.BytesIO()
+        if size is not None:
+            Image.new("RGB", size, "red").save(file, form)
+        return Image.open(file)
+
+
+def test_questions_about_the_same_pixels_are_one_cluster(loaded):
+    suite = Charts()
+    items = suite.items()
+    assert suite.opened == 0 and {item.cluster for item in items} == {""}
+    chosen = settings.plan(["pool"], [0.5])
+    ask = runner.Runner(loaded, suite, {"pool@0.5": settings.create(chosen[1])})
+    full, pool = ask.ask(items, chosen, ())
+    assert suite.opened == 4, "once a row, not once a setting"
+    clusters = {answer.item: answer.cluster for answer in full}
+    assert clusters == {answer.item: answer.cluster for answer in pool}
+    assert clusters["0"] == clusters["1"] != clusters["2"]
+    assert clusters["3"] == "3", "an image that cannot be opened has no pixels"
+    (alone,) = ask.ask(items[1:2], chosen[:1], ())
+    assert alone[0].cluster == clusters["1"], "whatever else is in the batch"
+
+
+def test_a_cluster_of_the_data_is_kept(loaded):
+    suite = create_suite("reference", scenes=1, questions=2)
+    (found,) = runner.Runner(loaded, suite, {}).ask(suite.items(), [settings.FULL], ())
+    assert {answer.cluster for answer in found} == {"test-100-00000"}
 
 
 def test_nothing_measured_is_an_error(tmp_path, files, capsys):

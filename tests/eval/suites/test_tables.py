@@ -21,13 +21,13 @@ FIRST = {
         f"'Unanswerable'.{WORD}",
         "Dark red.",
         "",
-        "VizWiz_val_00000000",
+        "",
     ),
     "scienceqa": (
         f"Which is a liquid?\nA. rock\nB. milk\nC. air{LETTER}",
         "B",
         "natural science",
-        "0",
+        "",
     ),
     "textvqa": ("What color is it?" + WORD, "Dark red.", "", "0e3d"),
     "pope": (
@@ -44,15 +44,15 @@ FIRST = {
         "241",
     ),
     "docvqa": ("What is the date?" + WORD, "May 12", "form", "14465"),
-    "chartqa": ("How many?\nAnswer the question with a single word.", "14", "human_test", "0"),
+    "chartqa": ("How many?\nAnswer the question with a single word.", "14", "human_test", ""),
     "infovqa": ("What is the date?" + WORD, "May 12", "single span", "https://example.org/a.png"),
-    "ocrbench": ("what is written in the image?", "CENTRE", "Regular Text Recognition", "0"),
-    "ai2d": (f"Which is the root?\nA. a\nB. b\nC. d\nD. c{LETTER}", "C", "", "0"),
+    "ocrbench": ("what is written in the image?", "CENTRE", "Regular Text Recognition", ""),
+    "ai2d": (f"Which is the root?\nA. a\nB. b\nC. d\nD. c{LETTER}", "C", "", ""),
     "mmstar": (
         "Which one?\nOptions: A: left, B: right, C: up, D: down" + LETTER.rstrip("."),
         "B",
         "instance reasoning",
-        "0",
+        "",
     ),
 }
 # what the first question scores for an answer in other words, and for a wrong one
