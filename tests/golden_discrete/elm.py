@@ -268,7 +268,8 @@ def masked_model(case: Any) -> Result:
     a, ids, labels = case.info["args"], case.input("in.ids"), case.input("in.labels")
     state = renamed(weights(case), RULES | MASKED_HEAD)
     state["head.bias"] = state["head.bias"].flatten()[:-1]  # the mask itself is never predicted
-    model = load(generator(case, "tied", len(state["head.bias"])), state, "start")
+    # our vector of a sub-code, which ELM lacks, is zero at first
+    model = load(generator(case, "tied", len(state["head.bias"])), state, "start", "head.place")
     # sub-codes of a token are masked together, whether or not the mask has one entry for each
     unknown = case.input("in.mask").bool().reshape(*ids.shape[:2], -1).all(-1)
     logits = model.masked_logits(ids, unknown, model.condition(labels))
