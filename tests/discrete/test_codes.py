@@ -57,6 +57,8 @@ def test_statistics() -> None:
     assert codes.perplexity(codes.code_histogram(ids, 4)) == pytest.approx(2.0, rel=1e-4)
     half = torch.tensor([[0, 1], [1, 1]])
     assert codes.bit_entropy(half) == pytest.approx(0.5)
+    constant = torch.tensor([[0, 1], [1, 0]]).expand(9, 2, 2)  # tokens differ, images do not
+    assert codes.bit_entropy(constant) == 0
 
 
 @pytest.mark.parametrize(

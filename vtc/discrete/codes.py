@@ -100,8 +100,9 @@ def bit_entropy(bits: Tensor) -> Tensor:
     """Mean entropy of the single bits in bits, 1 when each is set half of the time.
 
     Args:
-        bits: `[..., n]` in {0, 1}; the rate of each of the n bits is taken over all the rest.
+        bits: `[B, ...]` in {0, 1}; each bit of each token has a rate of its own, over the B images. A
+            code that is the same for all images has entropy 0.
     """
-    rate = bits.flatten(0, -2).float().mean(0)
+    rate = bits.float().mean(0)
     entropy = torch.special.entr(rate) + torch.special.entr(1 - rate)
     return entropy.mean() / torch.log(torch.tensor(2.0, device=bits.device))

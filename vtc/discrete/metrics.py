@@ -47,18 +47,21 @@ def code_statistics(ids: Tensor, space: CodeSpace) -> dict[str, float]:
     """How codes `[n, N, K]` use their space.
 
     Returns:
-        `bits_per_image`; `usage`, the share of a token's codes that occur, and `code_entropy`, the
-        entropy of a token's code in bits, where a token has at most `COUNTED_BITS`; `bit_entropy`,
-        1 when every bit is set half of the time, for binary codes.
+        `bits_per_image`; where a token has at most `COUNTED_BITS`: `usage`, the share of the codes that
+        occur at any place, and `code_entropy`, the entropy in bits of the code at one place, averaged
+        over the places (0 when all images get the same code; log2 n at most, and low for few images);
+        for binary codes `bit_entropy`, the like of single bits.
     """
     report = {"bits_per_image": space.bits_per_image}
     if space.bits <= COUNTED_BITS:
         powers = all(size & (size - 1) == 0 for size in space.vocab)
         if space.subcodes == 1 or powers:
             whole = ids if space.subcodes == 1 else regroup(ids, space, space.split(1))
-            share = code_histogram(whole, round(2**space.bits))
-            report["usage"] = float((share > 0).float().mean())
-            report["code_entropy"] = float(torch.special.entr(share).sum() / math.log(2))
+            size = round(2**space.bits)
+            places = torch.stack([code_histogram(place, size) for place in whole.unbind(1)])
+            report["usage"] = float((places.sum(0) > 0).float().mean())
+            entropy = torch.special.entr(places).sum(1).mean() / math.log(2)
+            report["code_entropy"] = float(entropy)
     if space.is_binary:
         report["bit_entropy"] = float(bit_entropy(ids))
     return report

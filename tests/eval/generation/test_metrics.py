@@ -44,11 +44,13 @@ def test_quality_agrees_with_scikit_image() -> None:
 
 
 def test_code_statistics() -> None:
-    bits = torch.tensor([[[0, 0], [0, 1]], [[0, 0], [0, 1]]])
+    bits = torch.tensor([[[0, 0], [0, 1]], [[0, 0], [1, 1]]])
     found = code_statistics(bits, CodeSpace(2, (2, 2)))
     assert found == pytest.approx(
-        {"bits_per_image": 4, "usage": 0.5, "code_entropy": 1, "bit_entropy": 0.5}
+        {"bits_per_image": 4, "usage": 0.75, "code_entropy": 0.5, "bit_entropy": 0.25}
     )
+    same = code_statistics(bits[:1].expand(5, -1, -1), CodeSpace(2, (2, 2)))
+    assert same["code_entropy"] == same["bit_entropy"] == 0  # all images alike: collapsed
     # FSQ's 240 codes are no bits: entropy of the whole code only
     plain = code_statistics(torch.tensor([[[0]], [[239]]]), CodeSpace(1, (240,)))
     assert plain["usage"] == pytest.approx(2 / 240) and "bit_entropy" not in plain
