@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import time
 from collections import Counter
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.commands._arguments import names, positive
 from vtc.commands._console import progress, stdout
-from vtc.commands._model import DTYPES, load
-from vtc.config import POSITIONS
+from vtc.commands._model import load
 from vtc.errors import VTCError
+from vtc.eval.commands._arguments import add_settings, add_suite_option, command, planned
 
 if TYPE_CHECKING:
     from vtc.eval.accuracy import Run
@@ -44,14 +43,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", default="reference", help="hub id, folder, or 'reference' (default)"
     )
-    parser.add_argument("--methods", required=True, type=names, metavar="NAME,...")
-    parser.add_argument(
-        "--retention",
-        required=True,
-        type=names,
-        metavar="SHARE,...",
-        help="shares of patch tokens to keep; 'own' is the count of a method that has one",
-    )
+    add_settings(parser)
     parser.add_argument("--suite", required=True, type=names, metavar="NAME,...")
     parser.add_argument(
         "--output",
@@ -63,28 +55,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     parser.add_argument("--batch-size", type=positive, default=8, help="questions, default 8")
     parser.add_argument("--data", metavar="FOLDER", help="local data, for suites that read some")
-    parser.add_argument(
-        "--suite-option",
-        action="append",
-        default=[],
-        metavar="NAME.FIELD=VALUE",
-        help="option of a suite, repeatable",
-    )
-    parser.add_argument(
-        "--method-options",
-        action="append",
-        default=[],
-        metavar="NAME.FIELD=VALUE",
-        help="option of a method, repeatable, or JSON: {NAME: {FIELD: VALUE}}",
-    )
+    add_suite_option(parser, "option of a suite, repeatable")
     parser.add_argument(
         "--prompt",
         metavar="TEMPLATE",
         help="text with {question} and perhaps {image}; default: the model's chat template",
     )
-    parser.add_argument("--positions", choices=POSITIONS, default="original")
-    parser.add_argument("--device", help="torch device, default: a GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument(
         "--any-code",
         action="store_true",
@@ -97,15 +73,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, ask, sum up."""
-    from vtc.eval import accuracy, settings
+    from vtc.eval import accuracy
     from vtc.eval.processes import processes
 
-    chosen = settings.plan(
-        args.methods,
-        [settings.parse_retention(text) for text in args.retention],
-        args.seeds,
-        settings.parse_options(args.method_options, "method-options"),
-    )
+    chosen = planned(args, args.seeds)
     suites = _suites(args)
     items = {suite.name: _items(suite, args.limit) for suite in suites}
     group = processes(args.device)
@@ -129,8 +100,7 @@ def run(args: argparse.Namespace) -> None:
 def _ask(args: argparse.Namespace, experiment: Run, group: Processes) -> None:
     from vtc.eval.records import write_manifest
 
-    command = shlex.join(["python", "-m", "vtc.eval", *sys.argv[1:]])
-    share = experiment.prepare(group, command, args.any_code)
+    share = experiment.prepare(group, command(), args.any_code)
     name, folder = experiment.suite.name, experiment.folder
     if group.main and not args.quiet:
         _say(

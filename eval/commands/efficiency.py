@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.commands._arguments import names, positive
 from vtc.commands._console import print_json, progress, stderr, stdout
-from vtc.commands._model import DTYPES
-from vtc.config import POSITIONS
 from vtc.errors import VTCError
+from vtc.eval.commands._arguments import add_settings, command, planned
 
 if TYPE_CHECKING:
     from vtc.eval.efficiency.lines import Line
@@ -49,21 +46,7 @@ def add(commands: Any) -> None:
         "'reference' (default)",
     )
     subject.add_argument("--model", metavar="NAME", help="a checkpoint: hub id or folder")
-    parser.add_argument("--methods", type=names, default=METHODS, metavar="NAME,...")
-    parser.add_argument(
-        "--retention",
-        type=names,
-        default="0.25,0.1",
-        metavar="SHARE,...",
-        help="shares of patch tokens to keep, default 0.25,0.1",
-    )
-    parser.add_argument(
-        "--method-options",
-        action="append",
-        default=[],
-        metavar="NAME.FIELD=VALUE",
-        help="option of a method, repeatable, or JSON: {NAME: {FIELD: VALUE}}",
-    )
+    add_settings(parser, METHODS, "0.25,0.1")
     parser.add_argument(
         "--layers", type=positive, help="language layers of a shape; default: 1 on a CPU, else all"
     )
@@ -87,9 +70,6 @@ def add(commands: Any) -> None:
         metavar="NAME,...",
         help="sdpa, flash_attention_2, eager; default: sdpa, and flash_attention_2 where it runs",
     )
-    parser.add_argument("--positions", choices=POSITIONS, default="original")
-    parser.add_argument("--device", help="torch device, default: a GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--output", required=True, metavar="RUN", help="folder of the run, new")
     parser.add_argument("--json", action="store_true", help="print the lines as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -98,16 +78,11 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, measure, print."""
-    from vtc.eval import settings
     from vtc.eval.efficiency.run import measure, steps
 
     if args.new_tokens < 2:
         raise VTCError(f"new-tokens: got {args.new_tokens}, allowed are 2 and more")
-    chosen = settings.plan(
-        args.methods,
-        [settings.parse_retention(text) for text in args.retention],
-        options=settings.parse_options(args.method_options, "method-options"),
-    )
+    chosen = planned(args)
     with progress(disable=args.quiet or args.json) as bar:
         task = bar.add_task("building the model", total=None)
         subject = _subject(args)
@@ -121,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
             args.new_tokens,
             Path(args.output),
             args.positions,
-            {"command": _command()},
+            {"command": command()},
             lambda text: bar.update(task, description=text, advance=1),
         )
     lines = done.lines()
@@ -191,10 +166,6 @@ def _print(done: Run, lines: Sequence[Line], folder: Path) -> None:
     for warning in done.warnings:
         stderr().print(f"warning: {warning}", markup=False, highlight=False)
     console.print(f"\nrun: {folder}", markup=False, highlight=False)
-
-
-def _command() -> str:
-    return shlex.join(["python", "-m", "vtc.eval", *sys.argv[1:]])
 
 
 def _size(text: str) -> tuple[int, int]:

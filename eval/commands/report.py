@@ -8,6 +8,7 @@ from typing import Any
 
 from vtc.commands._arguments import positive
 from vtc.errors import VTCError
+from vtc.eval.commands._arguments import add_suite_option
 
 DESCRIPTION = """\
 One self-contained HTML page from accuracy runs and at most one efficiency run of the same model:
@@ -46,12 +47,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--model", metavar="FOLDER", help="for the pictures, when the run names no hub model"
     )
-    parser.add_argument(
-        "--suite-option",
-        action="append",
-        default=[],
-        metavar="NAME.FIELD=VALUE",
-        help="for the pictures: how the run's suite was made, such as its data; repeatable",
+    add_suite_option(
+        parser, "for the pictures: how the run's suite was made, such as its data; repeatable"
     )
     parser.add_argument("--resamples", type=positive, default=10_000, help="default 10000")
     parser.set_defaults(run=run)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtc.commands._model import DTYPES
+from vtc.commands._arguments import add_place
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.eval.harnesses.model import PLACE, Compressed, Generation, Question
@@ -75,8 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--pretrained", required=True, help="hub id, folder or 'reference'")
-    parser.add_argument("--device", help="torch device, default: a GPU if there is one")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    add_place(parser)
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--run", metavar="FILE", help="VLMEvalKit's run.py, default: the installed")
     add_arguments(parser)

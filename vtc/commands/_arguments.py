@@ -13,6 +13,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model", default="reference", help="hub id, folder, or 'reference' (default)"
     )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
+    add_place(parser)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """`--device`, `--dtype`."""
     parser.add_argument("--device", help="torch device, default: a GPU if there is one")
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
 
