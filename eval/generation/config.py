@@ -22,7 +22,7 @@ class DataSettings:
     Attributes:
         name: "digits", "shapes", "glyphs", "folder:PATH" or "hub:NAME", see `data.load_data`.
         size: pixels of the square images.
-        count: images to render, or the most to take of a folder or a hub data set (0 for all).
+        count: images to render (0 for 2000), or how many to draw of the others (0 for all).
         held_out: share of the images that is kept for measuring.
         corrupt: what to do with a file of a folder that is no image: "error" or "skip".
         split: of a hub data set.
@@ -56,7 +56,8 @@ class TrainSettings:
         schedule: "cosine" falls to 0 after that, "constant" stays.
         weight_decay: of AdamW.
         clip: largest gradient norm.
-        ema: decay of the averaged weights, which are what is saved and measured; 0 for none.
+        ema: decay of the averaged weights, which are what is saved and measured; 0 for none. It is
+            (1 + n) / (10 + n) in step n where that is less.
         log_every: steps from one line of the history to the next.
         checkpoint_every: steps from one checkpoint to the next, 0 for none but the last.
         workers: processes that read images.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -17,7 +17,7 @@ from vtc.errors import VTCError, nearest
 from vtc.eval.generation import render
 from vtc.eval.generation.config import DataSettings
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ class FolderImages(Dataset):
     Args:
         root: the folder.
         size: pixels of a side.
-        count: the most to take, 0 for all.
         corrupt: "error" raises when a file that is no image is read; "skip" reads every file at the
             start and leaves those out, with a warning that names them.
     """
 
-    def __init__(self, root: Path, size: int, count: int = 0, corrupt: str = "error") -> None:
+    def __init__(self, root: Path, size: int, corrupt: str = "error") -> None:
         if not root.is_dir():
             raise VTCError(f"data.name: {root} is no folder")
         files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -83,7 +82,7 @@ class FolderImages(Dataset):
         self.size = size
         if corrupt == "skip":
             files = self._readable(files)
-        self.files = files[: count or None]
+        self.files = files
         if not self.files:
             raise VTCError(f"data.name: {root} has no readable image ({', '.join(SUFFIXES)})")
         number = {name: index for index, name in enumerate(self.classes)}
@@ -152,9 +151,19 @@ class HubImages(Dataset):
 
 
 def picture_to_tensor(picture: Image.Image, size: int) -> Tensor:
-    """A PIL picture, squared by a centre crop, as `[3, size, size]` in [-1, 1]."""
+    """A PIL picture, squared by a centre crop, as `[3, size, size]` in [-1, 1].
+
+    It is turned as its EXIF note says, 16-bit grey is scaled, and what is transparent becomes white.
+    """
     import numpy as np
 
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits; PIL would clip them at 255
+        picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(
+            Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")
+        )
     picture = picture.convert("RGB")
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -190,10 +199,10 @@ def load_data(settings: DataSettings) -> ImageData:
         images, labels, classes, extra = draw(settings.count or 2000, settings.size, settings.seed)
         whole = TensorImages(images, labels, **extra)
     elif kind == "folder":
-        whole = FolderImages(Path(rest), settings.size, settings.count, settings.corrupt)
+        whole = FolderImages(Path(rest), settings.size, settings.corrupt)
         classes = whole.classes
     elif kind == "hub":
-        whole = HubImages(_table(rest, settings), settings.size)
+        whole = HubImages(_table(rest, settings.split), settings.size)
         classes = whole.classes
     else:
         known = ("digits", "shapes", "glyphs", "folder:PATH", "hub:NAME")
@@ -202,10 +211,11 @@ def load_data(settings: DataSettings) -> ImageData:
             f"{nearest(kind, ('digits', 'shapes', 'glyphs', 'folder', 'hub'))}"
         )
     order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(settings.seed))
-    held = max(1, round(len(whole) * settings.held_out)) if settings.held_out else 0
-    if len(whole) - held < 1:
-        raise VTCError(f"data: {len(whole)} images are too few to hold some out")
-    cut = len(whole) - held
+    order = order[: settings.count or None]
+    held = max(1, round(len(order) * settings.held_out)) if settings.held_out else 0
+    cut = len(order) - held
+    if cut < 1:
+        raise VTCError(f"data: {len(order)} images are too few to hold some out")
     parts = [_subset(whole, part) for part in (order[:cut].tolist(), order[cut:].tolist())]
     return ImageData(settings.name, parts[0], parts[1], classes, settings.size)
 
@@ -225,7 +235,7 @@ def _subset(whole: Any, indices: list[int]) -> Dataset:
     return Subset(whole, indices)
 
 
-def _table(name: str, settings: DataSettings) -> Any:
+def _table(name: str, split: str) -> Any:
     try:
         import datasets
     except ImportError as error:
@@ -233,7 +243,6 @@ def _table(name: str, settings: DataSettings) -> Any:
             "data.name: a hub data set needs `datasets`, install it with `pip install datasets`"
         ) from error
     try:
-        table = datasets.load_dataset(name, split=settings.split)
+        return datasets.load_dataset(name, split=split)
     except Exception as error:  # the library raises many kinds: no network, no such name, ...
         raise VTCError(f"data.name: {name!r} cannot be loaded: {error}") from error
-    return table.select(range(min(settings.count, len(table)))) if settings.count else table

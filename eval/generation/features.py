@@ -52,8 +52,9 @@ class ClassifierTask(nn.Module):
         self.model = model
 
     def forward(self, batch: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
-        """The cross-entropy."""
-        return {"loss": F.cross_entropy(self.model(batch["image"]), batch["label"])}
+        """The cross-entropy; in full precision, whatever the process has."""
+        with torch.autocast(batch["image"].device.type, enabled=False):
+            return {"loss": F.cross_entropy(self.model(batch["image"]), batch["label"])}
 
 
 @dataclass

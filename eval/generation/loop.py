@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, send_to_device
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtc.discrete import Noise
@@ -133,7 +133,7 @@ def fit(
     state = State()
     model, optimiser = accelerator.prepare(task, optimiser)
     plain = accelerator.unwrap_model(model)
-    average = AveragedModel(plain, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    average = AveragedModel(plain, multi_avg_fn=_moving_average(settings.ema))
     accelerator.register_for_checkpointing(state, average)
     checkpoints = None if folder is None else folder / "checkpoints"
     if checkpoints is not None:
@@ -215,6 +215,17 @@ def save_checkpoint(accelerator: Accelerator, checkpoints: Path, step: int, keep
         for old in found[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def _moving_average(decay: float) -> Callable[..., None]:
+    """Exponential average that forgets faster at first, or short runs would keep the first weights."""
+
+    @torch.no_grad()
+    def update(averages: Any, weights: Any, count: Any) -> None:
+        seen = int(count)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + seen) / (10 + seen)))
+
+    return update
 
 
 def collate(items: Any) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ pytest.importorskip("accelerate")
 
 from vtc.eval.generation import render  # noqa: E402
 from vtc.eval.generation.config import DataSettings  # noqa: E402
-from vtc.eval.generation.data import HubImages, load_data, take  # noqa: E402
+from vtc.eval.generation.data import HubImages, load_data, picture_to_tensor, take  # noqa: E402
 from vtc.eval.generation.loop import StepBatches  # noqa: E402
 
 
@@ -103,3 +104,34 @@ def test_every_epoch_shows_every_image_once_and_ranks_share() -> None:
     assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(b) for b in batches]
     with pytest.raises(VTCError, match="does not divide by 3 processes"):
         StepBatches(10, 4, (0, 5), 3, 0, 3)
+
+
+def test_pictures_of_all_kinds(tmp_path: Path) -> None:
+    def read(picture: Image.Image, **options: object) -> torch.Tensor:
+        picture.save(tmp_path / "picture.png", **options)
+        with Image.open(tmp_path / "picture.png") as opened:
+            return picture_to_tensor(opened, 8)
+
+    grey = Image.fromarray(np.full((8, 8), 30_000, np.uint16))
+    assert read(grey) == pytest.approx(2 * 30_000 / 65_535 - 1, abs=5e-3)
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    assert (read(clear) == 1).all()  # white, not red
+    half = read(Image.new("RGBA", (8, 8), (255, 0, 0, 128)))
+    assert half[0].mean() == 1 and half[1].mean() == pytest.approx(0, abs=0.01)
+    marked = Image.new("L", (8, 8))
+    marked.paste(255, (0, 0, 8, 4))  # the upper half is white
+    note = Image.Exif()
+    note[0x0112] = 3  # turned by 180 degrees
+    turned = read(marked, exif=note)
+    assert (turned[:, :4] == -1).all() and (turned[:, 4:] == 1).all()
+
+
+def test_a_count_draws_from_all_classes(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        for index in range(10):
+            Image.new("L", (8, 8), 20 * index).save(tmp_path / name / f"{index}.png")
+    data = load_data(DataSettings(name=f"folder:{tmp_path}", size=8, count=12, held_out=0.0))
+    labels = take(data.train)["label"]
+    assert len(labels) == 12 and labels.unique().tolist() == [0, 1, 2]
+    assert len(load_data(DataSettings(count=50, held_out=0.0)).train) == 50  # type: ignore[arg-type]

@@ -119,11 +119,12 @@ def test_the_average_is_the_recursion() -> None:
             return {"loss": -self.x.sum()}
 
     walk, seen = Walk(), []
-    settings = TrainSettings(steps=4, batch=8, ema=0.75, weight_decay=0.0)
+    settings = TrainSettings(steps=20, batch=8, ema=0.5, weight_decay=0.0)
     best, _ = fit(walk, images(), settings, progress=lambda *_: seen.append(walk.x.item()))
     expected = seen[0]
-    for value in seen[1:]:
-        expected = 0.75 * expected + 0.25 * value
+    for count, value in enumerate(seen[1:], 1):
+        decay = min(0.5, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * value
     assert best.x.item() == pytest.approx(expected)
 
 

@@ -1,0 +1,87 @@
+"""Every tiny preset, trained from the config that comes with it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from vtc.eval.generation import experiments, pictures
+from vtc.eval.generation.config import load_experiment
+from vtc.eval.generation.studies.base import Row, values
+
+CONFIGS = (
+    "digits_ar",
+    "digits_masked",
+    "digits_bits",
+    "digits_diffusion",
+    "digits_causal",
+    "digits_mixture",
+    "digits_pixels",
+    "shapes_ibq",
+    "glyphs_masked",
+)
+
+
+def _case(name: str) -> tuple[str, dict[str, Any]]:
+    """Title and options of a config; its whole text, so that rows of an older one are not taken."""
+    experiment = load_experiment(name)
+    names = [experiment.generator.name]
+    if experiment.generator.target == "codes":
+        names.insert(0, experiment.tokenizer.name)
+    return f"{name}: {', '.join(names)}", {"config": name, "experiment": experiment.to_yaml()}
+
+
+CASES: dict[str, dict[str, Any]] = dict(_case(name) for name in CONFIGS)
+
+
+def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path | None) -> Row:
+    """All four steps of a config."""
+    sections = ("tokenizer", "generator")
+    more = [
+        f"{s}.train.{key}={value}" for s in sections for key, value in settings["train"].items()
+    ]
+    experiment = load_experiment(case["config"], [f"seed={seed}", *more])
+    row: Row = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch)
+        start = time.process_time()
+        if experiment.generator.target == "codes":
+            experiments.train_tokenizer(experiment, output)
+            row["tokenizer_minutes"] = (time.process_time() - start) / 60
+        start = time.process_time()
+        experiments.train_generator(experiment, output)
+        row["generator_minutes"] = (time.process_time() - start) / 60
+        experiments.sample(experiment, output)
+        report = experiments.measure(experiment, output)
+        if folder is not None:
+            for name in ("reconstructions", "samples"):
+                if (output / f"{name}.png").is_file():
+                    target = folder / f"presets_{case['config']}_{name}.png"
+                    shutil.copy(output / f"{name}.png", target)
+    for name in ("psnr", "ssim", "usage"):
+        row[name] = report.get("reconstruction", {}).get(name)
+    row["distance_held_out"] = report["distance_of_held_out_images"]
+    return {**row, "distance": report["samples"]["distance"], **_accuracy(report)}
+
+
+def _accuracy(report: dict[str, Any]) -> Row:
+    return {
+        "class_accuracy": report["samples"]["class_accuracy"],
+        "classifier_accuracy": report["classifier_accuracy"],
+    }
+
+
+def figure(rows: list[Row], path: Path) -> None:
+    """Minutes of both trainings, every seed a dot."""
+    plt = pictures.pyplot()
+    fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.4), sharey=True)
+    for axis, key in zip(axes, ("tokenizer", "generator"), strict=True):
+        lines = {
+            case: [v for v in values(rows, case, f"{key}_minutes") if v is not None]
+            for case in CASES
+        }
+        pictures.dots(axis, lines, f"training of the {key} (CPU minutes, one thread)")
+    pictures.write(fig, path)
