@@ -1,52 +1,19 @@
-"""The golden runners on cases nobody shipped: other sizes and settings.
+"""The golden runners of pure functions on cases nobody shipped: other sizes and settings.
 
-A variant is a case file made up here, in the format of `tests/golden/discrete`, whose expected
-tensors come from plain code (loops, formulas of the papers), or from a shipped case whose answer
-cannot change (a layer that adds nothing, one sample of a batch).
+The expected tensors come from plain code here: loops, and the formulas of the papers.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from tests.golden import RUNNERS, Case, family
-
-SHIPPED = Path(__file__).parents[1] / "golden" / "discrete"
-Tensors = dict[str, Tensor]
-Made = tuple[dict[str, Any], Tensors]  # arguments; tensors by their names in the file
-
-
-def check(folder: Path, name: str, args: dict[str, Any], tensors: Tensors) -> None:
-    """Write a case and run it as `python -m tests.golden` does."""
-    shapes = {key: [str(x.dtype).removeprefix("torch."), [*x.shape]] for key, x in tensors.items()}
-    info = {"args": args, "tensors": shapes, "rtol": 1e-4, "atol": 2e-5}
-    (folder / f"{name}.json").write_text(json.dumps(info))
-    stored = {key: x.detach().contiguous().clone() for key, x in tensors.items()}
-    save_file(stored, folder / f"{name}.safetensors")
-    RUNNERS[family(name)](Case(folder / f"{name}.json"))
-
-
-def shipped(name: str) -> Made:
-    """Arguments and tensors of a case of the repository."""
-    info = json.loads((SHIPPED / f"{name}.json").read_text())
-    return info["args"], load_file(SHIPPED / f"{name}.safetensors")
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(shape)
-
-
-# -- pure functions --------------------------------------------------------------------------------
+from tests.discrete.made_up import Made, check, randn
 
 
 def pack_bits() -> Made:
@@ -292,6 +259,41 @@ def prefix_keep() -> Made:
     return {"patch": [2, 3, 4], "keep": keep, "fill": 1}, {**made, "out.next_patch": following}
 
 
+def resample(down: bool) -> Made:
+    """The shortcut by channels: four neighbours of an unshuffle averaged, or one repeated."""
+    x = randn(1, 3, 4, 2) if down else randn(1, 3, 2, 5)
+    w, b = randn(3 if down else 12, 3, 3, 3), randn(3 if down else 12)
+    if down:
+        short = F.pixel_unshuffle(x, 2).unflatten(1, (3, 4)).mean(2)
+        y = F.conv2d(x, w, b, stride=2, padding=1) + short
+    else:
+        y = F.pixel_shuffle(F.conv2d(x, w, b, padding=1) + x.repeat_interleave(4, 1), 2)
+    made = {"in.x_nhwc": x.permute(0, 2, 3, 1), "w.conv.weight": w, "w.conv.bias": b}
+    return {}, {**made, "out.tokens": y.flatten(2).mT}
+
+
+def rope2d() -> Made:
+    x, turned, table = randn(1, 11, 1, 12), torch.zeros(1, 11, 1, 12), torch.zeros(11, 6, 2)
+    for place in range(9):
+        for turn in range(6):
+            angle = (place // 3, place % 3)[turn // 3] * 100 ** (-2 * (turn % 3) / 6)
+            cos, sin = table[place + 2, turn] = torch.tensor([math.cos(angle), math.sin(angle)])
+            a, b = x[0, place + 2, 0, 2 * turn : 2 * turn + 2]
+            turned[0, place + 2, 0, 2 * turn : 2 * turn + 2] = torch.stack(
+                [a * cos - b * sin, a * sin + b * cos]
+            )
+    args = {"grid": 3, "head_dim": 12, "base": 100, "cls": 2}
+    return args, {"in.x": x, "out.table": table, "out.rotated": turned}
+
+
+def remask() -> Made:
+    probs, gumbel = torch.rand(1, 6, 3), randn(1, 6, 3).double()
+    sure = (probs.log() + 0.4 * gumbel).mean(-1)[0]
+    rank = [sum(bool(other < mine) for other in sure) for mine in sure]
+    made = {f"out.mask_{n}": torch.tensor([r < n for r in rank])[None, :, None] for n in (2, 5)}
+    return {"temperature": 0.4}, {"in.probs": probs, "in.gumbel": gumbel, **made}
+
+
 def points(shape: tuple[int, int], down: int, count: int) -> Made:
     """Coarse cells by hand; what a point is moved by is a sum over the pixels around it."""
     height, width = shape
@@ -337,12 +339,16 @@ PURE: dict[str, Callable[[], Made]] = {
     "elm__binary_quantizer_sigmoid_det": lambda: binary_quantizer(False, True),
     "elm__mask_schedule": mask_schedule,
     "elm__cfg_schedules": cfg_schedules,
+    "elm__mask_by_random_topk": remask,
+    "elm__rope2d": rope2d,
     "elm__bld_scheduler_cos": lambda: bit_noise("cos"),
     "elm__bld_scheduler_linear": lambda: bit_noise("linear"),
     "elm__bld_scheduler_sigmoid": lambda: bit_noise("sigmoid"),
     "instella__binary_quantizer_train": lambda: instella_quantizer("train"),
     "instella__binary_quantizer_eval": lambda: instella_quantizer("eval"),
     "instella__rope_scaled": instella_rope,
+    "instella__dc_down": lambda: resample(True),
+    "instella__dc_up": lambda: resample(False),
     "instella__ar_sample": ar_sample,
     "instella__diffusion_sample_1": lambda: diffusion_sample(1, 2.0),
     "instella__diffusion_sample_2": lambda: diffusion_sample(2, 1.5),
