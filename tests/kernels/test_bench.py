@@ -11,12 +11,16 @@ import torch
 from tests.methods.images import image, make
 from vtc import VTCError
 from vtc.functional.recoverable import text_scores, visual_scores
-from vtc.kernels import aot, bench, floors, standins
+from vtc.kernels import aot, floors
 from vtc.kernels._docs import put
+from vtc.kernels.bench import __main__ as command
+from vtc.kernels.bench import operations, selection, standins
+from vtc.kernels.bench.sizes import SMALL
+from vtc.kernels.bench.tables import markdown
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
-    code = bench.main(["--small", "--rounds", "2", *arguments])
+    code = command.main(["--small", "--rounds", "2", *arguments])
     return code, capsys.readouterr().out
 
 
@@ -26,8 +30,8 @@ def test_the_whole_command_runs_on_the_cpu(tmp_path, capsys):
     code, out = run(capsys, "--device", "cpu", "--json", str(figures), "--markdown", str(docs))
     assert code == 0 and "WRONG" not in out and "no GPU" not in out
     result = json.loads(figures.read_text())
-    assert {row["operation"] for row in result["correctness"]} == set(bench.OPERATIONS)
-    assert {row["method"] for row in result["selections"]} == set(bench.methods())
+    assert {row["operation"] for row in result["correctness"]} == set(operations.OPERATIONS)
+    assert {row["method"] for row in result["selections"]} == set(selection.methods())
     for row in result["selections"]:
         middle, low, high = row["selection"]
         assert 0 < low <= middle <= high and row["ratio"]["rounds"] == 2
@@ -36,7 +40,7 @@ def test_the_whole_command_runs_on_the_cpu(tmp_path, capsys):
     assert all(ours == theirs for ours, theirs in (r["left"] for r in result["official_style"]))
     text = docs.read_text()
     assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
-    assert all(f"`{name}`" in text for name in bench.methods())
+    assert all(f"`{name}`" in text for name in selection.methods())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -47,9 +51,9 @@ def test_without_a_gpu_one_line_says_so_and_the_cpu_part_runs(capsys):
 
 
 def test_a_wrong_operation_fails_the_command(capsys, monkeypatch):
-    right = bench.OPERATIONS["merge"]
+    right = operations.OPERATIONS["merge"]
     wrong = replace(right, call=lambda *inputs: right.call(*inputs) * 1.01)
-    monkeypatch.setitem(bench.OPERATIONS, "merge", wrong)
+    monkeypatch.setitem(operations.OPERATIONS, "merge", wrong)
     code, out = run(capsys, "--device", "cpu", "--parts", "operations")
     assert code == 1 and out.count("WRONG") == 1 and "merge float32" in out
 
@@ -80,30 +84,30 @@ def test_an_operation_is_timed_with_events_behind_a_flushed_cache(compiles, monk
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(torch, "compile", compile)
     cpu = torch.device("cpu")
-    row = bench.operation_times("lof", bench.SMALL, cpu, torch.float32, rounds=2)
-    labels = set(bench.CALLS[: 3 if compiles else 2])
+    row = operations.operation_times("lof", SMALL, cpu, torch.float32, rounds=2)
+    labels = set(operations.CALLS[: 3 if compiles else 2])
     assert set(row["microseconds"]) == labels and len(waited) == len(labels) * 3
     assert all(times == pytest.approx((3, 3, 3)) for times in row["microseconds"].values())
     assert ("torch.compile of the twin failed" in capsys.readouterr().err) is not compiles
     about = dict.fromkeys(("machine", "threads", "dtype", "torch", "layers", "rounds"), 1)
     about |= {"load": 0.0, "retention": 0.25}
-    table = bench.markdown({"about": about, "selections": [], "operations": [row]})
+    table = markdown({"about": about, "selections": [], "operations": [row]})
     assert table.count("3.0 (3.0-3.0)") == len(labels)
 
 
 def test_prefill_is_scaled_to_all_layers(monkeypatch):
-    monkeypatch.setattr(bench, "stopwatch", lambda call, device: 2.0)
+    monkeypatch.setattr(selection, "stopwatch", lambda call, device: 2.0)
     cpu = torch.device("cpu")
-    model = bench.language_model(bench.SMALL, 2, cpu, torch.float32)
-    rows = bench.selections(
-        ["uniform"], 576, 3, bench.SMALL, model, cpu, torch.float32, rounds=1, retention=0.25
+    model = selection.language_model(SMALL, 2, cpu, torch.float32)
+    rows = selection.selections(
+        ["uniform"], 576, 3, SMALL, model, cpu, torch.float32, rounds=1, retention=0.25
     )
     assert rows[0]["prefill"][0] == 2.0 * 32 / 2 and rows[0]["ratio"]["median"] == 1 / 16
     assert rows[0]["batch"] == 3 and rows[0]["tokens"] == 16
 
 
 def test_every_operation_has_a_floor_and_is_compiled_and_measured():
-    assert set(floors.WORK) == set(bench.OPERATIONS) == set(aot.OPERATIONS)
+    assert set(floors.WORK) == set(operations.OPERATIONS) == set(aot.OPERATIONS)
 
 
 def test_floors_are_the_larger_of_moving_and_computing(capsys):
