@@ -13,6 +13,7 @@ from vtc.discrete.quantizers.base import straight_through
 from vtc.discrete.quantizers.bernoulli import BernoulliQuantizer, bit_penalty
 from vtc.discrete.quantizers.bsq import bitwise_entropy_loss
 from vtc.discrete.quantizers.ibq import IndexBackpropQuantizer, entropy_loss
+from vtc.discrete.quantizers.vq import nearest_code
 
 OPTIONS: dict[str, dict] = {
     "bernoulli": {"bits": 6},
@@ -22,7 +23,7 @@ OPTIONS: dict[str, dict] = {
     "lfq": {"bits": 6, "groups": 2},
     "bsq": {"bits": 6},
     "fsq": {"levels": (5, 4)},
-    "sim_vq": {"size": 12},
+    "sim_vq": {"size": 32},
 }
 
 
@@ -77,6 +78,38 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         create_quantizer("fsq", 8, levels=(4, 4))
     create_quantizer("bernoulli", 8, bits=4)
     create_quantizer("bsq", 8, bits=18)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_codes_keep_their_value_under_large_features(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    quantizer = create_quantizer(name, 8, **OPTIONS[name]).to(dtype)
+    quantizer.train(name != "ema_vq")  # a training step moves its codebook
+    h = (30 * torch.randn(2, 5, 8)).to(dtype)
+    out = quantizer(h)
+    assert out.z.dtype == dtype
+    torch.testing.assert_close(
+        quantizer.embed(out.ids), out.z, atol=0, rtol=torch.finfo(dtype).eps * 4
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"ema_vq"}))  # it asks whether it has begun
+def test_diagnostics_stay_on_the_device(name: str) -> None:
+    quantizer = create_quantizer(name, 8, **OPTIONS[name]).to("meta")
+    out = quantizer(torch.empty(2, 5, 8, device="meta"))  # a value read by the host would raise
+    assert out.aux and all(value.is_meta and value.dim() == 0 for value in out.aux.values())
+    assert out.loss.is_meta
+
+
+def test_nearest_code_among_rows_that_are_close() -> None:
+    torch.manual_seed(0)
+    z, codebook = 4 * torch.randn(500, 16), (2 * torch.rand(4096, 16) - 1) / 4096
+    exact = torch.cdist(z.double(), codebook.double()).argmin(1)
+    assert (nearest_code(z, codebook) == exact).float().mean() > 0.999
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (nearest_code(z, codebook) == exact).float().mean() > 0.999
+    assert nearest_code(z[:1], codebook[:1].repeat(3, 1)) == 0
 
 
 def test_straight_through() -> None:
@@ -168,4 +201,6 @@ def test_ema_codebook_moves_to_the_features() -> None:
     features = (centres.repeat(64, 1) + 0.1 * torch.randn(256, 2)).view(8, 32, 2)
     for _ in range(10):
         out = quantizer(features)
+    with pytest.raises(VTCError, match="kmeans"):
+        create_quantizer("ema_vq", 2, size=4, kmeans=True).eval()(features)
     assert out.aux["usage"] == 1 and (out.z - features).square().mean() < 0.1

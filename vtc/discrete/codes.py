@@ -5,6 +5,8 @@ The most significant bit comes first everywhere, as in ELM (arXiv 2410.16257).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -82,8 +84,10 @@ def hamming_soft_labels(bits: Tensor, radius: int, decay: float = 3.0) -> Tensor
 
 def code_histogram(ids: Tensor, vocab: int) -> Tensor:
     """Share of each code among all of `ids`, float `[vocab]`."""
-    count = torch.bincount(ids.flatten(), minlength=vocab).float()
-    return count / count.sum().clamp(min=1)
+    ids = ids.flatten().long()
+    # no bincount: on a GPU it would wait for the largest id
+    count = ids.new_zeros(vocab).index_add_(0, ids, torch.ones_like(ids))
+    return count / max(len(ids), 1)
 
 
 def perplexity(histogram: Tensor) -> Tensor:
@@ -91,9 +95,9 @@ def perplexity(histogram: Tensor) -> Tensor:
     return torch.exp(-(histogram * (histogram + 1e-10).log()).sum())
 
 
-def code_usage(ids: Tensor, vocab: int) -> float:
-    """Share of the vocabulary that occurs in `ids` at least once."""
-    return float((code_histogram(ids, vocab) > 0).float().mean())
+def code_usage(ids: Tensor, vocab: int) -> Tensor:
+    """Share of the vocabulary that occurs in `ids` at least once, a scalar on their device."""
+    return (code_histogram(ids, vocab) > 0).float().mean()
 
 
 def bit_entropy(bits: Tensor) -> Tensor:
@@ -105,4 +109,4 @@ def bit_entropy(bits: Tensor) -> Tensor:
     """
     rate = bits.float().mean(0)
     entropy = torch.special.entr(rate) + torch.special.entr(1 - rate)
-    return entropy.mean() / torch.log(torch.tensor(2.0, device=bits.device))
+    return entropy.mean() / math.log(2)

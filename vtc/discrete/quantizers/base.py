@@ -44,8 +44,8 @@ class Quantizer(nn.Module):
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """The value of `hard` with the gradient of `soft`."""
-    return hard.detach() + soft - soft.detach()
+    """The value of `hard`, to the bit, with the gradient of `soft`."""
+    return hard.detach() + (soft - soft.detach())  # the bracket is 0: a small `hard` is not lost
 
 
 def projection(source: int, target: int, kind: str = "auto") -> nn.Module:

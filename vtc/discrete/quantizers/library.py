@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vtc.discrete.codes import code_usage
 from vtc.discrete.noise import Noise
-from vtc.discrete.quantizers.base import Quantizer, projection
+from vtc.discrete.quantizers.base import Quantizer, projection, straight_through
 from vtc.discrete.types import Quantized
 from vtc.errors import VTCError
 
@@ -45,16 +45,25 @@ class LibraryQuantizer(Quantizer):
     def forward(self, h: Tensor, noise: Noise | None = None) -> Quantized:
         """See `Quantizer.forward`; the module draws nothing through `noise`."""
         self._check(h)
+        moving = getattr(self.inner, "_codebook", None)  # of `ema_vq`
+        if moving is not None and not self.training and not moving.initted:
+            raise VTCError("kmeans: got True, so the codebook is made by the first training step")
         code, ids, *rest = self.inner(self.down(h))
         loss = rest[0].sum() if rest else code.new_zeros(())
         ids = ids.long() if ids.dim() == 3 else ids.long().unsqueeze(-1)
-        usage = sum(code_usage(ids[..., k], v) for k, v in enumerate(self.vocab)) / len(self.vocab)
-        aux = {"usage": torch.tensor(usage)}
+        if moving is None:  # the library rounds a code like the feature, which may be far larger
+            code = straight_through(self._rows(ids).to(code), code)
+        usage = [code_usage(ids[..., k], size) for k, size in enumerate(self.vocab)]
+        aux = {"usage": torch.stack(usage).mean()}
         return Quantized(self.up(code), ids, self.weight * loss, aux)
 
     def _embed(self, ids: Tensor) -> Tensor:
-        inner_ids = ids if len(self.vocab) > 1 else ids.squeeze(-1)
-        return self.up(self._look_up(inner_ids))
+        rows = self._rows(ids)
+        weight = next(self.parameters(), rows)
+        return self.up(rows.to(weight.dtype))  # those of FSQ are float32 whatever the weights
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        return self._look_up(ids if len(self.vocab) > 1 else ids.squeeze(-1))
 
 
 def ema_vq(
@@ -76,7 +85,7 @@ def ema_vq(
         code_dim: width of a code, `dim` when 0.
         decay: of the moving average.
         reset_below: codes whose average count falls below are moved to random features.
-        kmeans: start from k-means of the first batch.
+        kmeans: start from k-means of the first training batch; there are no codes before it.
         cosine: compare directions instead of distances.
         weight: of the commitment loss.
         eps: of the Laplace smoothing of counts.

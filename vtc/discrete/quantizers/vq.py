@@ -13,14 +13,17 @@ from vtc.discrete.types import Quantized
 
 
 def nearest_code(z: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the closest row of `codebook` `[V, D]` for each `z` `[..., D]`; ties to the lower."""
-    flat = z.flatten(0, -2)
-    distance = (
-        flat.square().sum(1, keepdim=True)
-        + codebook.square().sum(1)
-        - 2 * flat @ codebook.transpose(0, 1)
-    )
-    return distance.argmin(dim=1).view(z.shape[:-1])
+    """Index of the closest row of `codebook` `[V, D]` for each `z` `[..., D]`; ties to the lower.
+
+    In float32 at least, autocast or not.
+    """
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    device = z.device.type if torch.amp.is_autocast_available(z.device.type) else "cpu"
+    with torch.no_grad(), torch.autocast(device, enabled=False):
+        flat, rows = z.flatten(0, -2).to(dtype), codebook.to(dtype)
+        # without |z|^2, which is alike for all rows and so large that their differences would drown
+        distance = rows.square().sum(1) - 2 * flat @ rows.transpose(0, 1)
+        return distance.argmin(dim=1).view(z.shape[:-1])
 
 
 def vq_loss(z: Tensor, code: Tensor, beta: float = 0.25, legacy: bool = False) -> Tensor:
