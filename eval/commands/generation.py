@@ -144,7 +144,8 @@ def run_all(args: argparse.Namespace) -> None:
     from vtc.eval.generation import experiments
 
     experiments.one_process("run")
-    if _experiment(args).generator.target == "codes":
+    experiments.check(_experiment(args))
+    if _experiment(args).generator.target != "pixels":
         run_train_tokenizer(args)
     run_train_generator(args)
     run_sample(args)

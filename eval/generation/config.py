@@ -146,7 +146,8 @@ class GeneratorSettings:
     Attributes:
         name: a preset of `vtc.discrete.list_generators`.
         options: arguments of the preset; `space` and `classes` come from tokenizer and data.
-        target: "codes" of the frozen tokenizer, or "pixels" (presets of continuous latents).
+        target: "codes" of the frozen tokenizer; for presets of continuous latents "latents", what its
+            decoder reads, or "pixels".
         train: how to train it.
     """
 
@@ -156,7 +157,7 @@ class GeneratorSettings:
     train: TrainSettings = field(default_factory=lambda: TrainSettings(steps=1000, batch=128))
 
     def __post_init__(self) -> None:
-        _one_of("generator.target", self.target, ("codes", "pixels"))
+        _one_of("generator.target", self.target, ("codes", "latents", "pixels"))
 
 
 @dataclass

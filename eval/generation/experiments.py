@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vtc.discrete import (
@@ -22,68 +24,61 @@ from vtc.discrete import (
     ImageTokenizer,
     create_generator,
     create_tokenizer,
-    load,
     save,
 )
 from vtc.discrete.losses import Adversarial, PatchDiscriminator
 from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.discrete.presets import GENERATORS
 from vtc.errors import VTCError
+from vtc.eval.generation import folder as folders
 from vtc.eval.generation import pictures
 from vtc.eval.generation.config import Experiment, TrainSettings
 from vtc.eval.generation.data import ImageData, TensorImages, load_data, take
 from vtc.eval.generation.features import feature_net
 from vtc.eval.generation.loop import fit, make_accelerator
-from vtc.eval.generation.tasks import (
-    GeneratorTask,
-    Lpips,
-    TokenizerTask,
-    from_patches,
-    to_patches,
-)
+from vtc.eval.generation.targets import Codes, Pixels, Target, normalised
+from vtc.eval.generation.tasks import GeneratorTask, Lpips, TokenizerTask
 
 Progress = Callable[[int, dict[str, float]], Any]
 SHOWN = 32  # images of a grid
+MEASURED = 5000  # held-out images at most
 
 
 def silent(step: int, row: dict[str, float]) -> None:
     """No progress bar."""
 
 
-def open_folder(experiment: Experiment, folder: Path) -> None:
-    """Make the output folder and note the experiment in it.
+def check(experiment: Experiment) -> None:
+    """Raise `VTCError` for what would fail only after the training: nothing is trained or written."""
+    data = load_data(experiment.data)
+    if len(data.valid) < 2:  # type: ignore[arg-type]
+        raise VTCError("data.held_out: fewer than 2 images are held out, nothing can be measured")
+    tokenizer = None
+    if experiment.generator.target != "pixels":
+        tokenizer = build_tokenizer(experiment, data)
+    build_generator(experiment, data, tokenizer)
+
+
+def build_tokenizer(experiment: Experiment, data: ImageData) -> ImageTokenizer:
+    """The untrained tokenizer of an experiment.
 
     Raises:
-        VTCError: the folder belongs to an experiment with other settings.
+        VTCError: an unknown preset or option, or one that does not fit the images.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / "config.yaml", experiment.to_yaml()
-    if path.is_file():
-        old = path.read_text(encoding="utf-8")
-        if old != text:
-            both = zip(old.splitlines(), text.splitlines(), strict=False)
-            changed = [f"{a.strip()} -> {b.strip()}" for a, b in both if a != b]
-            raise VTCError(
-                f"output: {folder} holds an experiment with other settings "
-                f"({'; '.join(changed[:3]) or 'other keys'}); take another folder"
-            )
-    elif PartialState().is_main_process:
-        path.write_text(text, encoding="utf-8")
-    PartialState().wait_for_everyone()
+    settings = experiment.tokenizer
+    if "size" in settings.options:
+        raise VTCError("tokenizer.options.size: the size of the data is taken, set data.size")
+    torch.manual_seed(experiment.seed)
+    return create_tokenizer(settings.name, size=data.size, **settings.options)
 
 
 def train_tokenizer(
     experiment: Experiment, folder: Path, resume: bool = False, progress: Progress = silent
 ) -> ImageTokenizer:
     """Train the tokenizer and write `tokenizer/model.safetensors`, its history and a curve."""
-    open_folder(experiment, folder)
     settings, data = experiment.tokenizer, load_data(experiment.data)
-    if "size" in settings.options:
-        raise VTCError("tokenizer.options.size: the size of the data is taken, set data.size")
-    torch.manual_seed(experiment.seed)
-    tokenizer = create_tokenizer(settings.name, size=data.size, **settings.options)
+    tokenizer, rival = build_tokenizer(experiment, data), settings.adversarial
     perceptual = Lpips(settings.perceptual) if settings.perceptual else None
-    rival = settings.adversarial
     adversarial = None
     if rival.weight:
         discriminator = PatchDiscriminator(tokenizer.encoder.channels, rival.width, rival.layers)
@@ -91,6 +86,7 @@ def train_tokenizer(
             rival.weight, rival.start, rival.adaptive, rival.lecam, discriminator
         )
     task = TokenizerTask(tokenizer, settings.loss, settings.prefix, perceptual, adversarial)
+    folders.claim(experiment, folder, "tokenizer")
     best = _train(
         experiment, task, data.train, settings.train, folder / "tokenizer", resume, progress
     )
@@ -101,77 +97,100 @@ def train_generator(
     experiment: Experiment, folder: Path, resume: bool = False, progress: Progress = silent
 ) -> Generator:
     """Train the generator on the folder's tokenizer, or on pixels; files as for the tokenizer."""
-    open_folder(experiment, folder)
-    data = load_data(experiment.data)
-    torch.manual_seed(experiment.seed)
-    if experiment.generator.target == "codes":
-        tokenizer = load_tokenizer(folder)
-        model = build_generator(experiment, data, tokenizer)
-        codes = encode_all(tokenizer, data)
-    else:
-        model = build_generator(experiment, data)
-        images = take(data.train)
-        codes = TensorImages(
-            images["image"],
-            images["label"],
-            codes=to_patches(images["image"], model.space, model.config.channels),
-        )
-    train = experiment.generator.train
-    task, where = GeneratorTask(model), folder / "generator"
-    return _train(experiment, task, codes, train, where, resume, progress).generator
+    data, tokenizer = load_data(experiment.data), None
+    if experiment.generator.target != "pixels":
+        tokenizer = folders.load_part(experiment, folder, "tokenizer")
+    model = build_generator(experiment, data, tokenizer)
+    images = encode_all(make_target(experiment, data, model, tokenizer), data, tokenizer)
+    task, train = GeneratorTask(model), experiment.generator.train
+    folders.claim(experiment, folder, "generator")
+    return _train(experiment, task, images, train, folder / "generator", resume, progress).generator
 
 
 def build_generator(
     experiment: Experiment, data: ImageData, tokenizer: ImageTokenizer | None = None
 ) -> Generator:
-    """The generator preset for the codes of a tokenizer and the classes of the data.
+    """The untrained generator for the codes or latents of a tokenizer, or for pixels.
 
     Raises:
-        VTCError: the preset makes other codes than the tokenizer, or codes where pixels are wanted.
+        VTCError: the preset makes other codes than the tokenizer, or codes where latents are wanted,
+            or cannot be sampled as the experiment says.
     """
-    settings = experiment.generator
+    settings, latents = experiment.generator, experiment.generator.target == "latents"
     options = dict(settings.options)
     if settings.name in GENERATORS:
-        takes = inspect.signature(GENERATORS[settings.name]).parameters
-        if tokenizer is not None and "space" in takes:
-            options.setdefault("space", tokenizer.space)
-        if "classes" in takes:
-            options.setdefault("classes", len(data.classes))
+        takes, given = inspect.signature(GENERATORS[settings.name]).parameters, {}
+        given["classes"] = len(data.classes)
+        if tokenizer is not None:
+            space = tokenizer.space
+            given["space"] = space
+            if latents and (space.grid is None or space.grid[0] != space.grid[1]):
+                raise VTCError(
+                    f"generator.target: latents need a square grid of tokens, "
+                    f"{experiment.tokenizer.name!r} has {space.grid or 'a sequence'}"
+                )
+            if latents and space.grid is not None:
+                given |= {"grid": space.grid[0], "channels": tokenizer.quantizer.dim}
+        options = {**{name: v for name, v in given.items() if name in takes}, **options}
+    torch.manual_seed(experiment.seed)
     model = create_generator(settings.name, **options)
-    if tokenizer is None and not model.config.channels:
-        raise VTCError(f"generator.target: {settings.name!r} makes codes, not pixels")
-    if tokenizer is not None and (model.config.channels or model.space != tokenizer.space):
-        raise VTCError(
-            f"generator.name: {settings.name!r} makes {model.space}, the tokenizer {tokenizer.space}"
-        )
+    if settings.target != "codes" and not model.config.channels:
+        raise VTCError(f"generator.target: {settings.name!r} makes codes, not {settings.target}")
+    if settings.target == "codes" and tokenizer is not None:
+        if model.config.channels or model.space != tokenizer.space:
+            raise VTCError(
+                f"generator.name: {settings.name!r} makes {model.space}, the tokenizer "
+                f"{tokenizer.space}"
+            )
+    make_target(experiment, data, model, tokenizer)
+    Guidance(experiment.sample.guidance, experiment.sample.schedule)
     return model
 
 
+def make_target(
+    experiment: Experiment,
+    data: ImageData,
+    model: Generator,
+    tokenizer: ImageTokenizer | None,
+) -> Target:
+    """What the generator makes; latents are scaled by the first training images."""
+    if tokenizer is None:
+        return Pixels(model.space, model.config.channels, data.size)
+    if experiment.generator.target == "codes":
+        return Codes(tokenizer)
+    count = min(512, len(data.train))  # type: ignore[arg-type]
+    images = take(data.train, range(count))["image"]
+    return normalised(tokenizer, images.to(next(tokenizer.parameters()).device))
+
+
 @torch.no_grad()
-def encode_all(tokenizer: ImageTokenizer, data: ImageData, batch: int = 256) -> TensorImages:
-    """Codes and labels of all training images; the images themselves are not kept."""
+def encode_all(
+    target: Target, data: ImageData, tokenizer: ImageTokenizer | None, batch: int = 256
+) -> TensorImages:
+    """Targets and labels of all training images; the images themselves are not kept."""
     device = make_accelerator().device
-    tokenizer = tokenizer.to(device)
-    ids, labels = [], []
+    if tokenizer is not None:
+        tokenizer.to(device)
+    codes, labels = [], []
     for rows in torch.arange(len(data.train)).split(batch):  # type: ignore[arg-type]
         part = take(data.train, rows.tolist())
-        ids.append(tokenizer.encode(part["image"].to(device)).ids.cpu())
+        codes.append(target.encode(part["image"].to(device)).cpu())
         labels.append(part["label"])
-    codes = torch.cat(ids)
-    return TensorImages(codes, torch.cat(labels), codes=codes)
+    made = torch.cat(codes)
+    return TensorImages(made, torch.cat(labels), codes=made)
 
 
 @torch.no_grad()
 def sample(experiment: Experiment, folder: Path) -> tuple[Tensor, Tensor]:
     """Images `[n, 3, H, W]` of the folder's generator and their labels; writes them and a grid."""
     one_process("sample")
-    open_folder(experiment, folder)
     settings, data = experiment.sample, load_data(experiment.data)
     device = make_accelerator().device
-    model = _load(folder / "generator", "train-generator").to(device)
+    model = folders.load_part(experiment, folder, "generator").to(device)
     tokenizer = None
-    if experiment.generator.target == "codes":
-        tokenizer = load_tokenizer(folder).to(device)
+    if experiment.generator.target != "pixels":
+        tokenizer = folders.load_part(experiment, folder, "tokenizer").to(device)
+    target = make_target(experiment, data, model, tokenizer)
     labels = torch.arange(settings.count) % len(data.classes)
     guidance = None
     if settings.guidance != 1:
@@ -179,7 +198,7 @@ def sample(experiment: Experiment, folder: Path) -> tuple[Tensor, Tensor]:
     parts = []
     for index, part in enumerate(labels.split(settings.batch)):
         given = part.to(device) if model.classes is not None else None
-        out = model.sample(
+        made = model.sample(
             given,
             settings.sampler,
             batch=len(part),
@@ -187,12 +206,10 @@ def sample(experiment: Experiment, folder: Path) -> tuple[Tensor, Tensor]:
             seed=experiment.seed * 100_003 + index,
             **settings.options,
         )
-        if tokenizer is None:
-            parts.append(from_patches(out, model.space, data.size).cpu())
-        else:
-            parts.append(tokenizer.decode(out).cpu())
+        parts.append(target.decode(made).cpu())
     images = torch.cat(parts).clamp(-1, 1).contiguous()
-    save_file({"images": images, "labels": labels}, str(folder / "samples.safetensors"))
+    how = {"settings": json.dumps(asdict(settings))}
+    save_file({"images": images, "labels": labels}, str(folder / "samples.safetensors"), how)
     pictures.save_grid(images[:100], max(10, min(len(data.classes), 20)), folder / "samples.png")
     return images, labels
 
@@ -200,43 +217,43 @@ def sample(experiment: Experiment, folder: Path) -> tuple[Tensor, Tensor]:
 def measure(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Measure what the folder has: reconstructions, samples or both; writes `metrics.json`."""
     one_process("measure")
-    open_folder(experiment, folder)
     data = load_data(experiment.data)
+    count = min(MEASURED, len(data.valid))  # type: ignore[arg-type]
+    if count < 2:
+        raise VTCError("data.held_out: fewer than 2 images are held out, nothing can be measured")
+    held = take(data.valid, range(count))["image"]
+    trained = (folder / "tokenizer" / folders.FILE).is_file()
+    samples = folder / "samples.safetensors"
+    if not trained and not samples.is_file():
+        raise VTCError(f"output: {folder} has neither a trained tokenizer nor samples to measure")
     net = feature_net(data, experiment.features)
-    held = take(data.valid)
     report: dict[str, Any] = {
         "features": net.name,
         "classifier_accuracy": net.accuracy,
-        "distance_of_held_out_images": net.distance(held["image"]),
+        "distance_of_held_out_images": net.distance(held),
     }
-    if (folder / "tokenizer" / "model.safetensors").is_file():
-        tokenizer = load_tokenizer(folder)
-        output, ids = reconstruct(tokenizer, held["image"])
+    if trained:
+        tokenizer = folders.load_part(experiment, folder, "tokenizer")
+        output, ids = reconstruct(tokenizer, held)
         report["reconstruction"] = {
-            **image_quality(output, held["image"]),
+            **image_quality(output, held),
             **code_statistics(ids, tokenizer.space),
             "distance": net.distance(output),
         }
-        pairs = torch.cat([held["image"][:SHOWN], output[:SHOWN]])
-        pictures.save_grid(
-            pairs, min(SHOWN, len(held["image"])), folder / "reconstructions.png", 32
-        )
-    if (folder / "samples.safetensors").is_file():
-        made = load_file(str(folder / "samples.safetensors"))
+        pairs = torch.cat([held[:SHOWN], output[:SHOWN]])
+        pictures.save_grid(pairs, min(SHOWN, count), folder / "reconstructions.png", 32)
+    if samples.is_file():
+        with safe_open(str(samples), "pt") as file:
+            images, labels = file.get_tensor("images"), file.get_tensor("labels")
+            how = json.loads(file.metadata()["settings"])
         report["samples"] = {
-            "count": len(made["images"]),
-            "distance": net.distance(made["images"]),
-            "class_accuracy": net.agreement(made["images"], made["labels"]),
+            **how,
+            "count": len(images),
+            "distance": net.distance(images),
+            "class_accuracy": net.agreement(images, labels),
         }
-    if len(report) == 3:
-        raise VTCError(f"output: {folder} has neither a trained tokenizer nor samples to measure")
     (folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of an output folder, in evaluation mode."""
-    return _load(folder / "tokenizer", "train-tokenizer")
 
 
 def one_process(step: str) -> None:
@@ -260,16 +277,9 @@ def _train(
     )
     if accelerator.is_main_process:
         model = getattr(best, "tokenizer", None) or best.generator
-        save(model, folder / "model.safetensors")
+        save(model, folder / folders.FILE)
         lines = "".join(json.dumps(row) + "\n" for row in history)
         (folder / "history.jsonl").write_text(lines, encoding="utf-8")
         pictures.save_history(history, folder / "history.png", folder.name)
     accelerator.wait_for_everyone()
     return best
-
-
-def _load(folder: Path, step: str) -> Any:
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise VTCError(f"output: {path} is missing; `generation {step}` makes it")
-    return load(path)

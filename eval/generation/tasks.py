@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtc.discrete import Generator, ImageTokenizer, Noise
@@ -90,33 +88,3 @@ class GeneratorTask(nn.Module):
         """`loss` and what to log."""
         labels = batch["label"] if self.generator.classes is not None else None
         return {"loss": self.generator.loss(batch["codes"], labels, noise)["loss"]}
-
-
-def to_patches(images: Tensor, space: Any, channels: int) -> Tensor:
-    """Images `[B, 3, H, W]` as the latents `[B, N, channels]` of a pixel generator.
-
-    Each is a square patch of all colours, or of grey where `channels` are as many as its pixels.
-
-    Raises:
-        VTCError: the generator's grid and channels do not fit the images.
-    """
-    rows, cols = space.grid
-    patch = images.shape[-1] // cols
-    if (rows * patch, cols * patch) != tuple(images.shape[2:]) or channels not in (
-        patch * patch,
-        3 * patch * patch,
-    ):
-        raise VTCError(
-            f"generator.options: a grid of {rows} x {cols} with {channels} channels does not fit "
-            f"{images.shape[-2]} x {images.shape[-1]} pixels"
-        )
-    if channels == patch * patch:
-        images = images.mean(dim=1, keepdim=True)
-    return F.pixel_unshuffle(images, patch).flatten(2).transpose(1, 2)
-
-
-def from_patches(latents: Tensor, space: Any, size: int) -> Tensor:
-    """The inverse of `to_patches`: `[B, 3, size, size]`."""
-    patch = size // space.grid[1]
-    images = F.pixel_shuffle(latents.transpose(1, 2).unflatten(2, space.grid), patch)
-    return images.expand(-1, 3, -1, -1)

@@ -12,7 +12,7 @@ from vtc.discrete import create_generator
 from vtc.eval.generation import pictures
 from vtc.eval.generation.studies import parts
 from vtc.eval.generation.studies.base import Metric, Row, Study, values
-from vtc.eval.generation.tasks import from_patches, to_patches
+from vtc.eval.generation.targets import Pixels
 
 CASES: dict[str, dict[str, Any]] = {
     "single tokens": {"plan": "raster"},
@@ -30,7 +30,8 @@ def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path 
     learn = parts.training(data)
     torch.manual_seed(seed)
     model = create_generator("tiny_xar_cell", **settings["generator"], **case)
-    latents = to_patches(learn["image"], model.space, model.config.channels)
+    target = Pixels(model.space, model.config.channels, data.size)
+    latents = target.encode(learn["image"])
     model = parts.train_generator(model, latents, learn["label"], seed, settings["train"])
     labels = parts.labels_of(settings["samples"], len(data.classes))
     groups = model.plan.groups
@@ -43,7 +44,7 @@ def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path 
         }.items(),
     ):
         latents = model.sample(labels, seed=seed, steps=steps, method=method)
-        made = from_patches(latents, model.space, data.size)
+        made = target.decode(latents)
         row[f"distance_{budget}_{method}"] = net.distance(made)
         row[f"accuracy_{budget}_{method}"] = net.agreement(made, labels)
         if folder is not None and (budget, method) == ("image", "euler"):

@@ -29,7 +29,7 @@ def _case(name: str) -> tuple[str, dict[str, Any]]:
     """Title and options of a config; its whole text, so that rows of an older one are not taken."""
     experiment = load_experiment(name)
     names = [experiment.generator.name]
-    if experiment.generator.target == "codes":
+    if experiment.generator.target != "pixels":
         names.insert(0, experiment.tokenizer.name)
     return f"{name}: {', '.join(names)}", {"config": name, "experiment": experiment.to_yaml()}
 
@@ -48,7 +48,7 @@ def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path 
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch)
         start = time.process_time()
-        if experiment.generator.target == "codes":
+        if experiment.generator.target != "pixels":
             experiments.train_tokenizer(experiment, output)
             row["tokenizer_minutes"] = (time.process_time() - start) / 60
         start = time.process_time()

@@ -48,7 +48,7 @@ def test_train_sample_measure(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     made = load_file(str(folder / "samples.safetensors"))
     assert made["images"].shape == (20, 3, 8, 8) and made["images"].abs().max() <= 1
     assert made["labels"].tolist() == [n % 10 for n in range(20)]
-    for name in ("samples.png", "reconstructions.png", "tokenizer/history.png", "config.yaml"):
+    for name in ("samples.png", "reconstructions.png", "tokenizer/history.png"):
         assert (folder / name).stat().st_size > 0
     rows = (folder / "tokenizer" / "history.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["step"] == 20
@@ -63,7 +63,47 @@ def test_train_sample_measure(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     assert run("train-generator", *given) == 1
     assert "--resume" in capsys.readouterr().err
     assert run("sample", *given, "seed=3") == 1
-    assert "seed: 0 -> seed: 3" in capsys.readouterr().err
+    assert "seed: 0 -> 3" in capsys.readouterr().err
+    # but samples may be drawn again in another way
+    assert run("sample", *given, "sample.guidance=3", "sample.count=30") == 0
+    assert run("measure", *given, "features.steps=25") == 0
+    again = json.loads((folder / "metrics.json").read_text())["samples"]
+    assert (again["guidance"], again["count"]) == (3, 30) and report["samples"]["guidance"] == 2
+
+
+def test_latents_of_a_tokenizer(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "tokenizer: {name: tiny_elm_bae, options: {width: 8}, train: {steps: 5, batch: 4}}\n"
+        "generator: {name: tiny_xar_cell, target: latents, options: {dim: 16, depth: 1, "
+        "plan: 'cell:2'}, train: {steps: 5, batch: 4}}\n"
+        "sample: {count: 20, options: {steps: 2}}\nfeatures: {steps: 5}\n"
+    )
+    assert run("run", str(config), "--output", str(tmp_path / "x")) == 0
+    assert json.loads((tmp_path / "x" / "metrics.json").read_text())["samples"]["count"] == 20
+
+
+def test_a_first_call_that_fails_leaves_the_folder_free(tmp_path: Path) -> None:
+    given = ["digits_ar", "--output", str(tmp_path / "x"), "--set", *SMALL]
+    assert run("train-tokenizer", *given, "data.size=10") == 1
+    assert run("train-tokenizer", *given) == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("sample.schedule=lineer", "linear"),
+        ("data.held_out=0", "data.held_out"),
+        ("generator.options.wide=3", "wide"),
+        ("generator.target=latents", "makes codes, not latents"),
+    ],
+)
+def test_what_cannot_end_well_is_not_begun(
+    setting: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    given = ["digits_ar", "--output", str(tmp_path / "x"), "--set", *SMALL, setting]
+    assert run("run", *given) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_pixels_need_no_tokenizer(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("tokenizer.train.schedule=cosin", ("schedule", "cosin", "cosine, constant")),
         ("tokenizer.loss=l3", ("tokenizer.loss", "l3")),
         ("data.held_out=2", ("held_out", "2", "0.9")),
-        ("generator.target=text", ("generator.target", "codes, pixels")),
+        ("generator.target=text", ("generator.target", "codes, latents, pixels")),
         ("precision=half", ("precision", "half", "bf16")),
         ("seed", ("seed", "section.key=value")),
     ],

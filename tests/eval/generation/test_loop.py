@@ -42,7 +42,7 @@ def task(rival: bool = False, **options: Any) -> TokenizerTask:
     if rival:
         discriminator = PatchDiscriminator(width=4, layers=1)
         adversarial = Adversarial(start=4, lecam=0.1, discriminator=discriminator)
-    tokenizer = create_tokenizer("tiny_titok", dim=16, **options)
+    tokenizer = create_tokenizer("tiny_titok", dim=24, **options)
     return TokenizerTask(tokenizer, prefix=True, adversarial=adversarial)
 
 
@@ -156,7 +156,7 @@ def test_perceptual_loss(monkeypatch: pytest.MonkeyPatch) -> None:
             return difference.square().mean((1, 2, 3), keepdim=True)
 
     monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Net))
-    model = TokenizerTask(create_tokenizer("tiny_titok", dim=16), perceptual=Lpips(0.5))
+    model = TokenizerTask(create_tokenizer("tiny_titok", dim=24), perceptual=Lpips(0.5))
     assert not any("lpips" in name or "perceptual" in name for name in model.state_dict())
     batch = images()[list(range(4))]
     seen = model(batch, Noise(0))

@@ -20,7 +20,7 @@ from vtc.eval.generation.data import load_data  # noqa: E402
 from vtc.eval.generation.features import feature_net  # noqa: E402
 from vtc.eval.generation.seeds import estimate, paired  # noqa: E402
 from vtc.eval.generation.studies.rollout import growth  # noqa: E402
-from vtc.eval.generation.tasks import from_patches, to_patches  # noqa: E402
+from vtc.eval.generation.targets import Latents, Pixels, normalised  # noqa: E402
 
 
 def test_quality_agrees_with_scikit_image() -> None:
@@ -61,7 +61,7 @@ def test_code_statistics() -> None:
 
 def test_reconstruction_measures_evaluation_mode() -> None:
     torch.manual_seed(0)
-    tokenizer = create_tokenizer("tiny_instella_1d", dim=16).train()
+    tokenizer = create_tokenizer("tiny_instella_1d", dim=24).train()
     images = torch.rand(5, 3, 8, 8)
     first, codes = reconstruct(tokenizer, images, batch=2)
     second, again = reconstruct(tokenizer, images, batch=5)
@@ -84,11 +84,24 @@ def test_features_rank_real_images_before_noise() -> None:
 def test_patches_round_trip() -> None:
     images = torch.rand(2, 3, 8, 8)
     space = CodeSpace(16, (2,), (4, 4))
-    assert torch.equal(from_patches(to_patches(images, space, 12), space, 8), images)
-    grey = from_patches(to_patches(images, space, 4), space, 8)
-    assert torch.allclose(grey[:, 1], images.mean(1))
+    colour, grey = Pixels(space, 12, 8), Pixels(space, 4, 8)
+    assert torch.equal(colour.decode(colour.encode(images)), images)
+    assert torch.allclose(grey.decode(grey.encode(images))[:, 1], images.mean(1))
     with pytest.raises(VTCError, match="5 channels"):
-        to_patches(images, space, 5)
+        Pixels(space, 5, 8)
+
+
+def test_latents_are_scaled_and_come_back() -> None:
+    torch.manual_seed(0)
+    tokenizer = create_tokenizer("tiny_elm_bae", width=8).eval()
+    images = torch.rand(4, 3, 8, 8)
+    target = normalised(tokenizer, images)
+    latents = target.encode(images)
+    assert isinstance(target, Latents) and latents.shape == (4, 16, 16)
+    assert latents.mean().abs() < 1e-5 and abs(latents.std() - 1) < 1e-5
+    torch.testing.assert_close(
+        target.decode(latents), tokenizer.decode(tokenizer.encode(images).ids)
+    )
 
 
 def test_estimate_is_the_student_t_interval() -> None:
