@@ -45,7 +45,9 @@ def add(commands: Any) -> None:
     study = actions.add_parser("study", help="run a committed comparison, or what is missing of it")
     study.add_argument("name", help="a study of `list`, or 'all'")
     study.add_argument("--output", type=Path, default=RESULTS, help=f"default {RESULTS}")
-    study.add_argument("--seeds", type=_positive, default=5, help="seeds a setting, default 5")
+    study.add_argument(
+        "--seeds", type=_positive, help="seeds a setting, by default the study's own"
+    )
     study.add_argument("--threads", type=_positive, default=1, help="of the CPU, default 1")
     study.set_defaults(run=run_study)
     page = actions.add_parser("page", help="write the picture page of the studies")
@@ -162,17 +164,20 @@ def run_study(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     for name in NAMES if args.name == "all" else [args.name]:
         study = load_study(name)
+        seeds = args.seeds or study.seeds
         with progress() as bar:
-            task = bar.add_task(name, total=len(study.cases) * args.seeds)
+            task = bar.add_task(name, total=len(study.cases) * seeds)
             show = functools.partial(bar.update, task, advance=1)
             rows = base.execute(
-                study, args.output, range(args.seeds), lambda text, f=show: f(description=text)
+                study, args.output, range(seeds), lambda text, f=show: f(description=text)
             )
         _print_study(base.summarise(study, rows, args.output), stdout())
 
 
 def _print_study(summary: dict[str, Any], console: Any) -> None:
     from rich.table import Table
+
+    from vtc.eval.generation.studies import base
 
     table = Table(title=summary["title"], header_style="bold")
     table.add_column("")
@@ -182,7 +187,7 @@ def _print_study(summary: dict[str, Any], console: Any) -> None:
         cells = []
         for metric in summary["metrics"]:
             found, digits = entry.get(metric["key"]), metric["digits"]
-            cells.append(f"{found['mean']:.{digits}f} ± {found['sd']:.{digits}f}" if found else "")
+            cells.append(base.cell(found, digits) if found else "")
         table.add_row(entry["case"], *cells)
     console.print(table)
     for line in summary["reading"]:

@@ -10,10 +10,11 @@ from typing import Any
 from vtc.errors import VTCError
 from vtc.eval import pages
 from vtc.eval.generation.studies import NAMES
+from vtc.eval.generation.studies.base import cell
 
 LEAD = (
-    "Small models trained from scratch on digits and drawn shapes. Every figure is a mean over seeds "
-    "with its standard deviation; every difference is taken seed by seed, with a 95 % Student-t "
+    "Small models trained from scratch on digits and drawn shapes. Figures are means over seeds with "
+    "their standard deviation; every difference is taken seed by seed, with a 95 % Student-t "
     "interval widened for the number of comparisons of that figure. Nothing here speaks for models "
     "or images of the published sizes."
 )
@@ -34,6 +35,7 @@ def write_page(folder: Path) -> Path:
         lead=LEAD,
         sections=[(study["study"], study["title"]) for study in studies],
         studies=studies,
+        cell=cell,
     )
     path = folder / "index.html"
     path.write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ from vtc.eval.generation.studies.base import Study
 
 #: In the order of the page.
 NAMES = (
+    "presets",
     "quantizers",
     "resolutions",
     "decomposition",

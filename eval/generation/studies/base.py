@@ -51,6 +51,7 @@ class Study:
         figure: `(rows, path)` draws the curves.
         limits: what the study cannot say, one sentence each.
         pictures: what the files `NAME.png` show that `run` writes, by their name.
+        seeds: of every case, unless told otherwise; 1 where nothing is compared.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Study:
     effects: tuple[tuple[str, str], ...] = ()
     limits: tuple[str, ...] = ()
     pictures: dict[str, str] = field(default_factory=dict)
+    seeds: int = 5
 
 
 def execute(
@@ -120,8 +122,9 @@ def read_rows(study: Study, path: Path) -> dict[tuple[str, int], Row]:
 
 
 def values(rows: Sequence[Row], case: str, key: str) -> list[float]:
-    """One value a seed, in the order of the rows."""
-    return [row[key] for row in rows if row["case"] == case]
+    """One value a seed, in the order of the rows; none where a case has no such value."""
+    found = [row.get(key) for row in rows if row["case"] == case]
+    return [value for value in found if value is not None]
 
 
 def comparisons(study: Study, rows: Sequence[Row]) -> list[tuple[Metric, Comparison]]:
@@ -158,8 +161,8 @@ def summarise(study: Study, rows: Sequence[Row], folder: Path) -> dict[str, Any]
     for case in study.cases:
         entry: dict[str, Any] = {"case": case}
         for metric in study.metrics:
-            have = [row[metric.key] for row in rows if row["case"] == case and metric.key in row]
-            if have and all(value is not None for value in have):
+            have = values(rows, case, metric.key)
+            if have:
                 entry[metric.key] = _rounded(vars(estimate(have)))
         table.append(entry)
     pairs = comparisons(study, rows)
@@ -198,6 +201,12 @@ def summarise(study: Study, rows: Sequence[Row], folder: Path) -> dict[str, Any]
     return summary
 
 
+def cell(found: dict[str, Any], digits: int) -> str:
+    """An entry of the table: `mean ± sd`, or the value where there is one seed."""
+    spread = f" ± {found['sd']:.{digits}f}" if found["count"] > 1 else ""
+    return f"{found['mean']:.{digits}f}{spread}"
+
+
 def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
     """One line a run; curves stay in the JSONL."""
     names = ["case", "seed", "cpu_seconds", *(metric.key for metric in study.metrics)]
@@ -205,7 +214,7 @@ def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
         writer = csv.DictWriter(file, names, extrasaction="ignore")
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+            writer.writerow(_rounded(row))
 
 
 def _settings(study: Study, case: str) -> dict[str, Any]:
