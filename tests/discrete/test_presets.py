@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from vtc import VTCError
 from vtc.discrete import create_generator, create_tokenizer, list_generators, list_tokenizers
 
 
@@ -61,6 +62,26 @@ def test_every_preset_has_a_tiny_twin() -> None:
         for name in list_generators():
             if not name.startswith("tiny_"):
                 create_generator(name)
+
+
+@pytest.mark.parametrize("name", ["tiny_instella_1d", "tiny_titok", "tiny_seed_causal"])
+def test_the_smallest_tokenizers_know_where_a_patch_is(name: str) -> None:
+    torch.manual_seed(0)
+    decoder = create_tokenizer(name, dim=24).eval().decoder
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    image = decoder(torch.randn(1, 8, 24), (8, 8))
+    assert not torch.allclose(image[..., :4, :4], image[..., :4, 4:])
+    assert not torch.allclose(image[..., :4, :4], image[..., 4:, :4])
+    with pytest.raises(VTCError, match="dim: got 16, allowed are multiples of 8 from 24 on"):
+        create_tokenizer(name, dim=16)
+
+
+def test_a_generator_is_wide_enough_for_rows_and_columns() -> None:
+    space = create_tokenizer("tiny_ett").space
+    create_generator("tiny_elm_ar", space=space, dim=16)
+    with pytest.raises(VTCError, match="dim: got 8, allowed are multiples of 8 from 16 on"):
+        create_generator("tiny_elm_ar", space=space, dim=8)
 
 
 def test_imports_are_lazy() -> None:

@@ -103,15 +103,25 @@ def _decomposition(name: str) -> tuple[int, int]:
     return int(parts), int(width)
 
 
-def _two_axes(head_dim: int) -> tuple[int, int]:
+def _head_dim(dim: int, heads: int, axes: int) -> int:
+    """Width of a head, with at least one rotary pair for every axis."""
+    step = 2 * heads
+    if dim % step or dim < axes * step:
+        raise VTCError(f"dim: got {dim}, allowed are multiples of {step} from {axes * step} on")
+    return dim // heads
+
+
+def _two_axes(dim: int, heads: int) -> tuple[int, int]:
     """Row and column share the rotary pairs of a head."""
-    return head_dim - head_dim // 4 * 2, head_dim // 4 * 2
+    head = _head_dim(dim, heads, 2)
+    return head - head // 4 * 2, head // 4 * 2
 
 
-def _three_axes(head_dim: int) -> tuple[int, int, int]:
+def _three_axes(dim: int, heads: int) -> tuple[int, int, int]:
     """Index, row and column: Instella's (8, 28, 28) of 64, in proportion."""
-    side = head_dim * 7 // 32 * 2
-    return head_dim - 2 * side, side, side
+    head = _head_dim(dim, heads, 3)
+    side = head * 7 // 32 * 2
+    return head - 2 * side, side, side
 
 
 # -- tokenizers -------------------------------------------------------------------------------------
@@ -120,7 +130,7 @@ def _three_axes(head_dim: int) -> tuple[int, int, int]:
 @_tokenizer
 def instella_1d(size: int = 1024, tokens: int = 128, bits: int = 64) -> ImageTokenizer:
     """Instella-T2I (arXiv 2506.21022): 128 tokens of 64 bits, decoded at any resolution."""
-    shared: Options = {"qk_norm": True, "rope": _three_axes(64)}
+    shared: Options = {"qk_norm": True, "rope": _three_axes(768, 12)}
     config = LatentConfig(
         tokens,
         16,
@@ -134,7 +144,7 @@ def instella_1d(size: int = 1024, tokens: int = 128, bits: int = 64) -> ImageTok
 @_tokenizer
 def titok(size: int = 256, tokens: int = 32, codes: int = 4096) -> ImageTokenizer:
     """After TiTok-L-32 (arXiv 2406.07550): ViT-L both ways, rotary positions, straight to pixels."""
-    vit = TransformerConfig(1024, 24, 16, rope=_three_axes(64), **PLAIN)
+    vit = TransformerConfig(1024, 24, 16, rope=_three_axes(1024, 16), **PLAIN)
     return _latent(LatentConfig(tokens, 16, vit, vit), size, "vq", {"size": codes, "code_dim": 12})
 
 
@@ -191,7 +201,7 @@ def _tiny_latent(
     options: Options,
     causal: bool = False,
 ) -> ImageTokenizer:
-    config = TransformerConfig(dim, depth, 4, qk_norm=True, rope=_three_axes(dim // 4))
+    config = TransformerConfig(dim, depth, 4, qk_norm=True, rope=_three_axes(dim, 4))
     extent = float(size // patch)
     latent = LatentConfig(tokens, patch, config, config, extent=extent, causal=causal)
     return _latent(latent, size, quantizer, options)
@@ -288,7 +298,7 @@ def _size(table: dict[str, tuple[int, int, int]], name: str) -> tuple[int, int, 
 
 
 def _llama(dim: int, depth: int, heads: int, hidden: int, dropout: float) -> TransformerConfig:
-    rope = _two_axes(dim // heads)
+    rope = _two_axes(dim, heads)
     return TransformerConfig(
         dim, depth, heads, hidden=hidden, norm_eps=1e-5, rope=rope, dropout=dropout
     )
@@ -389,7 +399,7 @@ def xar_cell(
         qkv_bias=True,
         out_bias=True,
         ffn_bias=True,
-        rope=_two_axes(dim // heads),
+        rope=_two_axes(dim, heads),
         positions=grid * grid,
         input_norm=True,
         adaptive=True,
@@ -399,7 +409,7 @@ def xar_cell(
 
 
 def _tiny(dim: int, depth: int, **how: Any) -> TransformerConfig:
-    return TransformerConfig(dim, depth, 4, rope=_two_axes(dim // 4), **how)
+    return TransformerConfig(dim, depth, 4, rope=_two_axes(dim, 4), **how)
 
 
 @_generator
