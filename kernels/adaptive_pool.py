@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc.kernels._dispatch import Kernel, register, use_triton, widened
+from vtc.kernels._rows import load_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -104,12 +105,8 @@ def _window_sums(
         if WEIGHTED:
             share = tl.load(weight + t * weight_t + n * weight_n, mask=e < size, other=0)
             share = share.to(tl.float32)
-        x = tl.load(
-            values + t * values_t + n[:, None] * values_n + c[None, :],
-            mask=(e[:, None] < size) & (c[None, :] < width),
-            other=0.0,
-        )
-        sums += tl.sum(x.to(tl.float32) * share[:, None], 0)
+        x = load_rows(values + t * values_t + n * values_n, e < size, c, width, True)
+        sums += tl.sum(x * share[:, None], 0)
         mass += share
     place = t * out_rows * out_cols + o
     if MEAN:

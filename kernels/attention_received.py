@@ -24,6 +24,7 @@ from vtc.kernels._dispatch import (
     use_triton,
     widened,
 )
+from vtc.kernels._rows import load_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -70,26 +71,16 @@ def _normalisers(
     """For each query, log2 of the sum of 2 ** logit over all keys; `scale` holds log2(e)."""
     row = tl.program_id(0).to(tl.int64)
     b, h = row // heads, row % heads
-    d = tl.arange(0, BLOCK_D)[None, :]
+    d = tl.arange(0, BLOCK_D)
     i = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    q = tl.load(
-        query + (b * query_b + h * query_h + i[:, None] * query_l) * UNIT + d,
-        mask=(i[:, None] < queries) & (d < WIDTH),
-        other=0.0,
-    )
-    if UPCAST:
-        q = q.to(tl.float32)
+    q_rows = query + (b * query_b + h * query_h + i * query_l) * UNIT
+    q = load_rows(q_rows, i < queries, d, WIDTH, UPCAST)
     high = tl.full([BLOCK_Q], -float("inf"), dtype=tl.float32)
     mass = tl.zeros([BLOCK_Q], dtype=tl.float32)
     for start in range(0, length, BLOCK_K):
         j = start + tl.arange(0, BLOCK_K)
-        k = tl.load(
-            keys + (b * keys_b + h * keys_h + j[:, None] * keys_l) * UNIT + d,
-            mask=(j[:, None] < length) & (d < WIDTH),
-            other=0.0,
-        )
-        if UPCAST:
-            k = k.to(tl.float32)
+        k_rows = keys + (b * keys_b + h * keys_h + j * keys_l) * UNIT
+        k = load_rows(k_rows, j < length, d, WIDTH, UPCAST)
         x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         x = tl.where(j[None, :] < length, x, -float("inf"))
         new = tl.maximum(high, tl.max(x, 1))
@@ -108,25 +99,15 @@ def _sums_over_queries(
     """For each key of one head, `share` times the sum of its probabilities."""
     row = tl.program_id(0).to(tl.int64)
     b, h = row // heads, row % heads
-    d = tl.arange(0, BLOCK_D)[None, :]
+    d = tl.arange(0, BLOCK_D)
     j = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
-    k = tl.load(
-        keys + (b * keys_b + h * keys_h + j[:, None] * keys_l) * UNIT + d,
-        mask=(j[:, None] < length) & (d < WIDTH),
-        other=0.0,
-    )
-    if UPCAST:
-        k = k.to(tl.float32)
+    k_rows = keys + (b * keys_b + h * keys_h + j * keys_l) * UNIT
+    k = load_rows(k_rows, j < length, d, WIDTH, UPCAST)
     total = tl.zeros([BLOCK_K], dtype=tl.float32)
     for start in range(0, queries, BLOCK_Q):
         i = start + tl.arange(0, BLOCK_Q)
-        q = tl.load(
-            query + (b * query_b + h * query_h + i[:, None] * query_l) * UNIT + d,
-            mask=(i[:, None] < queries) & (d < WIDTH),
-            other=0.0,
-        )
-        if UPCAST:
-            q = q.to(tl.float32)
+        q_rows = query + (b * query_b + h * query_h + i * query_l) * UNIT
+        q = load_rows(q_rows, i < queries, d, WIDTH, UPCAST)
         x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         # behind the last query: an infinite normaliser, so that nothing is added
         log = tl.load(normaliser + row * queries + i, mask=i < queries, other=float("inf"))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.kernels._dispatch import Kernel, next_power, register, use_triton
+from vtc.kernels._rows import load_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -81,11 +82,7 @@ def unpack_bits_torch(words: Tensor, width: int, dtype: torch.dtype) -> Tensor:
 def _pack(bits, words, count, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_B: tl.constexpr):
     word = tl.program_id(0).to(tl.int64) * BLOCK_W + tl.arange(0, BLOCK_W)
     b = tl.arange(0, BLOCK_B)
-    x = tl.load(
-        bits + word[:, None] * WIDTH + b[None, :],
-        mask=(word[:, None] < count) & (b[None, :] < WIDTH),
-        other=0,
-    )
+    x = load_rows(bits + word * WIDTH, word < count, b, WIDTH, False)
     shift = tl.maximum(WIDTH - 1 - b, 0).to(tl.int64)
     packed = tl.sum(x.to(tl.int64) << shift[None, :], 1)
     tl.store(words + word, packed, mask=word < count)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vtc.kernels._dispatch import Kernel, next_power, register, stride_unit, use_triton, widened
+from vtc.kernels._rows import load_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -65,12 +66,8 @@ def _head_logits(
     for start in range(0, length, BLOCK_L):
         place = start + tl.arange(0, BLOCK_L)
         inside = place < length
-        k = tl.load(
-            keys + (b * keys_b + h * keys_h + place[:, None] * keys_l) * UNIT + d[None, :],
-            mask=inside[:, None] & (d[None, :] < WIDTH),
-            other=0.0,
-        )
-        x = tl.sum(k.to(tl.float32) * q[None, :], 1)
+        rows = keys + (b * keys_b + h * keys_h + place * keys_l) * UNIT
+        x = tl.sum(load_rows(rows, inside, d, WIDTH, True) * q[None, :], 1)
         tl.store(logits + row * length + place, x, mask=inside)
         x = tl.where(inside, x, -float("inf"))
         new = tl.maximum(high, tl.max(x, 0))

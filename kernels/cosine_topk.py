@@ -15,6 +15,7 @@ from torch.nn.functional import normalize, pad
 
 from vtc.kernels._dispatch import Kernel, interpreted, next_power, register, use_triton, widened
 from vtc.kernels._ordering import float_rank
+from vtc.kernels._rows import load_rows
 from vtc.kernels.segmented_topk import segmented_topk_torch
 
 if TYPE_CHECKING:
@@ -102,19 +103,8 @@ def _stream_keys(
         dots = tl.zeros([BLOCK_J, BLOCK_N], dtype=tl.float32)
         for start in range(0, width, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
-            real = c[None, :] < width
-            a = tl.load(
-                queries + t * queries_t + j[:, None] * queries_j + c[None, :],
-                mask=in_j[:, None] & real,
-                other=0.0,
-            )
-            b = tl.load(
-                keys + t * keys_t + n[:, None] * keys_n + c[None, :],
-                mask=in_n[:, None] & real,
-                other=0.0,
-            )
-            if UPCAST:
-                a, b = a.to(tl.float32), b.to(tl.float32)
+            a = load_rows(queries + t * queries_t + j * queries_j, in_j, c, width, UPCAST)
+            b = load_rows(keys + t * keys_t + n * keys_n, in_n, c, width, UPCAST)
             dots = tl.dot(a, tl.trans(b), dots, input_precision="ieee")
         norm_n = tl.maximum(tl.load(key_length + t * patches + n, mask=in_n, other=1.0), 1e-12)
         score = dots / (norm_j[:, None] * norm_n[None, :])

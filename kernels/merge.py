@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc.kernels._dispatch import Kernel, register, use_triton, widened
+from vtc.kernels._rows import load_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -67,12 +68,8 @@ def _merge_rows(
         entry = tl.load(order + e, mask=e < last, other=0)
         row = tl.load(source + entry, mask=e < last, other=0)
         share = tl.load(weight + entry, mask=e < last, other=0.0).to(tl.float32)
-        x = tl.load(
-            values + row[:, None] * values_s + c[None, :],
-            mask=(e[:, None] < last) & (c[None, :] < width),
-            other=0.0,
-        )
-        total += tl.sum(x.to(tl.float32) * share[:, None], 0)
+        x = load_rows(values + row * values_s, e < last, c, width, True)
+        total += tl.sum(x * share[:, None], 0)
     tl.store(out + m * width + c, total, mask=c < width)
 
 

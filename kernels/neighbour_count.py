@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vtc.kernels._dispatch import Kernel, interpreted, register, use_triton, widened
+from vtc.kernels._rows import load_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -72,19 +73,8 @@ def _count_pairs(
         dots = tl.zeros([BLOCK, BLOCK], dtype=tl.float32)
         for start in range(0, width, BLOCK_C):
             c = start + tl.arange(0, BLOCK_C)
-            real = c[None, :] < width
-            a = tl.load(
-                tile + i[:, None] * keys_n + c[None, :],
-                mask=(i[:, None] < patches) & real,
-                other=0.0,
-            )
-            b = tl.load(
-                tile + j[:, None] * keys_n + c[None, :],
-                mask=(j[:, None] < patches) & real,
-                other=0.0,
-            )
-            if UPCAST:
-                a, b = a.to(tl.float32), b.to(tl.float32)
+            a = load_rows(tile + i * keys_n, i < patches, c, width, UPCAST)
+            b = load_rows(tile + j * keys_n, j < patches, c, width, UPCAST)
             dots = tl.dot(a, tl.trans(b), dots, input_precision="ieee")
         in_i, in_j = i < patches, j < patches
         norm_i = tl.maximum(tl.load(length + t * patches + i, mask=in_i, other=1.0), 1e-12)
