@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtc.errors import VTCError, nearest
@@ -38,6 +38,16 @@ def entry(table: Mapping[str, T], what: str, name: str) -> T:
     return table[name]
 
 
+def refuse_unknown(name: str, options: Iterable[str], takes: Collection[str]) -> None:
+    """Raise `VTCError` for the first of `options` that `name` does not take."""
+    for option in options:
+        if option not in takes:
+            raise VTCError(
+                f"{option}: {name!r} has no such option, it takes {', '.join(takes)}"
+                f"{nearest(option, takes)}"
+            )
+
+
 def create(table: Mapping[str, Callable[..., T]], what: str, name: str, **options: Any) -> T:
     """Call the entry `name` of a table with `options`.
 
@@ -46,12 +56,7 @@ def create(table: Mapping[str, Callable[..., T]], what: str, name: str, **option
     """
     make = entry(table, what, name)
     parameters = inspect.signature(make).parameters
-    for option in options:
-        if option not in parameters:
-            raise VTCError(
-                f"{option}: {name!r} has no such option, it takes {', '.join(parameters)}"
-                f"{nearest(option, parameters)}"
-            )
+    refuse_unknown(name, options, parameters)
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in options:
             raise VTCError(f"{key}: {name!r} needs it")

@@ -1,5 +1,8 @@
 """Generators: caches against full passes, guidance, masks, objectives, errors."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -169,8 +172,50 @@ def test_text_conditions_and_guidance() -> None:
     alone = model.sample(given, seed=0)
     assert alone.shape == (3, 6, 5)
     assert torch.equal(model.sample(given, guidance=1.0, null=text(), seed=0), alone)
-    with pytest.raises(VTCError, match="null"):
-        model.sample(given, guidance=2.0)
+    assert torch.equal(model.sample(given, guidance=1.0, seed=0), alone)
+    assert not torch.equal(model.sample(given, guidance=30.0, seed=0), alone)
+
+
+def test_a_row_without_text_sees_the_image_alone() -> None:
+    model, given = MODELS["text"]("raster")
+    model, ids = lively(model), draw(model.space)
+    without = model.without(given)
+    other = replace(text(), valid=torch.zeros(3, 4, dtype=torch.bool))
+    assert torch.equal(model.next_logits(ids, without), model.next_logits(ids, other))
+    plain = replace(model.config.transformer, context_dim=0)
+    same = Generator(replace(model.config, transformer=plain)).eval()
+    same.load_state_dict(model.state_dict(), strict=False)
+    expected = same.next_logits(ids, Condition())
+    assert torch.allclose(model.next_logits(ids, without), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("length", [2, 6])
+@pytest.mark.parametrize("padded", ["given", "null", "both", "none"])
+def test_null_conditions_are_padded_and_repeated(rows: int, length: int, padded: str) -> None:
+    def random(rows: int, length: int, valid: bool) -> Condition:
+        mask = torch.ones(rows, length, dtype=torch.bool)
+        mask[:, 1:] = False
+        context = tuple(torch.randn(rows, length, 6) for _ in range(2))
+        return Condition(None, context, mask if valid else None)
+
+    model = lively(MODELS["text"]("raster")[0])
+    given = random(3, 4, padded in ("given", "both"))
+    null = random(rows, length, padded in ("null", "both"))
+    both, ids = given.followed_by(null), draw(model.space)
+    logits = model.next_logits(torch.cat([ids, ids]), both)
+    whole = Condition(None, tuple(c.expand(3, -1, -1) for c in null.context), null.valid)
+    if null.valid is not None:
+        whole = replace(whole, valid=null.valid.expand(3, -1))
+    expected = torch.cat([model.next_logits(ids, part) for part in (given, whole)])
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+def test_a_null_condition_of_labels_is_repeated() -> None:
+    model = lively(create_generator("tiny_elm_ar", space=BYTES, dim=32))
+    labels, no_class = torch.tensor([0, 3, 7]), torch.tensor([10])
+    guided = model.sample(labels, guidance=3.0, seed=0)
+    assert torch.equal(model.sample(labels, guidance=3.0, null=no_class, seed=0), guided)
 
 
 def objective_cases():
@@ -215,9 +260,27 @@ def test_a_generator_trains_by_its_own_objective() -> None:
 def test_labels_are_dropped_in_training_only() -> None:
     model = create_generator("tiny_elm_ar", space=BYTES)
     given = model.condition(torch.zeros(2000).long())
-    dropped = model.drop_labels(given, Noise(0)).labels
+    dropped = model.drop(given, Noise(0)).labels
     assert 0.05 < (dropped == 10).float().mean() < 0.15  # type: ignore[operator]
-    assert model.eval().drop_labels(given, Noise(0)) is given
+    assert model.eval().drop(given, Noise(0)) is given
+
+
+def test_texts_are_dropped_in_training_only() -> None:
+    model = MODELS["text"]("raster")[0].train()
+    for padded in (True, False):
+        given = text(2000)
+        given = given if padded else replace(given, valid=None)
+        valid = model.drop(given, Noise(0)).valid
+        gone = ~valid.any(1)  # type: ignore[union-attr]
+        assert 0.05 < gone.float().mean() < 0.15
+        assert torch.equal(valid[~gone], given.seen()[~gone])  # type: ignore[index]
+        assert model.eval().drop(given, Noise(0)) is given
+        model.train()
+    losses = [
+        Generator(replace(model.config, drop=share)).loss(draw(model.space), text(), 0)["loss"]
+        for share in (0.0, 1.0)
+    ]
+    assert all(loss.isfinite() for loss in losses)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +292,23 @@ def test_labels_are_dropped_in_training_only() -> None:
         (lambda m: m.sample(torch.tensor([1]), "dream"), "sampler: got 'dream'"),
         (lambda m: m.sample(torch.tensor([1]), temperature=-1.0), "temperature"),
         (lambda m: m.sample(torch.tensor([1]), "bit_diffusion"), "bit diffusion makes bits"),
+        (lambda m: m.sample(torch.tensor([1.0])), "labels: got"),
+        (lambda m: m.sample(torch.tensor([[1]])), "labels: got"),
+        (lambda m: m.sample(torch.tensor(1)), "labels: got"),
+        (lambda m: m.sample([1]), "labels: got"),
+        (lambda m: m.sample(torch.tensor([1]), batch=2), "labels: got 1 rows, expected 2"),
+        (lambda m: m.loss(draw(BYTES), torch.tensor([1])), "labels: got 1 rows, expected 3"),
+        (lambda m: m.loss(draw(BYTES, 0), torch.zeros(0).long()), "empty batch"),
+        (lambda m: m.sample(text(1)), "context: got one"),
+        (lambda m: m.sample(torch.tensor([1]), stepz=3), "stepz: 'ar' has no such option"),
+        (lambda m: m.sample(torch.tensor([1]), "maskgit", steps=0), "steps: got 0"),
+        (lambda m: m.sample(torch.tensor([1]), "next_x"), "sampler: got 'next_x'"),
+        (lambda m: m.sample(torch.tensor([1]), guidance="2"), "guidance: got '2'"),
+        (lambda m: m.sample(torch.tensor([1]), guidance=float("nan")), "scale: got nan"),
+        (
+            lambda m: m.sample(torch.tensor([1, 2, 3]), guidance=2.0, null=torch.tensor([1, 2])),
+            "null: got 2 rows",
+        ),
         (lambda m: m.loss(torch.full((1, 16, 2), 9), torch.tensor([1])), "codes: got codes in"),
         (lambda m: m.loss(torch.zeros(1, 15, 2).long(), torch.tensor([1])), "codes: got shape"),
         (lambda m: Guidance(2.0, "cubic"), "schedule"),
@@ -240,13 +320,93 @@ def test_labels_are_dropped_in_training_only() -> None:
         (lambda m: create_generator("xar_cell", size="M"), "size: got 'M'"),
         (
             lambda m: create_generator("tiny_xar_cell").loss(torch.zeros(1, 64, 3)),
-            "labels: got None",
+            "codes: got shape",
         ),
     ],
 )
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(VTCError, match=message):
         call(create_generator("tiny_elm_ar", space=BYTES, dim=32))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "context: got none"),
+        (Condition(None, None, torch.ones(3, 4)), "context: got none"),
+        (torch.tensor([0, 1, 2]), "context: got none"),
+        (replace(text(), labels=torch.tensor([0, 1, 2])), "labels: got"),
+        (text(layers=3), "context: got 3 of shape"),
+        (Condition(None, (torch.zeros(3, 4, 5),) * 2), r"shape \[batch, T, 6\]"),
+        (Condition(None, (torch.zeros(3, 4, 6), torch.zeros(2, 4, 6))), "context: got 2"),
+        (Condition(None, (torch.zeros(3, 6),) * 2), "context: got 2 of shape"),
+        (Condition(None, ()), "context: got 0"),
+        (replace(text(), valid=torch.ones(3, 5)), "valid: got shape"),
+        (text(2), "context: got 2 rows, expected 3"),
+    ],
+)
+def test_bad_contexts(given, message: str) -> None:
+    model = MODELS["text"]("raster")[0]
+    for call in (
+        lambda: model.sample(given, batch=3),
+        lambda: model.loss(draw(model.space), given),
+    ):
+        with pytest.raises(VTCError, match=message):
+            call()
+
+
+def test_guidance_needs_a_condition() -> None:
+    model = Generator(GeneratorConfig(BITS, TransformerConfig(16, 1, 2), "bit"))
+    with pytest.raises(VTCError, match="guidance: got one"):
+        model.sample(batch=2, guidance=2.0)
+    with pytest.raises(VTCError, match="valid: got one"):
+        model.sample(Condition(valid=torch.ones(2, 3)), batch=2)
+
+
+def test_numbers_of_numpy() -> None:
+    model = lively(create_generator("tiny_elm_ar", space=BYTES, dim=32))
+    labels = torch.tensor([0, 3])
+    expected = model.sample(labels, guidance=3.0, seed=1)
+    assert torch.equal(model.sample(labels, guidance=np.float32(3), seed=np.int64(1)), expected)
+    assert torch.equal(model.sample(labels.int(), guidance=3, seed=1), expected)
+
+
+def test_sampling_leaves_the_mode_of_every_part() -> None:
+    model = create_generator("tiny_elm_ar", space=BYTES, dim=32).train()
+    model.backbone.blocks[0].eval()  # frozen by the user
+    before = [module.training for module in model.modules()]
+    model.sample(torch.tensor([0]))
+    assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "name", ["tiny_elm_ar", "tiny_instella_ar", "tiny_instella_diffusion", "tiny_xar_cell"]
+)
+def test_other_precisions_sample_and_train(name: str, dtype: torch.dtype) -> None:
+    space = {"tiny_elm_ar": BYTES, "tiny_xar_cell": None}.get(name, BITS)
+    options = {"space": space} if space else {"grid": 4, "plan": "cell:2", "depth": 2}
+    model = lively(create_generator(name, dim=32, **options))
+    codes = draw(space) if space else torch.randn(3, 16, 1)
+    labels = torch.tensor([0, 3, 7])
+    expected = model.loss(codes, labels, seed=0)["loss"].item()
+    model = model.to(dtype)
+    loss = model.loss(codes, labels, seed=0)["loss"]
+    assert loss.isfinite()
+    if dtype == torch.bfloat16:  # double numbers are drawn in another way
+        assert loss.item() == pytest.approx(expected, rel=0.05)
+    made = model.sample(labels, guidance=2.0, seed=0)
+    assert made.shape == codes.shape and made.dtype == (torch.int64 if space else dtype)
+
+
+def test_unequal_sub_codes_under_autocast() -> None:
+    model = lively(create_generator("tiny_elm_ar", space=BYTES, dim=32))
+    labels = torch.tensor([0, 3, 7])
+    with torch.autocast("cpu", torch.float16):
+        loss = model.loss(draw(BYTES), labels)["loss"]
+        ids = model.sample(labels, guidance=2.0, seed=0)
+    assert loss.item() == pytest.approx(model.loss(draw(BYTES), labels)["loss"].item(), rel=0.02)
+    BYTES.check(ids)
 
 
 def test_a_tied_head_predicts_masked_tokens_only() -> None:

@@ -1,5 +1,6 @@
 """With a perfect model, each sampler reproduces the distribution (chi-square at fixed seeds)."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, norm
@@ -151,6 +152,79 @@ def test_filters() -> None:
         samplers.filter_logits(logits, top_p=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_draw_without_bias(dtype: torch.dtype) -> None:
+    rows, codes = 20_000, 1024
+    logits = torch.zeros(rows, codes, dtype=dtype)
+    mean = float(samplers.draw_codes(logits, Noise(0)).double().mean())
+    assert abs(mean - (codes - 1) / 2) < 5 * codes / (12 * rows) ** 0.5
+    drawn = samplers.draw_bits(logits[:, :100] - 6, 1.0, Noise(0)).double().mean()
+    assert float(drawn) == pytest.approx(0.00247, rel=0.1)
+    tied = samplers.least_confident(logits[:, :64, None], 1, 1.0, Noise(0)).double().mean(0)
+    assert_same(tied * rows, torch.full((64,), 1 / 64).double())
+    assert torch.isfinite(samplers.filter_logits(logits, top_p=0.5)).sum(-1).eq(codes // 2).all()
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.uint8(3)])
+def test_seeds_may_be_of_numpy(seed: np.integer) -> None:
+    like = torch.empty(0)
+    assert torch.equal(Noise(seed).uniform((4,), like), Noise(3).uniform((4,), like))
+
+
+@pytest.mark.parametrize("seed", ["3", 3.0])
+def test_other_seeds_are_refused(seed: object) -> None:
+    with pytest.raises(VTCError, match="seed: got"):
+        Noise(seed)  # type: ignore[arg-type]
+
+
+def test_masked_codes_are_filtered() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).expand(500, 3, 1, 4)
+
+    def drawn(**options: float) -> set[int]:
+        space = CodeSpace(3, (4,))
+        ids = samplers.sample_maskgit(lambda *_: logits, space, 500, 3, seed=0, **options)
+        return set(ids.flatten().tolist())
+
+    assert drawn() == {0, 1, 2, 3}
+    assert drawn(top_k=2) == drawn(top_p=0.8) == {0, 1}
+    assert drawn(code_temperature=0.0) == {0}
+
+
+def test_bits_have_nothing_to_cut() -> None:
+    space = CodeSpace(2, (2, 2))
+    for cut in ({"top_k": 1}, {"top_p": 0.5}):
+        with pytest.raises(VTCError, match="top_k, top_p: got"):
+            samplers.sample_ar(lambda _: torch.zeros(1, 1, 2), space, 1, **cut)
+        with pytest.raises(VTCError, match="top_k, top_p: got"):
+            samplers.sample_maskgit(lambda *_: torch.zeros(1, 2, 2), space, 1, **cut)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "options", "message"),
+    [
+        ("ar", {"steps": 3}, "steps: 'ar' has no such option"),
+        ("maskgit", {"stepz": 3}, "did you mean 'steps'"),
+        ("maskgit", {"seed": 3}, "seed: 'maskgit' has no such option"),
+        ("maskgit", {"steps": 0}, "steps: got 0"),
+        ("next_x", {"steps": 2.5}, "steps: got 2.5"),
+        ("next_x", {"method": "heun"}, "method: got 'heun'"),
+        ("bit_diffusion", {"rho": 0}, "rho: got 0"),
+        ("maskgit", {"schedule": "cubic"}, "schedule: got 'cubic'"),
+        ("ar", {"temperature": float("nan")}, "temperature: got nan"),
+        ("ar", {"top_k": "5"}, "top_k: got '5'"),
+        ("dream", {}, "sampler: got 'dream'"),
+    ],
+)
+def test_options_are_checked_by_name_and_value(sampler: str, options: dict, message: str) -> None:
+    with pytest.raises(VTCError, match=message):
+        samplers.check_options(sampler, options)
+
+
+def test_known_options_pass() -> None:
+    samplers.check_options("ar", {"temperature": 0.7, "top_k": 5, "top_p": 0.9})
+    samplers.check_options("maskgit", {"steps": np.int64(4), "code_temperature": 1, "top_k": 2})
+
+
 def test_recorded_draws_run_out() -> None:
     noise = Noise(replay=[torch.zeros(2)])
     assert noise.uniform((3, 2), torch.empty(0)).shape == (3, 2)
@@ -173,6 +247,12 @@ def test_trace_shows_what_was_drawn_from() -> None:
         lambda: samplers.sample_bit_diffusion(lambda x, t: x, CodeSpace(1, (2,)), 1, temperature=0),
         lambda: samplers.sample_next_x(
             GaussianGroups(), create_plan("raster", (1, 2)), 1, 1, method="heun"
+        ),
+        lambda: samplers.sample_next_x(
+            GaussianGroups(), create_plan("raster", (1, 2)), 1, 1, steps=0
+        ),
+        lambda: samplers.sample_maskgit(
+            lambda *_: torch.zeros(1, 2, 1, 3), CodeSpace(2, (3,)), 1, steps=0
         ),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class GeneratorConfig:
         classes: number of classes, 0 for none.
         class_as: "token", in front of the sequence, or "adaptive", added to the condition of adaLN.
         time: what adaLN reads of the time: "none", "scalar" or "sinusoid".
-        drop: share of samples whose class is dropped in training.
+        drop: share of samples whose class and context are dropped in training.
         channels: C of continuous latents, 0 for codes.
         objective: what `loss` trains, see `objectives`.
         sampler: what `sample` runs by default: "ar", "maskgit", "bit_diffusion" or "next_x".
@@ -68,24 +69,56 @@ class Condition:
     Attributes:
         labels: int64 `[B]`, None without classes; `classes` itself stands for no class.
         context: features in front of the keys, one `[B, T, C]` a layer; None without.
-        valid: bool `[B, T]`, False for padding of the context.
+        valid: bool `[B, T]`, False for padding of the context; a row without any True has no context.
+            None for all True.
     """
 
     labels: Tensor | None = None
     context: tuple[Tensor, ...] | None = None
     valid: Tensor | None = None
 
-    def followed_by(self, other: Condition) -> Condition:
-        """The rows of both, one after the other."""
+    @property
+    def rows(self) -> int | None:
+        """B, None where neither labels nor a context tell."""
+        if self.labels is not None:
+            return len(self.labels)
+        return None if self.context is None else len(self.context[0])
 
-        def join(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-            return None if a is None or b is None else torch.cat([a, b])
+    def seen(self) -> Tensor:
+        """`valid` as bool `[B, T]`, also where it is None; for a condition with a context."""
+        assert self.context is not None
+        if self.valid is None:
+            return self.context[0].new_ones(self.context[0].shape[:2], dtype=torch.bool)
+        return self.valid.bool()
 
-        context = None
-        if self.context is not None and other.context is not None:
-            pairs = zip(self.context, other.context, strict=True)
-            context = tuple(torch.cat(pair) for pair in pairs)
-        return Condition(join(self.labels, other.labels), context, join(self.valid, other.valid))
+    def followed_by(self, null: Condition) -> Condition:
+        """These rows, then as many of `null`, which may have one for all and a context of any length.
+
+        Raises:
+            VTCError: one has labels or a context and the other has not, or another number of rows.
+        """
+        if (self.labels is None) != (null.labels is None) or (self.context is None) != (
+            null.context is None
+        ):
+            raise VTCError("null: labels and context have to be there where the condition has them")
+        if null.rows not in (1, self.rows):
+            raise VTCError(f"null: got {null.rows} rows, allowed are 1 and {self.rows}")
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            return torch.cat([a, b.expand(len(a), *b.shape[1:])])
+
+        labels = context = valid = None
+        if self.labels is not None and null.labels is not None:
+            labels = join(self.labels, null.labels)
+        if self.context is not None and null.context is not None:
+            longer = null.context[0].shape[1] - self.context[0].shape[1]
+            ours, theirs = max(longer, 0), max(-longer, 0)  # positions to add
+            context = tuple(
+                join(F.pad(a, (0, 0, 0, ours)), F.pad(b, (0, 0, 0, theirs)))
+                for a, b in zip(self.context, null.context, strict=True)
+            )
+            valid = join(F.pad(self.seen(), (0, ours)), F.pad(null.seen(), (0, theirs)))
+        return Condition(labels, context, valid)
 
 
 class Generator(nn.Module):
@@ -122,38 +155,86 @@ class Generator(nn.Module):
 
     # -- conditions --------------------------------------------------------------------------
 
-    def condition(self, given: Condition | Tensor | None) -> Condition:
-        """A `Condition` from labels, or as it is.
+    def condition(self, given: Condition | Tensor | None, batch: int = 0) -> Condition:
+        """A `Condition` that fits the model, from labels or as it is.
+
+        Args:
+            given: labels `[B]`, a `Condition`, or None where the model has neither.
+            batch: B, where it is known.
 
         Raises:
-            VTCError: labels without classes or out of range, or no labels where there are classes.
+            VTCError: labels or a context that the model does not have, or none where it has; a wrong
+                shape or type; labels out of range.
         """
         given = given if isinstance(given, Condition) else Condition(given)
-        if (given.labels is None) != (self.classes is None):
-            raise VTCError(
-                f"labels: got {given.labels}, the model has {self.config.classes} classes"
-            )
-        if given.labels is not None and given.labels.numel():
-            low, high = int(given.labels.min()), int(given.labels.max())
-            if low < 0 or high > self.config.classes:
-                raise VTCError(
-                    f"labels: got {low} to {high}, allowed are 0 to {self.config.classes} (no class)"
-                )
+        self._check_context(given)
+        given = replace(given, labels=self._check_labels(given.labels))
+        counts = {} if given.labels is None else {"labels": len(given.labels)}
+        if given.context is not None:
+            counts["context"] = len(given.context[0])
+        expected = batch or given.rows
+        for name, count in counts.items():
+            if count != expected:
+                raise VTCError(f"{name}: got {count} rows, expected {expected}")
         return given
 
-    def without_class(self, given: Condition) -> Condition:
-        """The same condition with no class."""
-        if given.labels is None:
-            raise VTCError("null: guidance of a model without classes needs a null condition")
-        return replace(given, labels=torch.full_like(given.labels, self.config.classes))
+    def _check_labels(self, labels: Tensor | None) -> Tensor | None:
+        classes = self.config.classes
+        if (labels is None) != (self.classes is None):
+            raise VTCError(f"labels: got {labels}, the model has {classes} classes")
+        if labels is None:
+            return None
+        kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+        if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.dtype not in kinds:
+            raise VTCError(f"labels: got {labels}, expected a tensor of whole numbers [batch]")
+        if labels.numel():
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high > classes:
+                raise VTCError(
+                    f"labels: got {low} to {high}, allowed are 0 to {classes} (no class)"
+                )
+        return labels.long()
 
-    def drop_labels(self, given: Condition, noise: Noise) -> Condition:
-        """In training, the class of a share of the rows is dropped."""
-        if given.labels is None or not self.training or not self.config.drop:
+    def _check_context(self, given: Condition) -> None:
+        width, layers = self.config.transformer.context_dim, len(self.backbone.blocks)
+        if given.context is None:
+            if width:
+                raise VTCError(f"context: got none, the model reads features of width {width}")
+            if given.valid is not None:
+                raise VTCError("valid: got one, but there is no context")
+            return
+        if not width:
+            raise VTCError("context: got one, the model reads none (its context_dim is 0)")
+        shapes = [tuple(feature.shape) for feature in given.context]
+        if len(shapes) != layers or len(set(shapes)) > 1 or shapes[0][2:] != (width,):
+            raise VTCError(
+                f"context: got {len(shapes)} of shape {shapes[0] if shapes else None}, expected "
+                f"{layers}, one a layer, of shape [batch, T, {width}]"
+            )
+        if given.valid is not None and tuple(given.valid.shape) != shapes[0][:2]:
+            raise VTCError(
+                f"valid: got shape {tuple(given.valid.shape)}, the context has {shapes[0][:2]}"
+            )
+
+    def without(self, given: Condition, rows: Tensor | None = None) -> Condition:
+        """The same condition with no class and no context, in all rows or where `rows` `[B]`.
+
+        A row without context sees none of its features, so that it needs no vector of its own.
+        """
+        labels, valid = given.labels, given.valid
+        if rows is None:
+            rows = self.start.new_ones(given.rows or 0, dtype=torch.bool)
+        if labels is not None:
+            labels = labels.masked_fill(rows, self.config.classes)
+        if given.context is not None:
+            valid = given.seen() & ~rows.unsqueeze(1)
+        return replace(given, labels=labels, valid=valid)
+
+    def drop(self, given: Condition, noise: Noise) -> Condition:
+        """In training, a share of the rows is without class and context."""
+        if given.rows is None or not self.training or not self.config.drop:
             return given
-        like = self.start
-        drop = noise.uniform((len(given.labels),), like) < self.config.drop
-        return replace(given, labels=given.labels.masked_fill(drop, self.config.classes))
+        return self.without(given, noise.uniform((given.rows,), self.start) < self.config.drop)
 
     # -- the network -------------------------------------------------------------------------
 
@@ -277,7 +358,7 @@ class Generator(nn.Module):
         sampler: str = "",
         batch: int = 0,
         guidance: Guidance | float | None = None,
-        null: Condition | None = None,
+        null: Condition | Tensor | None = None,
         seed: samplers.Seed = None,
         **options: Any,
     ) -> Tensor:
@@ -288,35 +369,43 @@ class Generator(nn.Module):
             sampler: "ar", "maskgit", "bit_diffusion" or "next_x"; the config's by default.
             batch: how many, where the condition does not tell.
             guidance: scale, or a `Guidance`; None for the conditional model alone.
-            null: the condition that guidance leads away from; no class by default.
+            null: the condition that guidance leads away from, of one row or as many; no class and no
+                context by default.
             seed: source of randomness.
-            options: of `samplers.sample_<sampler>`.
+            options: of `samplers.sample_<sampler>`, see `samplers.check_options`.
 
         Returns:
             ids int64 `[B, N, K]`, or latents `[B, N, C]`, in raster order.
+
+        Raises:
+            VTCError: something of this does not fit the model or the sampler.
         """
         sampler = sampler or self.config.sampler
-        if sampler not in ("ar", "maskgit", "bit_diffusion", "next_x"):
+        samplers.check_options(sampler, options)
+        if (sampler == "next_x") != bool(self.config.channels):
+            made = "latents" if self.config.channels else "codes"
             raise VTCError(
-                f"sampler: got {sampler!r}, available are ar, maskgit, bit_diffusion, next_x"
+                f"sampler: got {sampler!r}, which does not make the {made} of this model"
             )
-        given = self.condition(given)
-        sized = given.labels if given.labels is not None else given.valid
-        if sized is None and given.context:
-            sized = given.context[0]
-        batch = batch if sized is None else len(sized)
+        given, noise = self.condition(given, batch), as_noise(seed)
+        batch = batch if given.rows is None else given.rows
         if batch < 1:
-            raise VTCError("batch: got 0, say how many samples are wanted")
-        if isinstance(guidance, (int, float)):
+            raise VTCError(f"batch: got {batch}, say how many samples are wanted")
+        if isinstance(guidance, Real):  # NumPy's as well
             guidance = Guidance(float(guidance))
         if guidance is not None:
-            given = given.followed_by(null or self.without_class(given))
-        was_training = self.training
+            if not isinstance(guidance, Guidance):
+                raise VTCError(f"guidance: got {guidance!r}, allowed are a number and a Guidance")
+            if given.rows is None:
+                raise VTCError("guidance: got one, but the model has no condition to lead by")
+            given = given.followed_by(self.without(given) if null is None else self.condition(null))
+        modes = {module: module.training for module in self.modules()}
         self.eval()
         try:
-            out = self._sample(given, sampler, batch, guidance, as_noise(seed), options)
+            out = self._sample(given, sampler, batch, guidance, noise, options)
         finally:
-            self.train(was_training)
+            for module, training in modes.items():  # frozen parts may have been in eval mode
+                module.training = training
         return out
 
     def _sample(
@@ -346,6 +435,7 @@ class Generator(nn.Module):
                 lambda bits, t: self.flip_logits(bits, t, given), self.space, batch, **common
             )
             return self.plan.restore(bits)
+        common["dtype"] = self.start.dtype
         model = GroupStepper(self, given)
         return samplers.sample_next_x(model, self.plan, self.config.channels, batch, **common)
 

@@ -58,9 +58,10 @@ class IndexHead(Head):
 
     def forward(self, h: Tensor) -> Tensor:
         """`[B, N, D]` to logits `[B, N, K, V]`."""
-        parts = self.out(h).split(list(self.vocab), dim=-1)
+        logits = self.out(h)  # under autocast of another dtype than h
         # finite, so that guidance can take differences
-        widest, never = max(self.vocab), torch.finfo(h.dtype).min / 4
+        widest, never = max(self.vocab), torch.finfo(logits.dtype).min / 4
+        parts = logits.split(list(self.vocab), dim=-1)
         padded = [F.pad(part, (0, widest - part.shape[-1]), value=never) for part in parts]
         return torch.stack(padded, dim=-2)
 
@@ -146,7 +147,7 @@ class VelocityHead(Head):
 
     def embed(self, codes: Tensor, unknown: Tensor | None = None) -> Tensor:
         """Latents `[B, L, C]` to `[B, L, D]`."""
-        return self.enter(codes)
+        return self.enter(codes.to(self.enter.weight.dtype))
 
     def forward(self, h: Tensor) -> Tensor:
         """`[B, L, D]` to `[B, L, C]`."""

@@ -13,7 +13,7 @@ from vtc.discrete import flow, masks, samplers
 from vtc.discrete.codes import hamming_soft_labels, unpack_bits
 from vtc.discrete.generator import Condition, Generator
 from vtc.discrete.losses import soft_cross_entropy
-from vtc.discrete.noise import Noise, as_noise
+from vtc.discrete.noise import Noise, as_noise, at_least_float32
 from vtc.discrete.schedules import logit_normal, masked_share, noisy_probability
 from vtc.discrete.types import bit_width
 from vtc.errors import VTCError
@@ -33,7 +33,7 @@ class Objective:
         """Loss of a batch.
 
         Args:
-            model: the generator; in training mode it drops a share of the classes.
+            model: the generator; in training mode it drops a share of the conditions.
             codes: ids `[B, N, K]`, or latents `[B, N, C]`, in raster order.
             given: labels `[B]`, or a `Condition`.
             seed: source of randomness.
@@ -41,15 +41,21 @@ class Objective:
         Returns:
             `loss`, a scalar, and `position` `[L]`, the detached mean loss of each position in the
             order of the plan, nan where nothing was predicted.
+
+        Raises:
+            VTCError: the codes or the condition do not fit the model, or the batch is empty.
         """
         noise = as_noise(seed)
-        condition = model.drop_labels(model.condition(given), noise)
         if not model.config.channels:
             model.space.check(codes, "codes")
-        elif codes.shape[-1] != model.config.channels:
+        elif codes.dim() != 3 or codes.shape[-1] != model.config.channels:
             raise VTCError(
-                f"codes: got {codes.shape[-1]} channels, the model has {model.config.channels}"
+                f"codes: got shape {tuple(codes.shape)}, expected [batch, {model.space.tokens}, "
+                f"{model.config.channels}]"
             )
+        if not len(codes):
+            raise VTCError("codes: got an empty batch")
+        condition = model.drop(model.condition(given, len(codes)), noise)
         losses, where = self.terms(model, model.plan.arrange(codes), condition, noise)
         weight = torch.ones_like(losses) if where is None else where.to(losses)
         total = losses * weight
@@ -177,7 +183,7 @@ class BitDiffusion(Objective):
         self, model: Generator, codes: Tensor, given: Condition, noise: Noise
     ) -> tuple[Tensor, Tensor | None]:
         """See `Objective`."""
-        bits = codes.to(model.start.dtype)
+        bits = codes.to(at_least_float32(model.start.dtype))
         t = logit_normal(noise.normal((len(bits),), bits))
         chance = noisy_probability(bits, t[:, None, None])
         noisy = (noise.uniform(tuple(bits.shape), bits) < chance).to(bits.dtype)

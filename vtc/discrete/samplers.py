@@ -5,28 +5,88 @@ With guidance every loop calls the model on rows `[conditional | unconditional]`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vtc.discrete import flow
-from vtc.discrete.noise import Noise, as_noise
+from vtc.discrete.noise import Noise, as_noise, at_least_float32
 from vtc.discrete.plans import Plan
 from vtc.discrete.schedules import Guidance, masked_count, noisy_probability
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
+from vtc.registry import entry, refuse_unknown
 
 Seed = Noise | int | torch.Generator | None
 
+# -- options ----------------------------------------------------------------------------------------
+
+
+def _number(value: Any, low: float, high: float = math.inf) -> bool:
+    return isinstance(value, Real) and low <= float(value) <= high and float(value) < math.inf
+
+
+def _whole(value: Any, low: int) -> bool:
+    return isinstance(value, Integral) and int(value) >= low
+
+
+#: What an option may be, whichever loop takes it.
+ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "steps": (lambda value: _whole(value, 1), "whole numbers >= 1"),
+    "temperature": (lambda value: _number(value, 0), "numbers >= 0"),
+    "code_temperature": (lambda value: _number(value, 0), "numbers >= 0"),
+    "top_k": (lambda value: _whole(value, 0), "whole numbers >= 0"),
+    "top_p": (lambda value: _number(value, 0, 1) and value > 0, "numbers in (0, 1]"),
+    "rho": (lambda value: _number(value, 0) and value > 0, "numbers > 0"),
+    "schedule": (lambda value: value in ("cos", "linear"), "'cos' and 'linear'"),
+    "method": (
+        lambda value: value in ("euler", "euler_maruyama"),
+        "'euler' and 'euler_maruyama'",
+    ),
+}
+
+#: What `Generator.sample` gives a loop itself; a loop's other defaults are its options.
+GIVEN = ("guidance", "seed", "device", "dtype")
+
+
+def _check(**options: Any) -> None:
+    for name, value in options.items():
+        if name in ALLOWED and not ALLOWED[name][0](value):
+            raise VTCError(f"{name}: got {value!r}, allowed are {ALLOWED[name][1]}")
+
+
+def check_options(sampler: str, options: Mapping[str, Any]) -> None:
+    """Check options that `Generator.sample` is to pass on, before anything is trained or drawn.
+
+    Args:
+        sampler: a key of `SAMPLERS`.
+        options: by name.
+
+    Raises:
+        VTCError: the sampler is unknown, takes no such option, or not such a value.
+    """
+    parameters = inspect.signature(entry(SAMPLERS, "sampler", sampler)).parameters
+    takes = [n for n, p in parameters.items() if p.default is not p.empty and n not in GIVEN]
+    refuse_unknown(sampler, options, takes)
+    _check(**options)
+
+
 # -- from logits to codes ---------------------------------------------------------------------------
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits.to(at_least_float32(logits.dtype))
 
 
 def filter_logits(
     logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
-    """Logits `[..., V]` after temperature, top-k and top-p; what is dropped becomes -inf.
+    """Logits `[..., V]` after temperature, top-k and top-p, at least float32; dropped ones are -inf.
 
     Args:
         logits: before the softmax.
@@ -34,11 +94,8 @@ def filter_logits(
         top_k: how many to keep, 0 for all; ties with the last one stay.
         top_p: keep the likeliest codes that make up this share, at least one.
     """
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise VTCError(
-            f"temperature, top_k, top_p: got {temperature}, {top_k}, {top_p}; allowed are >= 0, "
-            ">= 0 and (0, 1]"
-        )
+    _check(temperature=temperature, top_k=top_k, top_p=top_p)
+    logits = _precise(logits)
     if temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
@@ -63,12 +120,25 @@ def draw_bits(logits: Tensor, temperature: float, noise: Noise) -> Tensor:
     """Int64 bits drawn from logits of the same shape; temperature 0 rounds."""
     if temperature == 0:
         return (logits > 0).long()
+    logits = _precise(logits)
     uniform = noise.uniform(tuple(logits.shape), logits)
     return (uniform < torch.sigmoid(logits / temperature)).long()
 
 
 def _rows(x: Tensor, guidance: Guidance | None) -> Tensor:
     return x if guidance is None else torch.cat([x, x])
+
+
+def _guided(rows: Tensor, guidance: Guidance | None, step: int, steps: int) -> Tensor:
+    rows = _precise(rows)
+    return rows if guidance is None else guidance.mix(rows, step, steps)
+
+
+def _no_cut(top_k: int, top_p: float) -> None:
+    if top_k or top_p < 1:
+        raise VTCError(
+            f"top_k, top_p: got {top_k}, {top_p}; for bits allowed are 0 and 1, which cut nothing"
+        )
 
 
 # -- autoregressive ---------------------------------------------------------------------------------
@@ -102,13 +172,13 @@ def sample_ar(
     Returns:
         int64 `[batch, N, K]`.
     """
+    _check(temperature=temperature, top_k=top_k, top_p=top_p)
     noise, made = as_noise(seed), []
     last: Tensor | None = None
     for index in range(space.tokens):
-        logits = step(last)
-        if guidance is not None:
-            logits = guidance.mix(logits, index, space.tokens)
+        logits = _guided(step(last), guidance, index, space.tokens)
         if logits.dim() == 3:
+            _no_cut(top_k, top_p)
             ids = draw_bits(logits, temperature, noise)
         else:
             logits = filter_logits(logits, temperature, top_k, top_p)
@@ -149,6 +219,9 @@ def sample_maskgit(
     steps: int = 8,
     guidance: Guidance | None = None,
     temperature: float = 1.0,
+    code_temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     schedule: str = "cos",
     seed: Seed = None,
     device: torch.device | str = "cpu",
@@ -163,6 +236,10 @@ def sample_maskgit(
         steps: model calls.
         guidance: see the module.
         temperature: of the choice what to mask again; falls to 0 over the steps.
+        code_temperature: of the codes, the `temperature` of `filter_logits`. The confidence in a code
+            stays its unfiltered probability.
+        top_k: see `filter_logits`, not for bits.
+        top_p: see `filter_logits`, not for bits.
         schedule: "cos" or "linear", see `schedules.masked_count`.
         seed: source of randomness.
         device: where the ids live.
@@ -170,16 +247,18 @@ def sample_maskgit(
     Returns:
         int64 `[batch, N, K]`.
     """
+    _check(steps=steps, schedule=schedule, top_k=top_k, top_p=top_p)
+    _check(temperature=temperature, code_temperature=code_temperature)
     noise, count = as_noise(seed), space.tokens
     ids = torch.zeros(batch, count, space.subcodes, dtype=torch.long, device=device)
     unknown = torch.ones(batch, count, dtype=torch.bool, device=device)
     for step in range(steps):
         logits = predict(_rows(ids, guidance), _rows(unknown, guidance))
-        if guidance is not None:
-            logits = guidance.mix(logits, step, steps)
+        logits = _guided(logits, guidance, step, steps)
         if logits.dim() == 3:  # a bit is a code of two values
+            _no_cut(top_k, top_p)
             logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
-        drawn = draw_codes(logits, noise)
+        drawn = draw_codes(filter_logits(logits, code_temperature, top_k, top_p), noise)
         ids = torch.where(unknown.unsqueeze(-1), drawn, ids)
         if step == steps - 1:
             break
@@ -231,7 +310,8 @@ def sample_bit_diffusion(
     """
     if not space.is_binary:
         raise VTCError(f"space: got vocab {space.vocab}, bit diffusion makes bits")
-    if temperature <= 0:
+    _check(steps=steps, temperature=temperature, rho=rho)
+    if temperature == 0:
         raise VTCError(f"temperature: got {temperature}, allowed are numbers > 0")
     noise, like = as_noise(seed), torch.empty(0, device=device)
     shape = (batch, space.tokens, space.subcodes)
@@ -240,21 +320,17 @@ def sample_bit_diffusion(
     for step in range(steps):
         now, after = float(times[step]), float(times[step + 1])
         rows = _rows(bits, guidance)
-        logits = clean_logits(
-            denoise(rows, torch.full_like(rows[:, 0, 0], now)) / temperature, rows
-        )
-        if guidance is not None:
-            logits = guidance.mix(logits, step, steps)
-        chance = torch.sigmoid(logits)
+        flip = denoise(rows, torch.full_like(rows[:, 0, 0], now)) / temperature
+        chance = torch.sigmoid(_guided(clean_logits(flip, rows), guidance, step, steps))
         if step == steps - 1:
-            return (chance > 0.5).long()
+            break
         chance = noisy_probability(chance, after)
         if posterior:
             back = bits - (now - after) * (bits - 0.5)
             one, zero = chance * back, (1 - chance) * (1 - back)
             chance = one / (one + zero)
         bits = (noise.uniform(shape, like) < chance).to(like.dtype)
-    raise VTCError(f"steps: got {steps}, allowed are whole numbers >= 1")
+    return (chance > 0.5).long()
 
 
 # -- next-X flow ------------------------------------------------------------------------------------
@@ -305,6 +381,7 @@ def sample_next_x(
     method: str = "euler_maruyama",
     seed: Seed = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Group after group, each by a flow from noise (xAR, arXiv 2502.20388).
 
@@ -318,20 +395,21 @@ def sample_next_x(
         method: "euler" or "euler_maruyama".
         seed: source of randomness.
         device: where the samples live.
+        dtype: of the samples; on the way they are at least float32.
 
     Returns:
         `[batch, N, C]` in raster order.
     """
-    if method not in ("euler", "euler_maruyama"):
-        raise VTCError(f"method: got {method!r}, available are euler, euler_maruyama")
+    _check(steps=steps, method=method)
     noise, parts = as_noise(seed), []
+    like = torch.empty(0, device=device, dtype=dtype)
     for group, size in enumerate(plan.sizes):
-        x = noise.normal((batch, size, channels), torch.empty(0, device=device))
+        x = noise.normal((batch, size, channels), like)
 
         def velocity(state: Tensor, now: float, group: int = group) -> Tensor:
             rows = _rows(state, guidance)
             v = model.velocity(rows, torch.full_like(rows[:, 0, 0], now))
-            return v if guidance is None else guidance.mix(v, group, plan.groups)
+            return _guided(v, guidance, group, plan.groups)
 
         if method == "euler":
             x = euler(velocity, x, steps)
@@ -339,4 +417,13 @@ def sample_next_x(
             x = euler_maruyama(velocity, x, steps, noise)
         parts.append(x)
         model.commit(_rows(x, guidance))
-    return plan.merge(parts)
+    return plan.merge(parts).to(dtype)
+
+
+#: The loops by name, as `Generator.sample` calls them.
+SAMPLERS: dict[str, Callable[..., Tensor]] = {
+    "ar": sample_ar,
+    "maskgit": sample_maskgit,
+    "bit_diffusion": sample_bit_diffusion,
+    "next_x": sample_next_x,
+}

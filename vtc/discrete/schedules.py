@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ class Guidance:
     from_one: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scale, Real) or not math.isfinite(self.scale):
+            raise VTCError(f"scale: got {self.scale!r}, allowed are finite numbers")
         if self.schedule not in GUIDANCE:
             raise VTCError(
                 f"schedule: got {self.schedule!r}, available are {', '.join(GUIDANCE)}"
