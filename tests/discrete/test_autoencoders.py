@@ -2,13 +2,14 @@
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from vtc import VTCError
-from vtc.discrete import create_tokenizer
+from vtc.discrete import ImageTokenizer, create_quantizer, create_tokenizer, load, presets, save
 from vtc.discrete.autoencoders import (
     GridConfig,
     GridDecoder,
@@ -135,26 +136,103 @@ def test_queries_over_a_vision_transformer() -> None:
 
 
 class FakeTimm(nn.Module):
-    num_features = 6
+    """What timm's models give: maps with channels first or last, or tokens behind a prefix."""
 
-    def __init__(self, maps: bool) -> None:
+    num_features = 6
+    pretrained_cfg = {"mean": (0.4, 0.5, 0.6), "std": (0.1, 0.2, 0.3)}
+
+    def __init__(self, layout: str) -> None:
         super().__init__()
-        self.conv, self.maps = nn.Conv2d(3, 6, 4, stride=4), maps
+        self.conv, self.norm = nn.Conv2d(3, 6, 4, stride=4), nn.BatchNorm2d(6)
+        self.layout = layout
+        if layout == "tokens":
+            self.num_prefix_tokens = 2
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.conv(x)
-        return y if self.maps else y.flatten(2).transpose(1, 2)
+        assert x.shape[2] >= 4, "too small"
+        y = self.norm(self.conv(x))
+        if self.layout == "tokens":
+            tokens = y.flatten(2).transpose(1, 2)
+            return torch.cat([torch.full_like(tokens[:, :2], 9.0), tokens], dim=1)
+        return y if self.layout == "first" else y.permute(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("maps", [True, False])
-def test_timm_features(monkeypatch: pytest.MonkeyPatch, maps: bool) -> None:
+LAYOUTS = ["first", "last", "tokens"]
+
+
+def timm_models(monkeypatch: pytest.MonkeyPatch, layout: str) -> list[dict]:
+    """Put `FakeTimm` in timm's place; the arguments of every model made from now on."""
+    made: list[dict] = []
+
+    def create_model(name: str, **options) -> FakeTimm:
+        made.append(options)
+        return FakeTimm(layout)
+
     fake = types.ModuleType("timm")
-    fake.create_model = lambda name, **_: FakeTimm(maps)  # type: ignore[attr-defined]
+    fake.create_model = create_model  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", fake)
+    return made
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_timm_features(monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    timm_models(monkeypatch, layout)
+    encoder = TimmEncoder("any").eval()
+    image = torch.rand(2, 3, 8, 12) * 2 - 1
+    config = {key: torch.tensor(x).view(3, 1, 1) for key, x in FakeTimm.pretrained_cfg.items()}
+    normal = ((image + 1) / 2 - config["mean"]) / config["std"]
+    wanted = encoder.model.norm(encoder.model.conv(normal)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder(image), wanted)
+    assert encoder.code_shape((8, 12)) == (6, (2, 3))
+    with pytest.raises(VTCError, match="size: got .*too small"):
+        encoder.code_shape((2, 8))
+    if layout == "tokens":
+        every = TimmEncoder("any", prefix=True)
+        assert every(image).shape == (2, 8, 6) and every.code_shape((8, 8)) == (6, None)
+    encoder.dim = 7
+    with pytest.raises(VTCError, match="width 7"):
+        encoder(image)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_timm_statistics_move_in_training_alone(
+    monkeypatch: pytest.MonkeyPatch, frozen: bool
+) -> None:
+    timm_models(monkeypatch, "first")
+    encoder = TimmEncoder("any", frozen=frozen).train()
+    assert encoder.code_shape((8, 8)) == (4, (2, 2))
+    assert (encoder.model.norm.running_mean == 0).all()
+    encoder(torch.rand(2, 3, 8, 8))
+    assert (encoder.model.norm.running_mean == 0).all() == frozen
+    assert all(p.requires_grad != frozen for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_timm_grid_is_decoded_by_convolutions(
+    monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    timm_models(monkeypatch, layout)
     encoder = TimmEncoder("any", frozen=True)
-    assert encoder(torch.randn(2, 3, 8, 8)).shape == (2, 4, 6)
-    assert encoder.code_shape((8, 12)) == (6, None)
-    assert not any(p.requires_grad for p in encoder.parameters())
+    config = GridConfig(8, (1, 1, 2), 1, dim=encoder.dim)
+    quantizer = create_quantizer("bernoulli", encoder.dim, bits=4)
+    tokenizer = ImageTokenizer(encoder, quantizer, GridDecoder(config), (8, 12))
+    assert tokenizer.space.grid == (2, 3)
+    image = torch.rand(2, 3, 8, 12)
+    tokenizer.loss(image)["loss"].backward()
+    assert tokenizer.decode(tokenizer.encode(image).ids).shape == image.shape
+
+
+def test_a_backbone_is_not_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made, layers = timm_models(monkeypatch, "tokens"), presets._bert
+    monkeypatch.setattr(presets, "_bert", lambda dim, _, *more: layers(dim, 1, *more))
+    tokenizer = create_tokenizer("seed_causal", size=8, tokens=2, backbone="any").eval()
+    save(tokenizer, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors")
+    assert [options["pretrained"] for options in made] == [True, False]
+    image = torch.rand(1, 3, 8, 8)
+    assert torch.equal(tokenizer.encode(image).z, again.encode(image).z)
+    create_tokenizer("seed_causal", size=8, backbone="any", pretrained=False)
+    assert not made[-1]["pretrained"]
 
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:

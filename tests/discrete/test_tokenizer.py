@@ -139,13 +139,14 @@ def test_report() -> None:
     assert report["bits_per_image"] == 64 and tokenizer.training
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["tiny_elm_bae", "tiny_instella_1d", "tiny_seed_causal"])
-def test_saved_tokenizers_are_bit_equal(name: str, tmp_path: Path) -> None:
+def test_saved_tokenizers_are_bit_equal(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     options = {"decomposition": "2-3"} if name == "tiny_elm_bae" else {"dim": 32}
-    tokenizer = create_tokenizer(name, **options).eval()
+    tokenizer = create_tokenizer(name, **options).to(dtype).eval()
     save(tokenizer, tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors")
-    image = torch.rand(2, 3, 8, 8)
+    image = torch.rand(2, 3, 8, 8, dtype=dtype)
     first, second = tokenizer.encode(image), again.encode(image)
     assert torch.equal(first.ids, second.ids) and torch.equal(first.z, second.z)
     assert torch.equal(tokenizer.decode(first.ids), again.decode(second.ids))

@@ -47,8 +47,10 @@ def load(path: str | Path, device: str = "cpu") -> nn.Module:
     recipe = json.loads(metadata["recipe"])
     options = {name: _object(value) for name, value in recipe["options"].items()}
     create = {"tokenizer": presets.create_tokenizer, "generator": presets.create_generator}
+    if options.get("backbone"):
+        options["pretrained"] = False  # the weights are in the file
     model = create[recipe["kind"]](recipe["name"], **options)
-    model.load_state_dict(state)
+    model.load_state_dict(state, assign=True)  # with the dtype they were saved in
     return model.to(device).eval()
 
 

@@ -149,17 +149,20 @@ def titok(size: int = 256, tokens: int = 32, codes: int = 4096) -> ImageTokenize
 
 
 @_tokenizer
-def seed_causal(size: int = 224, tokens: int = 32, backbone: str = "") -> ImageTokenizer:
+def seed_causal(
+    size: int = 224, tokens: int = 32, backbone: str = "", pretrained: bool = True
+) -> ImageTokenizer:
     """SEED (arXiv 2310.01218): a causal Q-Former over a frozen ViT-g; decodes to an embedding.
 
     Args:
         size: pixels.
         tokens: queries.
         backbone: name of a timm model for the frozen encoder; empty for a fresh ViT-g.
+        pretrained: with timm's weights.
     """
     features: Any
     if backbone:
-        features = TimmEncoder(backbone, pretrained=True, frozen=True)
+        features = TimmEncoder(backbone, pretrained, frozen=True)
     else:
         features = PatchEncoder(TransformerConfig(1408, 39, 16, hidden=6144, **PLAIN), 14, size)
         features.requires_grad_(False)
