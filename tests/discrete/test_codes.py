@@ -51,6 +51,25 @@ def test_hamming_labels_are_distributions_around_the_code() -> None:
     assert (weight > 0).sum() == 4
 
 
+@pytest.mark.parametrize("radius", [0, 1, 3])
+def test_hamming_labels_by_counting(radius: int) -> None:
+    bits = codes.bit_table(4)[[0, 6, 15]].view(3, 1, 4)
+    distance = (bits.unsqueeze(-2) != codes.bit_table(4)).sum(-1)
+    weight = torch.exp(-2.0 * distance) * (distance <= radius)
+    wanted = weight / weight.sum(-1, keepdim=True)
+    torch.testing.assert_close(codes.hamming_soft_labels(bits, radius, 2.0), wanted)
+    assert codes.hamming_soft_labels(torch.ones(2, 3, 16), radius).shape == (2, 3, 2**16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32])
+def test_codes_of_any_whole_numbers_become_int64(dtype: torch.dtype) -> None:
+    bits = torch.randint(2, (2, 3, 4)).to(dtype)
+    checked = CodeSpace(3, (2,) * 4).check(bits)
+    assert checked.dtype == torch.long and torch.equal(checked, bits.long())
+    wide = torch.full((1, 3, 1), 200, dtype=torch.uint8)
+    assert CodeSpace(3, (256,)).check(wide).dtype == torch.long
+
+
 def test_statistics() -> None:
     ids = torch.tensor([0, 0, 1, 1])
     assert codes.code_usage(ids, 4) == 0.5

@@ -39,6 +39,18 @@ def test_codes_and_back(name: str) -> None:
     assert torch.isclose(report["loss"], total)
 
 
+def test_codes_of_its_own_are_not_checked() -> None:
+    tokenizer = create_tokenizer("tiny_elm_bae").to("meta")  # where nothing can be read
+    assert tokenizer.encode(torch.empty(2, 3, 8, 8, device="meta")).ids.shape == (2, 16, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_codes_of_any_whole_numbers(dtype: torch.dtype) -> None:
+    tokenizer = create_tokenizer("tiny_vqgan").eval()  # 256 codes: 256 itself is no uint8
+    ids = torch.randint(256, (2, 16, 1))
+    assert torch.equal(tokenizer.decode(ids.to(dtype)), tokenizer.decode(ids))
+
+
 @pytest.mark.parametrize("decomposition", ["1-4", "2-4", "3-2"])
 def test_decompositions_show_the_same_code(decomposition: str) -> None:
     tokenizer = create_tokenizer("tiny_elm_bae", decomposition=decomposition).eval()
@@ -71,12 +83,35 @@ def test_same_tokens_at_two_resolutions_and_prefixes() -> None:
         (lambda t: t.decode(torch.full((1, 16, 2), 16)), "codes in"),
         (lambda t: t.decode(torch.zeros(1, 16, 3, dtype=torch.long)), "sub-codes"),
         (lambda t: t.decode(torch.zeros(1, 16, 2, dtype=torch.long), (16, 16)), "tokens"),
+        (lambda t: t.decode(torch.zeros(16, 2, dtype=torch.long)), "ids: got shape"),
+        (lambda t: t.decode(torch.zeros(16, 48)), "code: got shape .* z .* or ids"),
+        (lambda t: t.decode(torch.zeros(1, 16, 2)), "of torch.float32, expected z"),
+        (lambda t: t(torch.rand(1, 3, 8, 8), keep=99), "keep: got 99, allowed are 0 to 16"),
+        (lambda t: t(torch.rand(1, 3, 8, 8), keep=-1), "keep: got -1"),
     ],
 )
 def test_bad_input(call, message: str) -> None:
     tokenizer = create_tokenizer("tiny_elm_bae")
     with pytest.raises(VTCError, match=message):
         call(tokenizer)
+
+
+def test_more_tokens_than_an_image_has() -> None:
+    tokenizer = create_tokenizer("tiny_instella_1d")
+    codes = tokenizer.encode(torch.rand(1, 3, 8, 8))
+    for code in (codes.ids, codes.z):
+        with pytest.raises(VTCError, match="code: got 16 tokens, an image has 8"):
+            tokenizer.decode(torch.cat([code, code], dim=1))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_images_that_are_not_square(name: str) -> None:
+    tokenizer, image = create_tokenizer(name).eval(), torch.rand(2, 3, 8, 12)
+    output, codes = tokenizer(image)
+    assert output.shape == image.shape
+    assert torch.equal(tokenizer.space_of((8, 12)).check(codes.ids), codes.ids)
+    assert torch.allclose(tokenizer.decode(codes.ids, (8, 12)), output, atol=1e-5)
+    assert tokenizer.loss(image)["loss"].isfinite()
 
 
 @pytest.mark.parametrize(

@@ -47,17 +47,30 @@ def regroup(ids: Tensor, source: CodeSpace, target: CodeSpace) -> Tensor:
     """The same bits under another decomposition, `[..., K]` to `[..., K']`.
 
     Raises:
-        VTCError: the two spaces do not hold the same bits.
+        VTCError: the two spaces do not hold the same bits, or a code is outside its vocabulary.
     """
-    widths = [bit_width(size) for size in source.vocab]
-    if sum(widths) != sum(bit_width(size) for size in target.vocab):
+    widths = [bit_width(size) for size in target.vocab]
+    if sum(bit_width(size) for size in source.vocab) != sum(widths):
         raise VTCError(f"target: {target.vocab} has other bits than {source.vocab}")
-    check_codes(ids, source.vocab)
-    bits = torch.cat(
-        [unpack_bits(ids[..., k : k + 1], width) for k, width in enumerate(widths)], dim=-1
-    )
-    groups = bits.split([bit_width(size) for size in target.vocab], dim=-1)
-    return torch.cat([pack_bits(group) for group in groups], dim=-1)
+    bits = as_bits(check_codes(ids, source.vocab), source.vocab)
+    if len(set(widths)) == 1:
+        return pack_bits(bits, len(widths))
+    return torch.cat([pack_bits(group) for group in bits.split(widths, dim=-1)], dim=-1)
+
+
+def as_bits(ids: Tensor, vocab: tuple[int, ...]) -> Tensor:
+    """Codes `[..., K]` to all their bits `[..., n]`; whether they are in the vocabulary is not asked.
+
+    Raises:
+        VTCError: a vocabulary is no power of two.
+    """
+    widths = [bit_width(size) for size in vocab]
+    if len(set(widths)) == 1:
+        return bit_packing.unpack_bits(ids, widths[0])
+    parts = [
+        bit_packing.unpack_bits(x, width) for x, width in zip(ids.split(1, -1), widths, strict=True)
+    ]
+    return torch.cat(parts, dim=-1)
 
 
 def bit_table(width: int, device: torch.device | str | None = None) -> Tensor:
@@ -76,10 +89,12 @@ def hamming_soft_labels(bits: Tensor, radius: int, decay: float = 3.0) -> Tensor
     Returns:
         `[..., 2**d]`, rows sum to 1.
     """
-    table = bit_table(bits.shape[-1], bits.device).to(bits)
-    distance = (bits.unsqueeze(-2) != table).sum(-1)
-    weight = torch.exp(-decay * distance.float()) * (distance <= radius)
-    return weight / weight.sum(-1, keepdim=True)
+    distance = bit_table(bits.shape[-1]).sum(-1)  # of every number from 0
+    near = (distance <= radius).nonzero().squeeze(-1)  # the codes around 0; xor moves them
+    weight = torch.exp(-decay * distance[near].float())
+    index = pack_bits(bits) ^ near.to(bits.device)
+    label = torch.zeros(*bits.shape[:-1], len(distance), device=bits.device)
+    return label.scatter_(-1, index, (weight / weight.sum()).to(label).expand(index.shape))
 
 
 def code_histogram(ids: Tensor, vocab: int) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.discrete.codes import regroup
+from vtc.discrete.codes import as_bits, pack_bits, regroup
 from vtc.discrete.losses import Adversarial, reconstruction_loss
 from vtc.discrete.noise import Noise
 from vtc.discrete.quantizers.base import Quantizer
-from vtc.discrete.types import CodeSpace, Quantized, check_codes
+from vtc.discrete.types import CodeSpace, Quantized
 from vtc.errors import VTCError
 
 
@@ -79,21 +79,20 @@ class ImageTokenizer(nn.Module):
             )
         if not image.is_floating_point():
             raise VTCError(f"image: got {image.dtype}, expected floating point in [-1, 1]")
-        raw = self._raw_space(image.shape[2:])
+        self.encoder.code_shape(image.shape[2:])
         out = self.quantizer(self.encoder(image), noise)
         if self.parts:
-            out.ids = regroup(out.ids, raw, raw.split(self.parts))
+            out.ids = pack_bits(as_bits(out.ids, self.quantizer.vocab), self.parts)
         return out
 
     def embed(self, ids: Tensor) -> Tensor:
         """Codes `[B, n, K]` to what the decoder reads, `[B, n, D]`.
 
         Raises:
-            VTCError: wrong number of sub-codes or a code out of range.
+            VTCError: no such shape, wrong number of sub-codes or a code out of range.
         """
         if self.parts:
             raw = self._raw_space(self.size)
-            check_codes(ids, raw.split(self.parts).vocab)
             ids = regroup(ids, raw.split(self.parts), raw)
         return self.quantizer.embed(ids)
 
@@ -107,8 +106,18 @@ class ImageTokenizer(nn.Module):
 
         Returns:
             `[B, C, *size]`, not clamped.
+
+        Raises:
+            VTCError: another shape, more tokens than an image has, or a size that does not fit.
         """
-        z = code if code.is_floating_point() else self.embed(code)
+        z, space = code if code.is_floating_point() else self.embed(code), self.space
+        if z.dim() != 3 or z.shape[-1] != self.quantizer.dim:
+            raise VTCError(
+                f"code: got shape {tuple(code.shape)} of {code.dtype}, expected z "
+                f"[batch, tokens, {self.quantizer.dim}] or ids [batch, tokens, {space.subcodes}]"
+            )
+        if space.grid is None and z.shape[1] > space.tokens:
+            raise VTCError(f"code: got {z.shape[1]} tokens, an image has {space.tokens}")
         return self.decoder(z, tuple(size or self.size))
 
     def forward(
@@ -120,10 +129,14 @@ class ImageTokenizer(nn.Module):
             image: `[B, C, H, W]`.
             noise: of quantisers that draw.
             keep: decode only the first tokens of a 1-D code; 0 for all.
+
+        Raises:
+            VTCError: see `encode`; `keep` is negative or above the number of tokens.
         """
         out = self.encode(image, noise)
-        z = out.z[:, :keep] if keep else out.z
-        return self.decode(z, image.shape[2:]), out
+        if not 0 <= keep <= out.z.shape[1]:
+            raise VTCError(f"keep: got {keep}, allowed are 0 to {out.z.shape[1]}")
+        return self.decoder(out.z[:, : keep or None], tuple(image.shape[2:])), out
 
     def loss(
         self,

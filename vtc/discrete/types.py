@@ -67,7 +67,7 @@ class CodeSpace:
         return replace(self, vocab=(2 ** (bits // parts),) * parts)
 
     def check(self, ids: Tensor, name: str = "ids") -> Tensor:
-        """`ids` `[B, N, K]` unchanged, when shape and range fit.
+        """`ids` `[B, N, K]` as int64, when shape and range fit.
 
         Raises:
             VTCError: wrong shape, floating point, or a code outside its vocabulary.
@@ -78,23 +78,25 @@ class CodeSpace:
                 f"{name}: got shape {tuple(ids.shape)}, expected [batch, {expected[0]}, "
                 f"{expected[1]}]"
             )
-        if ids.is_floating_point():
-            raise VTCError(f"{name}: got {ids.dtype}, expected whole numbers")
-        check_codes(ids, self.vocab, name)
-        return ids
+        return check_codes(ids, self.vocab, name)
 
 
-def check_codes(ids: Tensor, vocab: tuple[int, ...], name: str = "ids") -> None:
-    """Raise `VTCError` when a code of `ids` `[..., K]` is outside its vocabulary."""
-    if ids.shape[-1] != len(vocab):
-        raise VTCError(f"{name}: got {ids.shape[-1]} sub-codes, expected {len(vocab)}")
-    if ids.numel() == 0:
-        return
-    limit = ids.new_tensor(vocab)
-    if bool((ids < 0).any()) or bool((ids >= limit).any()):
+def check_codes(ids: Tensor, vocab: tuple[int, ...], name: str = "ids") -> Tensor:
+    """`ids` `[..., K]` as int64.
+
+    Raises:
+        VTCError: not K sub-codes, floating point, or a code outside its vocabulary.
+    """
+    if ids.is_floating_point():
+        raise VTCError(f"{name}: got {ids.dtype}, expected whole numbers")
+    if ids.dim() == 0 or ids.shape[-1] != len(vocab):
+        raise VTCError(f"{name}: got shape {tuple(ids.shape)}, expected {len(vocab)} sub-codes")
+    ids = ids.long()
+    if bool(((ids < 0) | (ids >= ids.new_tensor(vocab))).any()):
         raise VTCError(
             f"{name}: got codes in [{int(ids.min())}, {int(ids.max())}], allowed is below {vocab}"
         )
+    return ids
 
 
 def bit_width(vocab: int) -> int:

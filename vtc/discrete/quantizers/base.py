@@ -30,10 +30,13 @@ class Quantizer(nn.Module):
         """Codes `[B, N, K]` to what the decoder reads, `[B, N, dim]`.
 
         Raises:
-            VTCError: wrong number of sub-codes or a code out of range.
+            VTCError: no such shape, wrong number of sub-codes or a code out of range.
         """
-        check_codes(ids, self.vocab)
-        return self._embed(ids)
+        if ids.dim() != 3:
+            raise VTCError(
+                f"ids: got shape {tuple(ids.shape)}, expected [batch, tokens, sub-codes]"
+            )
+        return self._embed(check_codes(ids, self.vocab))
 
     def _embed(self, ids: Tensor) -> Tensor:
         raise NotImplementedError
