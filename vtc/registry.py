@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound="type[Method]")
 T = TypeVar("T")
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 def names(table: Mapping[str, Any], pattern: str = "*") -> list[str]:
@@ -61,6 +62,26 @@ def create(table: Mapping[str, Callable[..., T]], what: str, name: str, **option
         if parameter.default is parameter.empty and key not in options:
             raise VTCError(f"{key}: {name!r} needs it")
     return make(**options)
+
+
+def register(table: dict[str, Callable[..., T]], name: str) -> Callable[[F], F]:
+    """Decorator: put a function or a class of your own under `name` into a table of `vtc.discrete`.
+
+    The tables are `quantizers.QUANTIZERS`, `plans.PLANS`, `objectives.OBJECTIVES`, `heads.HEADS`,
+    `presets.TOKENIZERS` and `presets.GENERATORS`; an entry can be used wherever a name is taken.
+
+    Raises:
+        VTCError: the name belongs to another entry.
+    """
+
+    def add(make: F) -> F:
+        known = table.get(name)
+        if known is not None and known.__qualname__ != make.__qualname__:
+            raise VTCError(f"name: {name!r} is already registered by {known.__qualname__}")
+        table[name] = make
+        return make
+
+    return add
 
 
 def register_method(cls: M) -> M:

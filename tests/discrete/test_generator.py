@@ -1,6 +1,7 @@
 """Generators: caches against full passes, guidance, masks, objectives, errors."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from torch import nn
 from vtc import VTCError
 from vtc.discrete import CodeSpace, Condition, Guidance, create_generator, create_objective
 from vtc.discrete.backbone import TransformerConfig
+from vtc.discrete.checkpoint import save
 from vtc.discrete.generator import Generator, GeneratorConfig, GroupStepper, Stepper
 from vtc.discrete.noise import Noise
-from vtc.discrete.objectives import Mixture, NextToken
+from vtc.discrete.objectives import Mixture, NextAll, NextToken, Objective
+from vtc.discrete.plans import Plan
 
 BYTES = CodeSpace(16, (8, 4), (4, 4))
-BITS = CodeSpace(6, (2,) * 5)
+BITS = CodeSpace(16, (2,) * 5, (4, 4))
 PLANS = ["raster", "whole", "cell:2", "subsample:2"]
 
 
@@ -45,15 +48,20 @@ MODELS = {
         torch.tensor([0, 4, 10]),
     ),
     "bits": lambda plan: (
-        create_generator("tiny_instella_ar", space=BITS, dim=32, depth=2),
+        Generator(
+            GeneratorConfig(
+                BITS, TransformerConfig(32, 2, 2, rope=(8, 8)), "bit", plan=plan, classes=10
+            )
+        ),
         torch.tensor([0, 4, 9]),
     ),
     "text": lambda plan: (
         Generator(
             GeneratorConfig(
                 BITS,
-                TransformerConfig(16, 2, 2, ffn="gelu", block_positions=6, context_dim=6),
+                TransformerConfig(16, 2, 2, rope=(4, 4), block_positions=16, context_dim=6),
                 "bit",
+                plan=plan,
             )
         ),
         text(),
@@ -71,6 +79,10 @@ def test_cached_tokens_equal_the_full_pass(kind: str, plan: str) -> None:
     step = Stepper(model, given, len(ids))
     parts = [step(ids[:, i - 1 : i] if i else None) for i in range(model.space.tokens)]
     assert torch.allclose(torch.cat(parts, dim=1), full, atol=1e-5)
+    if not plan.startswith(("raster", "whole")):  # the plan's positions matter
+        raster = MODELS[kind]("raster")[0].eval()
+        raster.load_state_dict(model.state_dict())
+        assert not torch.allclose(raster.next_logits(ids, given), full, atol=1e-3)
 
 
 @pytest.mark.parametrize("plan", [*PLANS, "pyramid"])
@@ -170,7 +182,7 @@ def test_text_conditions_and_guidance() -> None:
     model, given = MODELS["text"]("raster")
     model = lively(model)
     alone = model.sample(given, seed=0)
-    assert alone.shape == (3, 6, 5)
+    assert alone.shape == (3, 16, 5)
     assert torch.equal(model.sample(given, guidance=1.0, null=text(), seed=0), alone)
     assert torch.equal(model.sample(given, guidance=1.0, seed=0), alone)
     assert not torch.equal(model.sample(given, guidance=30.0, seed=0), alone)
@@ -233,15 +245,24 @@ def objective_cases():
 
 @pytest.mark.parametrize(("name", "model", "codes"), list(objective_cases()))
 def test_objectives_train_every_part(name: str, model: Generator, codes: torch.Tensor) -> None:
-    torch.manual_seed(0)
+    model = lively(model).train()
     objective = create_objective(name)
     labels = torch.tensor([0, 1, 2])
     reports = [objective.loss(model, codes, labels, seed) for seed in (3, 3, 4)]
     assert torch.equal(reports[0]["loss"], reports[1]["loss"])
     assert reports[0]["position"].shape == (model.plan.length,)
     reports[2]["loss"].backward()
-    assert model.backbone.blocks[0].attention.q.weight.grad is not None
-    assert model.classes.weight.grad is not None  # type: ignore[union-attr]
+    unused = set()
+    if model.config.class_as == "token" or model.config.channels or name == "bit_diffusion":
+        unused.add("start")  # the class, or nothing, stands in front
+    if name in ("next_token", "bit_diffusion"):
+        unused.add("head.mask")
+    if "mixture" in name:  # one part a batch
+        unused.update(("head.mask", "start"))
+    dead = {
+        key for key, value in model.named_parameters() if value.grad is None or not value.grad.any()
+    }
+    assert dead <= unused
     if name == "next_token":
         assert reports[0]["loss"].item() == pytest.approx(
             reports[0]["position"].mean().item(), rel=1e-5
@@ -255,6 +276,57 @@ def test_a_generator_trains_by_its_own_objective() -> None:
     assert torch.equal(own["loss"], other["loss"])
     uniform = (torch.log(torch.tensor(8.0)) + torch.log(torch.tensor(4.0))) / 2
     assert torch.isclose(own["loss"], uniform)  # output maps start at zero
+
+
+class OnlyLast(Objective):
+    """The last token alone counts."""
+
+    def terms(self, model, codes, given, noise):
+        losses, _ = NextToken().terms(model, codes, given, noise)
+        return losses, torch.arange(losses.shape[1]).eq(losses.shape[1] - 1).expand_as(losses)
+
+
+def test_parts_of_your_own() -> None:
+    order = torch.arange(16).flip(0)
+    plan = Plan((4, 4), order, (1,) * 16, torch.stack([order // 4, order % 4], dim=1).float())
+    config = create_generator("tiny_elm_ar", space=BYTES, dim=32).config
+    model = lively(Generator(replace(config, plan=plan, objective=OnlyLast())))
+    labels, codes = torch.tensor([0, 3, 7]), draw(BYTES)
+    each = NextToken().loss(model, codes, labels)["position"]
+    assert torch.isclose(model.loss(codes, labels)["loss"], each[-1], atol=1e-5)
+    assert torch.isclose(model.loss(codes, labels, objective="next_token")["loss"], each.mean())
+    soft = model.loss(codes, labels, objective=NextAll(strict=False), seed=0)["loss"]
+    assert torch.equal(soft, NextAll(strict=False).loss(model, codes, labels, 0)["loss"])
+    BYTES.check(model.sample(labels, seed=0))
+    with pytest.raises(VTCError, match="plan: got one of grid"):
+        Generator(replace(config, space=CodeSpace(16, (8, 4), (2, 8)), plan=plan))
+    with pytest.raises(VTCError, match="objective: got 'next'"):
+        Generator(replace(config, objective="next"))
+
+
+def test_parts_of_your_own_are_not_saved(tmp_path: Path) -> None:
+    model = create_generator("tiny_token_unify", space=BYTES, objective=OnlyLast())
+    with pytest.raises(VTCError, match="model: "):
+        save(model, tmp_path / "model.safetensors")
+
+
+def test_objectives_from_a_config() -> None:
+    parts = ["next_token", {"name": "next_all", "strict": False}]
+    made = create_objective({"name": "mixture", "parts": parts, "weights": [0, 2]})
+    assert made == Mixture((NextToken(), NextAll(strict=False)), [0, 2])
+    model = lively(create_generator("tiny_token_unify", space=BYTES, dim=32))
+    labels, codes = torch.tensor([0, 1, 2]), draw(BYTES)
+    replay = [torch.tensor(0.1), torch.tensor(0.6)]  # which part, then its cut
+    mixed = made.loss(model, codes, labels, Noise(replay=replay))["loss"]
+    alone = NextAll(False).loss(model, codes, labels, Noise(replay=replay[1:]))["loss"]
+    assert torch.equal(mixed, alone)
+
+
+@pytest.mark.parametrize("growth", ["linear", "cos"])
+def test_guidance_from_one_has_a_name(growth: str) -> None:
+    guidance = Guidance(3.0, f"{growth}_from_one")
+    assert guidance == Guidance(3.0, growth, from_one=True)
+    assert guidance.at(0, 4) == 1 and guidance.at(3, 4) == pytest.approx(3)
 
 
 def test_labels_are_dropped_in_training_only() -> None:
@@ -314,6 +386,12 @@ def test_texts_are_dropped_in_training_only() -> None:
         (lambda m: Guidance(2.0, "cubic"), "schedule"),
         (lambda m: create_objective("next"), "objective"),
         (lambda m: Mixture(weights=(1.0,)), "weights"),
+        (lambda m: Mixture(weights=(0.0, 0.0, 0.0)), "weights: got"),
+        (lambda m: Mixture(weights=(2.0, -1.0, 0.0)), "weights: got"),
+        (lambda m: Mixture(()), "parts: got none"),
+        (lambda m: create_objective({"strict": True}), "objective: got 'None'"),
+        (lambda m: create_objective("next_all", strct=True), "did you mean 'strict'"),
+        (lambda m: Guidance(2.0, "cubic_from_one"), "schedule: got 'cubic_from_one'"),
         (lambda m: create_generator("tiny_elm_ar", space=BYTES, plan="pyramid"), "pyramid"),
         (lambda m: create_generator("tiny_elm_mlm", space=BYTES), "equal sub-codes"),
         (lambda m: create_generator("tiny_instella_ar", space=BYTES), "needs bits"),
@@ -399,6 +477,7 @@ def test_other_precisions_sample_and_train(name: str, dtype: torch.dtype) -> Non
     assert made.shape == codes.shape and made.dtype == (torch.int64 if space else dtype)
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
 def test_unequal_sub_codes_under_autocast() -> None:
     model = lively(create_generator("tiny_elm_ar", space=BYTES, dim=32))
     labels = torch.tensor([0, 3, 7])

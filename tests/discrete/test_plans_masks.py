@@ -6,8 +6,15 @@ import torch
 from vtc import VTCError
 from vtc.discrete import masks, plans
 from vtc.discrete.noise import Noise
+from vtc.registry import register
 
-PLANS = ["raster", "whole", "cell:2", "cell:4", "subsample:2", "subsample:4"]
+PLANS = ["raster", "whole", "cell:2", "cell:4", "cell:1x4", "subsample:2", "subsample:4x2"]
+
+
+def backwards(grid: tuple[int, int]) -> plans.Plan:
+    """The last token first."""
+    plan = plans.raster(grid)
+    return plans.Plan(grid, plan.order.flip(0), plan.sizes, plan.coordinates.flip(0))
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -26,6 +33,24 @@ def test_cells_and_subsamples_hold_the_right_positions() -> None:
     assert plans.cell((4, 4), 2).order[:4].tolist() == [0, 1, 4, 5]
     assert plans.subsample((4, 4), 2).order[:4].tolist() == [0, 2, 8, 10]
     assert plans.subsample((4, 4), 2).order[4:8].tolist() == [1, 3, 9, 11]
+    assert plans.create_plan("cell:1x2", (2, 4)).order.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert plans.create_plan("cell:2x1", (2, 4)).order.tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert plans.create_plan("cell:2x1", (2, 4)).sizes == (2,) * 4
+    assert plans.create_plan("subsample:1x2", (2, 4)).order.tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def test_plans_of_your_own() -> None:
+    plan = backwards((2, 3))
+    assert plans.create_plan(plan, (2, 3)) is plan
+    register(plans.PLANS, "test_backwards")(backwards)
+    try:
+        made = plans.create_plan("test_backwards", (2, 3))
+        assert torch.equal(made.order, plan.order)
+        register(plans.PLANS, "test_backwards")(backwards)  # a module may be read again
+        with pytest.raises(VTCError, match="already registered"):
+            register(plans.PLANS, "test_backwards")(plans.raster)
+    finally:
+        del plans.PLANS["test_backwards"]
 
 
 def test_pyramid_goes_from_the_mean_to_the_grid() -> None:
@@ -67,6 +92,13 @@ def test_masks() -> None:
         lambda: plans.create_plan("cell:3", (4, 4)),
         lambda: plans.create_plan("cell", (4, 4)),
         lambda: plans.create_plan("raster:2", (4, 4)),
+        lambda: plans.create_plan("cell:2x", (4, 4)),
+        lambda: plans.create_plan("cell:3x2", (4, 4)),
+        lambda: plans.create_plan("raster:a", (4, 4)),
+        lambda: plans.create_plan(plans.raster((2, 4)), (4, 2)),
+        lambda: plans.Plan((1, 2), torch.tensor([0, 0]), (1, 1), torch.zeros(2, 2)),
+        lambda: plans.Plan((1, 2), torch.tensor([0, 1]), (1, 2), torch.zeros(2, 2)),
+        lambda: plans.Plan((1, 2), torch.tensor([0, 1]), (1, 1), torch.zeros(2)),
         lambda: plans.create_plan("spiral", (4, 4)),
         lambda: plans.pyramid((4, 8)),
         lambda: plans.raster((2, 2)).arrange(torch.zeros(1, 5, 1)),

@@ -7,6 +7,9 @@
     loss = generator.loss(codes.ids, labels)["loss"]
     ids = generator.sample(labels, guidance=2.0, seed=0)
 
+A plan or an objective of your own goes where a name goes (`GeneratorConfig(plan=..., objective=...)`,
+`generator.loss(..., objective=...)`); `vtc.registry.register` gives it a name.
+
 Tokenizers and generators meet in `CodeSpace` alone: ids in, ids out. Needs nothing but torch; the
 quantisers of vector-quantize-pytorch and the encoders of timm are loaded when asked for.
 """
@@ -17,7 +20,7 @@ from vtc.discrete.checkpoint import load, save
 from vtc.discrete.generator import Condition, Generator, GeneratorConfig
 from vtc.discrete.metrics import frechet_distance, reconstruction_report
 from vtc.discrete.noise import Noise
-from vtc.discrete.objectives import create_objective
+from vtc.discrete.objectives import Objective, create_objective
 from vtc.discrete.plans import Plan, create_plan
 from vtc.discrete.presets import (
     create_generator,
@@ -40,6 +43,7 @@ __all__ = [
     "Guidance",
     "ImageTokenizer",
     "Noise",
+    "Objective",
     "Plan",
     "Quantized",
     "TimmEncoder",

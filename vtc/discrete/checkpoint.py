@@ -19,14 +19,21 @@ def save(model: nn.Module, path: str | Path) -> None:
     """Write a tokenizer or generator that `create_tokenizer` or `create_generator` made.
 
     Raises:
-        VTCError: the model was put together by hand, so that nothing tells how to build it.
+        VTCError: the model was put together by hand, or an option is an object of your own, so that
+            nothing tells how to build it.
     """
     recipe: Any = getattr(model, "recipe", None)
     if not recipe:
         raise VTCError("model: only models made by create_tokenizer or create_generator are saved")
     plain = {**recipe, "options": {k: _plain(v) for k, v in recipe["options"].items()}}
+    try:
+        metadata = {"recipe": json.dumps(plain)}
+    except TypeError as error:
+        raise VTCError(
+            f"model: {error}, only options that a name or number tells are saved"
+        ) from error
     state = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, str(path), metadata={"recipe": json.dumps(plain)})
+    save_file(state, str(path), metadata=metadata)
 
 
 def load(path: str | Path, device: str = "cpu") -> nn.Module:

@@ -14,6 +14,7 @@ from vtc.discrete import masks, samplers
 from vtc.discrete.backbone import KVCache, Rope, TimeEmbedding, Transformer, TransformerConfig
 from vtc.discrete.heads import HEADS, Head, VelocityHead
 from vtc.discrete.noise import Noise, as_noise
+from vtc.discrete.objectives import Objective, create_objective
 from vtc.discrete.plans import Plan, Pyramid, create_plan
 from vtc.discrete.schedules import Guidance
 from vtc.discrete.types import CodeSpace
@@ -31,26 +32,26 @@ class GeneratorConfig:
         transformer: the backbone; with rotary axes it has two, row and column (`(1, N)` is the grid
             of a 1-D code).
         head: "index", "tied" or "bit"; unused for latents.
-        plan: see `plans.create_plan`.
+        plan: a name or a `Plan`, see `plans.create_plan`.
         classes: number of classes, 0 for none.
         class_as: "token", in front of the sequence, or "adaptive", added to the condition of adaLN.
         time: what adaLN reads of the time: "none", "scalar" or "sinusoid".
         drop: share of samples whose class and context are dropped in training.
         channels: C of continuous latents, 0 for codes.
-        objective: what `loss` trains, see `objectives`.
+        objective: what `loss` trains: a name or an `Objective`, see `objectives.create_objective`.
         sampler: what `sample` runs by default: "ar", "maskgit", "bit_diffusion" or "next_x".
     """
 
     space: CodeSpace
     transformer: TransformerConfig
     head: str = "index"
-    plan: str = "raster"
+    plan: str | Plan = "raster"
     classes: int = 0
     class_as: str = "token"
     time: str = "none"
     drop: float = 0.1
     channels: int = 0
-    objective: str = "next_token"
+    objective: str | Objective = "next_token"
     sampler: str = "ar"
 
     def __post_init__(self) -> None:
@@ -132,6 +133,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config, self.space = config, config.space
         self.plan: Plan = create_plan(config.plan, config.space.grid or (1, config.space.tokens))
+        self.objective: Objective = create_objective(config.objective)
         self.recipe: dict[str, Any] = {}
         if isinstance(self.plan, Pyramid) and not config.channels:
             raise VTCError("plan: got 'pyramid', which averages, so it is for latents only")
@@ -342,12 +344,15 @@ class Generator(nn.Module):
         return self.head(self.run(self.head.embed(x), given, mask, t, rope))
 
     def loss(
-        self, codes: Tensor, given: Condition | Tensor | None = None, seed: samplers.Seed = None
+        self,
+        codes: Tensor,
+        given: Condition | Tensor | None = None,
+        seed: samplers.Seed = None,
+        objective: str | Objective | None = None,
     ) -> dict[str, Tensor]:
-        """Loss of the objective that the config names, see `objectives.Objective.loss`."""
-        from vtc.discrete.objectives import create_objective
-
-        return create_objective(self.config.objective).loss(self, codes, given, seed)
+        """Loss of `objective`, by default the config's, see `objectives.Objective.loss`."""
+        objective = self.objective if objective is None else create_objective(objective)
+        return objective.loss(self, codes, given, seed)
 
     # -- sampling ----------------------------------------------------------------------------
 

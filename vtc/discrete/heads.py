@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -158,4 +160,5 @@ class VelocityHead(Head):
         return (output - target).square().mean(-1)
 
 
-HEADS = {"index": IndexHead, "tied": TiedHead, "bit": BitHead}
+#: Heads of codes by name; `vtc.registry.register` adds others.
+HEADS: dict[str, Callable[..., Head]] = {"index": IndexHead, "tied": TiedHead, "bit": BitHead}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +13,15 @@ from torch import Tensor
 
 from vtc.discrete import flow, masks, samplers
 from vtc.discrete.codes import hamming_soft_labels, unpack_bits
-from vtc.discrete.generator import Condition, Generator
 from vtc.discrete.losses import soft_cross_entropy
 from vtc.discrete.noise import Noise, as_noise, at_least_float32
 from vtc.discrete.schedules import logit_normal, masked_share, noisy_probability
 from vtc.discrete.types import bit_width
 from vtc.errors import VTCError
 from vtc.registry import create
+
+if TYPE_CHECKING:
+    from vtc.discrete.generator import Condition, Generator
 
 
 class Objective:
@@ -151,18 +155,24 @@ class Mixture(Objective):
     """One of several objectives a batch, drawn by weight: TokenUnify's three are the default.
 
     Attributes:
-        parts: the objectives.
+        parts: the objectives, or what `create_objective` makes one of.
         weights: their chances, equal when empty.
     """
 
-    parts: Sequence[Objective] = field(
+    parts: Sequence[Objective | Mapping[str, Any] | str] = field(
         default_factory=lambda: (MaskedToken(), NextToken(), NextAll())
     )
     weights: Sequence[float] = ()
 
     def __post_init__(self) -> None:
-        if self.weights and len(self.weights) != len(self.parts):
-            raise VTCError(f"weights: got {len(self.weights)} for {len(self.parts)} objectives")
+        parts = tuple(create_objective(part) for part in self.parts)
+        if not parts:
+            raise VTCError("parts: got none, a mixture needs at least one objective")
+        object.__setattr__(self, "parts", parts)
+        if self.weights and len(self.weights) != len(parts):
+            raise VTCError(f"weights: got {len(self.weights)} for {len(parts)} objectives")
+        if self.weights and not (min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf):
+            raise VTCError(f"weights: got {self.weights}, allowed are numbers >= 0, not all 0")
 
     def terms(
         self, model: Generator, codes: Tensor, given: Condition, noise: Noise
@@ -172,7 +182,7 @@ class Mixture(Objective):
         edges = weights.cumsum(0) / weights.sum()
         draw = noise.uniform((1,), torch.empty(0))
         part = self.parts[min(int((draw >= edges).sum()), len(self.parts) - 1)]
-        return part.terms(model, codes, given, noise)
+        return create_objective(part).terms(model, codes, given, noise)
 
 
 @dataclass(frozen=True)
@@ -206,6 +216,7 @@ class NextX(Objective):
         return model.head.loss(output, flow.velocity(codes, eps, at)), None
 
 
+#: Objectives by name; `vtc.registry.register` adds others.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "next_token": NextToken,
     "masked_token": MaskedToken,
@@ -216,6 +227,19 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
 }
 
 
-def create_objective(name: str, **options: object) -> Objective:
-    """The objective `name`; `options` are its fields."""
-    return create(OBJECTIVES, "objective", name, **options)
+def create_objective(objective: str | Mapping[str, Any] | Objective, **options: Any) -> Objective:
+    """An objective by name, or one of your own as it is.
+
+    Args:
+        objective: a name, a mapping of `name` and options (as in a config file), or an `Objective`.
+        options: fields of the objective, with a name.
+
+    Raises:
+        VTCError: unknown name or option.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, Mapping):
+        options = {**objective, **options}
+        objective = options.pop("name", None)
+    return create(OBJECTIVES, "objective", str(objective), **options)

@@ -6,6 +6,9 @@ next-X prediction (xAR, arXiv 2502.20388); a plan is a permutation and a list of
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from vtc.discrete import masks
 from vtc.errors import VTCError
+from vtc.registry import entry
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,12 +29,26 @@ class Plan:
         order: int64 `[L]`, raster index of each position of the sequence.
         sizes: group sizes, they sum to L.
         coordinates: float `[L, 2]`, row and column of each position, in units of the grid.
+
+    Raises:
+        VTCError: the order is no permutation of the grid, or sizes and coordinates do not fit it.
     """
 
     grid: tuple[int, int]
     order: Tensor
     sizes: tuple[int, ...]
     coordinates: Tensor
+
+    def __post_init__(self) -> None:
+        tokens = self.grid[0] * self.grid[1]
+        if sorted(self.order.tolist()) != list(range(tokens)):
+            raise VTCError(f"order: got {self.order.tolist()}, it is no order of {tokens} tokens")
+        if min(self.sizes, default=0) < 1 or self.length != tokens:
+            raise VTCError(f"sizes: got {self.sizes}, allowed are numbers >= 1 of sum {tokens}")
+        if tuple(self.coordinates.shape) != (tokens, 2):
+            raise VTCError(
+                f"coordinates: got shape {tuple(self.coordinates.shape)}, expected [{tokens}, 2]"
+            )
 
     @property
     def length(self) -> int:
@@ -91,6 +109,9 @@ class Pyramid(Plan):
 
     scales: tuple[tuple[int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        """Nothing of `Plan`'s: the sequence is longer than the grid."""
+
     def arrange(self, x: Tensor) -> Tensor:
         """Raster `[B, N, C]` into its pooled copies `[B, L, C]`, coarse to fine."""
         self._check(x, self.grid[0] * self.grid[1])
@@ -127,16 +148,17 @@ def cell(grid: tuple[int, int], size: int | tuple[int, int]) -> Plan:
     return _plan(grid, order, (rows * cols,) * (grid[0] * grid[1] // (rows * cols)))
 
 
-def subsample(grid: tuple[int, int], stride: int) -> Plan:
-    """Strided groups: group (a, b) holds the rows = a and columns = b modulo `stride`.
+def subsample(grid: tuple[int, int], size: int | tuple[int, int]) -> Plan:
+    """Strided groups: group (a, b) holds the rows = a and columns = b modulo `size`.
 
     Raises:
         VTCError: the grid does not divide by the stride.
     """
-    _divides(grid, (stride, stride))
-    tiles = _raster_index(grid).unflatten(1, (-1, stride)).unflatten(0, (-1, stride))
+    rows, cols = (size, size) if isinstance(size, int) else size
+    _divides(grid, (rows, cols))
+    tiles = _raster_index(grid).unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
     order = tiles.permute(1, 3, 0, 2).flatten()
-    return _plan(grid, order, (grid[0] * grid[1] // stride**2,) * stride**2)
+    return _plan(grid, order, (grid[0] * grid[1] // (rows * cols),) * (rows * cols))
 
 
 def pyramid(grid: tuple[int, int]) -> Pyramid:
@@ -162,21 +184,40 @@ def pyramid(grid: tuple[int, int]) -> Pyramid:
     )
 
 
-PLANS = {"raster": raster, "whole": whole, "cell": cell, "subsample": subsample, "pyramid": pyramid}
+#: Makers of plans by name, from a grid or from a grid and a size; `vtc.registry.register` adds others.
+PLANS: dict[str, Callable[..., Plan]] = {
+    "raster": raster,
+    "whole": whole,
+    "cell": cell,
+    "subsample": subsample,
+    "pyramid": pyramid,
+}
 
 
-def create_plan(name: str, grid: tuple[int, int]) -> Plan:
-    """A plan by name: `raster`, `whole`, `pyramid`, `cell:SIZE` or `subsample:STRIDE`.
+def create_plan(plan: str | Plan, grid: tuple[int, int]) -> Plan:
+    """A plan by name, or one of your own as it is.
+
+    Args:
+        plan: `raster`, `whole`, `pyramid`, `cell:SIZE` or `subsample:SIZE`, where SIZE is a number or
+            `ROWSxCOLS`, as in `cell:2x4`; or a `Plan`.
+        grid: what it has to be for.
 
     Raises:
-        VTCError: unknown name or a number that is missing or does not fit the grid.
+        VTCError: unknown name, a size that is missing or does not fit the grid, or a `Plan` of another
+            grid.
     """
-    kind, _, number = name.partition(":")
-    if kind not in PLANS:
-        raise VTCError(f"plan: got {name!r}, available are {', '.join(PLANS)}")
-    if (kind in ("cell", "subsample")) != number.isdigit():
-        raise VTCError(f"plan: got {name!r}, write for example 'cell:2', 'subsample:2' or 'raster'")
-    return PLANS[kind](grid, int(number)) if number else PLANS[kind](grid)  # type: ignore[operator]
+    if isinstance(plan, Plan):
+        if plan.grid != tuple(grid):
+            raise VTCError(f"plan: got one of grid {plan.grid}, expected {tuple(grid)}")
+        return plan
+    name, _, text = str(plan).partition(":")
+    make = entry(PLANS, "plan", name)
+    size = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if (size is not None) != (len(inspect.signature(make).parameters) > 1) or (text and not size):
+        raise VTCError(
+            f"plan: got {plan!r}, write for example 'cell:2', 'subsample:2x4' or 'raster'"
+        )
+    return make(grid, (int(size[1]), int(size[2] or size[1]))) if size else make(grid)
 
 
 def _raster_index(grid: tuple[int, int]) -> Tensor:

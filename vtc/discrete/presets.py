@@ -22,6 +22,8 @@ from vtc.discrete.autoencoders import (
 )
 from vtc.discrete.backbone import TransformerConfig, swiglu_hidden
 from vtc.discrete.generator import Generator, GeneratorConfig
+from vtc.discrete.objectives import Objective
+from vtc.discrete.plans import Plan, Pyramid, create_plan
 from vtc.discrete.quantizers import create_quantizer
 from vtc.discrete.tokenizer import ImageTokenizer
 from vtc.discrete.types import CodeSpace
@@ -371,7 +373,9 @@ def instella_diffusion(tokens: int = 128, bits: int = 64, text: int = 2048) -> G
     return _instella(tokens, bits, text, **how)
 
 
-def _xar(config: TransformerConfig, grid: int, channels: int, plan: str, classes: int) -> Generator:
+def _xar(
+    config: TransformerConfig, grid: int, channels: int, plan: str | Plan, classes: int
+) -> Generator:
     return Generator(
         GeneratorConfig(
             CodeSpace(grid * grid, (2,), (grid, grid)),
@@ -389,7 +393,11 @@ def _xar(config: TransformerConfig, grid: int, channels: int, plan: str, classes
 
 @_generator
 def xar_cell(
-    size: str = "B", grid: int = 16, channels: int = 16, plan: str = "cell:8", classes: int = 1000
+    size: str = "B",
+    grid: int = 16,
+    channels: int = 16,
+    plan: str | Plan = "cell:8",
+    classes: int = 1000,
 ) -> Generator:
     """xAR (arXiv 2502.20388): flow matching of one cell after another on continuous latents."""
     dim, depth, heads = _size(XAR_SIZES, size)
@@ -417,7 +425,7 @@ def _tiny(dim: int, depth: int, **how: Any) -> TransformerConfig:
 
 @_generator
 def tiny_elm_ar(
-    space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3, plan: str = "raster"
+    space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3, plan: str | Plan = "raster"
 ) -> Generator:
     """`elm_ar` for the codes of a tiny tokenizer."""
     return Generator(GeneratorConfig(space, _tiny(dim, depth), plan=plan, classes=classes))
@@ -438,7 +446,7 @@ def tiny_token_unify(
     classes: int = 10,
     dim: int = 64,
     depth: int = 3,
-    objective: str = "mixture",
+    objective: str | Objective = "mixture",
 ) -> Generator:
     """`token_unify` for the codes of a tiny tokenizer."""
     config = GeneratorConfig(space, _tiny(dim, depth), classes=classes, objective=objective)
@@ -479,14 +487,14 @@ def tiny_instella_diffusion(
 def tiny_xar_cell(
     grid: int = 8,
     channels: int = 1,
-    plan: str = "cell:4",
+    plan: str | Plan = "cell:4",
     classes: int = 10,
     dim: int = 64,
     depth: int = 3,
 ) -> Generator:
     """`xar_cell` for small images: on pixels, or on the features of a tiny tokenizer."""
     config = _tiny(dim, depth, positions=grid * grid, adaptive=True, ffn="geglu")
-    if plan.startswith("pyramid"):
+    if isinstance(create_plan(plan, (grid, grid)), Pyramid):
         config = _tiny(dim, depth, adaptive=True, ffn="geglu")
     return _xar(config, grid, channels, plan, classes)
 

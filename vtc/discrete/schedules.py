@@ -29,7 +29,8 @@ class Guidance:
 
     Attributes:
         scale: final scale; 1 is the conditional model alone. The `1 + w` of other notations.
-        schedule: a key of `GUIDANCE`.
+        schedule: a key of `GUIDANCE`; with `_from_one` behind it, as in "linear_from_one", it sets
+            `from_one` too, for config files.
         from_one: let the first step have scale 1 and the last `scale` (xAR), instead of the ratio
             `(step + 1) / steps` of ELM.
     """
@@ -41,11 +42,14 @@ class Guidance:
     def __post_init__(self) -> None:
         if not isinstance(self.scale, Real) or not math.isfinite(self.scale):
             raise VTCError(f"scale: got {self.scale!r}, allowed are finite numbers")
-        if self.schedule not in GUIDANCE:
+        schedule = str(self.schedule).removesuffix("_from_one")
+        if schedule not in GUIDANCE:
             raise VTCError(
-                f"schedule: got {self.schedule!r}, available are {', '.join(GUIDANCE)}"
-                f"{nearest(self.schedule, GUIDANCE)}"
+                f"schedule: got {self.schedule!r}, available are {', '.join(GUIDANCE)}, each also "
+                f"with '_from_one' behind it{nearest(schedule, GUIDANCE)}"
             )
+        object.__setattr__(self, "from_one", self.from_one or schedule != self.schedule)
+        object.__setattr__(self, "schedule", schedule)
 
     def at(self, step: int, steps: int) -> float:
         """Scale of `step` out of `steps`, counted from 0."""
