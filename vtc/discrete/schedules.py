@@ -80,7 +80,11 @@ def masked_share(kind: str, ratio: float) -> float:
 
 
 def masked_count(kind: str, tokens: int, step: int, steps: int) -> int:
-    """Tokens that stay masked after `step` (from 0) of `steps`, rounded down."""
+    """Tokens that stay masked after `step` (from 0) of `steps`, rounded down.
+
+    In double precision as ELM writes it, so a "linear" count can be one below the exact one: 10 tokens
+    in 10 steps are 3, 1, 0, 0 at the end. `sample_maskgit` settles at least one token a step anyway.
+    """
     return math.floor(tokens * masked_share(kind, (step + 1) / steps))
 
 
