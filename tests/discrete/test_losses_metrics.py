@@ -7,7 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from vtc import VTCError
-from vtc.discrete import create_tokenizer, losses, metrics, schedules
+from vtc.discrete import (
+    ImageTokenizer,
+    create_quantizer,
+    create_tokenizer,
+    losses,
+    metrics,
+    schedules,
+)
+from vtc.discrete.autoencoders import EmbeddingDecoder, PatchEncoder, QueryEncoder
+from vtc.discrete.backbone import TransformerConfig
 from vtc.discrete.flow import path, score_from_velocity
 from vtc.functional.similarity import similarity_points, token_similarity
 
@@ -95,6 +104,45 @@ def test_distillation_gives_the_teacher_no_gradient() -> None:
     total = losses.cosine_distillation(student, teacher)
     (total + losses.embedding_distillation(student, teacher)).backward()
     assert student.grad is not None and teacher.grad is None
+
+
+def embedding_tokenizer(separate: bool) -> ImageTokenizer:
+    """`seed_causal` in small."""
+    torch.manual_seed(0)
+    query = TransformerConfig(16, 2, 2, cross_dim=16, cross_every=2)
+    encoder = QueryEncoder(4, query, features=PatchEncoder(TransformerConfig(16, 1, 2), 4, 8))
+    blocks = TransformerConfig(16, 1, 2, positions=4)
+    decoder = EmbeddingDecoder(blocks, QueryEncoder(1, query, causal=False), 6, separate)
+    quantizer = create_quantizer("vq", 16, size=32, code_dim=4, legacy=True, weight=5.0)
+    return ImageTokenizer(encoder, quantizer, decoder, (8, 8))
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_second_stage_of_seed(separate: bool) -> None:
+    tokenizer = embedding_tokenizer(separate)
+    tokenizer.encoder.requires_grad_(False)
+    image, teacher = torch.rand(8, 3, 8, 8) * 2 - 1, torch.randn(8, 6)
+    h = tokenizer.features(image)
+    out = tokenizer.encode(image)
+    cosine = 1 - F.cosine_similarity(tokenizer.decoder.features(out.z), h, dim=-1).mean()
+    distance = F.mse_loss(tokenizer.decode(out.z), teacher)
+    trained = [p for p in tokenizer.parameters() if p.requires_grad]
+    optimizer, trace = torch.optim.Adam(trained, 3e-3), []
+    for _ in range(20):
+        parts = losses.distillation_loss(tokenizer, image, teacher)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+        trace.append(float(parts["loss"].detach()))
+    assert trace[0] == pytest.approx((out.loss + 2 * cosine + 0.5 * distance).item())
+    assert trace[-1] < 0.8 * trace[0] and {"queries", "embedding", "perplexity"} <= set(parts)
+    assert all(p.grad is not None for p in trained)
+    with pytest.raises(VTCError, match="losses.distillation_loss"):
+        tokenizer.loss(image)
+    with pytest.raises(VTCError, match="teacher: got shape"):
+        losses.distillation_loss(tokenizer, image, teacher[:, :5])
+    with pytest.raises(VTCError, match="LatentDecoder"):
+        losses.distillation_loss(create_tokenizer("tiny_titok"), image, teacher)
 
 
 def test_alignment_reaches_a_teacher_of_another_grid() -> None:

@@ -532,20 +532,31 @@ class QueryEncoder(nn.Module):
 class EmbeddingDecoder(nn.Module):
     """Tokens to one embedding of the image (SEED's branch to an unCLIP decoder).
 
+    Trained by `losses.distillation_loss`.
+
     Args:
         config: of the blocks that read the tokens, with `positions`.
         reader: queries that collect what the blocks put out.
         target: width of the embedding.
+        separate: `features` come from blocks of their own, as in SEED, not from those of the
+            embedding.
     """
 
-    def __init__(self, config: TransformerConfig, reader: QueryEncoder, target: int) -> None:
+    def __init__(
+        self,
+        config: TransformerConfig,
+        reader: QueryEncoder,
+        target: int,
+        separate: bool = False,
+    ) -> None:
         super().__init__()
         self.blocks, self.reader = Transformer(config), reader
         self.out = nn.Linear(reader.dim, target)
+        self.branch = Transformer(config) if separate else None
 
     def features(self, z: Tensor) -> Tensor:
         """`[B, N, D]` to `[B, N, D]`: compared with the continuous queries in training."""
-        return self.blocks(z)
+        return (self.branch or self.blocks)(z)
 
     def forward(self, z: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """`[B, N, D]` to `[B, target]`; `size` means nothing here."""

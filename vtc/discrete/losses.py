@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtc.discrete.autoencoders import EmbeddingDecoder
 from vtc.errors import VTCError
+
+if TYPE_CHECKING:
+    from vtc.discrete.tokenizer import ImageTokenizer
 
 # -- reconstruction ---------------------------------------------------------------------------------
 
@@ -202,6 +207,48 @@ def cosine_distillation(student: Tensor, teacher: Tensor) -> Tensor:
 def embedding_distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared distance to an embedding that gets no gradient."""
     return F.mse_loss(student, teacher.detach())
+
+
+def distillation_loss(
+    tokenizer: ImageTokenizer,
+    image: Tensor,
+    teacher: Tensor,
+    queries: float = 2.0,
+    embed: float = 0.5,
+) -> dict[str, Tensor]:
+    """SEED's second stage (arXiv 2310.01218): the quantiser's loss, the queries and the embedding.
+
+        tokenizer = create_tokenizer("seed_causal")
+        tokenizer.encoder.requires_grad_(False)  # trained in the first stage
+        distillation_loss(tokenizer, image, clip(image))["loss"].backward()
+
+    Args:
+        tokenizer: with an `EmbeddingDecoder`; the weight of the quantiser's loss is its own, 5 in
+            SEED.
+        image: `[B, 3, H, W]` in [-1, 1].
+        teacher: embeddings `[B, target]` of the same images.
+        queries: weight of `cosine_distillation` of the decoder's features from what is quantised.
+        embed: weight of `embedding_distillation` of the decoder's embedding from the teacher.
+
+    Returns:
+        `loss`, its parts for the log, and the quantiser's diagnostics.
+
+    Raises:
+        VTCError: another decoder, or a teacher of another shape.
+    """
+    decoder = tokenizer.decoder
+    if not isinstance(decoder, EmbeddingDecoder):
+        raise VTCError(f"tokenizer: decodes by {type(decoder).__name__}, not by EmbeddingDecoder")
+    h = tokenizer.features(image)
+    out = tokenizer.quantizer(h)
+    output = decoder(out.z)
+    if teacher.shape != output.shape:
+        raise VTCError(f"teacher: got shape {tuple(teacher.shape)}, expected {tuple(output.shape)}")
+    cosine = cosine_distillation(decoder.features(out.z), h)
+    distance = embedding_distillation(output, teacher)
+    total = out.loss + queries * cosine + embed * distance
+    parts = {"quantizer": out.loss, "queries": cosine, "embedding": distance}
+    return {"loss": total, **{name: x.detach() for name, x in parts.items()}, **out.aux}
 
 
 class Alignment(nn.Module):

@@ -171,7 +171,7 @@ def seed_causal(
     encoder = QueryEncoder(tokens, _bert(768, 12, 12, features.dim), features=features)
     reader = QueryEncoder(1, _bert(768, 4, 12, 768), causal=False)
     blocks = TransformerConfig(768, 4, 12, positions=tokens, **PLAIN)
-    decoder = EmbeddingDecoder(blocks, reader, 1024)
+    decoder = EmbeddingDecoder(blocks, reader, 1024, separate=True)
     options: Options = {"size": 8192, "code_dim": 32, "legacy": True, "weight": 5.0, "head": "tanh"}
     return ImageTokenizer(encoder, create_quantizer("vq", 768, **options), decoder, (size, size))
 

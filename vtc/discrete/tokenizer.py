@@ -66,8 +66,8 @@ class ImageTokenizer(nn.Module):
         tokens, grid = self.encoder.code_shape(size)
         return CodeSpace(tokens, self.quantizer.vocab, grid)
 
-    def encode(self, image: Tensor, noise: Noise | None = None) -> Quantized:
-        """Codes of images `[B, C, H, W]` in [-1, 1].
+    def features(self, image: Tensor) -> Tensor:
+        """What is quantised, `[B, N, D]`, of images `[B, C, H, W]` in [-1, 1].
 
         Raises:
             VTCError: wrong number of channels, or a size that does not divide into tokens.
@@ -80,7 +80,15 @@ class ImageTokenizer(nn.Module):
         if not image.is_floating_point():
             raise VTCError(f"image: got {image.dtype}, expected floating point in [-1, 1]")
         self.encoder.code_shape(image.shape[2:])
-        out = self.quantizer(self.encoder(image), noise)
+        return self.encoder(image)
+
+    def encode(self, image: Tensor, noise: Noise | None = None) -> Quantized:
+        """Codes of images `[B, C, H, W]` in [-1, 1].
+
+        Raises:
+            VTCError: see `features`.
+        """
+        out = self.quantizer(self.features(image), noise)
         if self.parts:
             out.ids = pack_bits(as_bits(out.ids, self.quantizer.vocab), self.parts)
         return out
@@ -156,8 +164,16 @@ class ImageTokenizer(nn.Module):
             noise: see `forward`.
             keep: see `forward`.
             adversarial: a discriminator that learns along.
+
+        Raises:
+            VTCError: see `forward`; the decoder draws no image.
         """
         output, out = self(image, noise, keep)
+        if output.dim() != 4:
+            raise VTCError(
+                "tokenizer: it decodes to an embedding, not to an image; its loss is "
+                "losses.distillation_loss(tokenizer, image, teacher)"
+            )
         pixels = reconstruction_loss(output, image, kind, perceptual)
         parts = {"reconstruction": pixels.detach(), "quantizer": torch.as_tensor(out.loss).detach()}
         total = pixels + out.loss
