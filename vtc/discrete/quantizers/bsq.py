@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.discrete.codes import bit_entropy, pack_bits, unpack_bits
+from vtc.discrete.codes import as_bits, bit_entropy, pack_bits
 from vtc.discrete.noise import Noise
 from vtc.discrete.quantizers.base import Quantizer, projection, straight_through
 from vtc.discrete.quantizers.library import LARGEST_GROUP, lfq
@@ -84,5 +84,5 @@ class SphericalQuantizer(Quantizer):
         return (2 * bits.to(like.dtype) - 1) / self.bits**0.5
 
     def _embed(self, ids: Tensor) -> Tensor:
-        bits = unpack_bits(ids, self.bits // len(self.vocab))
-        return self.up(self._corner(bits, next(self.parameters(), torch.empty(0))))
+        corner = self._corner(as_bits(ids, self.vocab), next(self.parameters(), torch.empty(0)))
+        return self.up(corner)
