@@ -146,6 +146,9 @@ class GeneratorSettings:
     Attributes:
         name: a preset of `vtc.discrete.list_generators`.
         options: arguments of the preset; `space` and `classes` come from tokenizer and data.
+        condition: "label", or "caption" for images that have one and presets that take `words`.
+        objective: in place of the preset's: a name, or `{name: NAME, OPTION: VALUE}`, see
+            `vtc.discrete.create_objective`.
         target: "codes" of the frozen tokenizer; for presets of continuous latents "latents", what its
             decoder reads, or "pixels".
         train: how to train it.
@@ -153,10 +156,13 @@ class GeneratorSettings:
 
     name: str = "tiny_elm_ar"
     options: dict[str, Any] = field(default_factory=dict)
+    condition: str = "label"
+    objective: Any = None
     target: str = "codes"
     train: TrainSettings = field(default_factory=lambda: TrainSettings(steps=1000, batch=128))
 
     def __post_init__(self) -> None:
+        _one_of("generator.condition", self.condition, ("label", "caption"))
         _one_of("generator.target", self.target, ("codes", "latents", "pixels"))
 
 
@@ -170,6 +176,7 @@ class SampleSettings:
         sampler: of `Generator.sample`; empty for the preset's own.
         guidance: scale, 1 for none.
         schedule: of the guidance, see `vtc.discrete.schedules.GUIDANCE`.
+        captions: texts to draw, in turn; those of held-out images by default.
         options: further arguments of the sampler.
     """
 
@@ -178,6 +185,7 @@ class SampleSettings:
     sampler: str = ""
     guidance: float = 1.0
     schedule: str = "linear"
+    captions: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

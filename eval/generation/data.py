@@ -32,6 +32,7 @@ class ImageData:
         valid: images held out.
         classes: names of the labels.
         size: pixels of a side.
+        words: vocabulary of the captions `[T]` under "caption"; empty where there are none.
     """
 
     name: str
@@ -39,6 +40,22 @@ class ImageData:
     valid: Dataset
     classes: tuple[str, ...]
     size: int
+    words: tuple[str, ...] = ()
+
+    def read(self, caption: str) -> Tensor:
+        """The words of a caption, int64 `[T]`.
+
+        Raises:
+            VTCError: no word, or one outside the vocabulary.
+        """
+        numbers = {word: index for index, word in enumerate(self.words)}
+        found = caption.split()
+        for word in found or [""]:
+            if word not in numbers:
+                raise VTCError(
+                    f"captions: got {caption!r}, {word!r} is none of {', '.join(self.words)}"
+                )
+        return torch.tensor([numbers[word] for word in found])
 
 
 class TensorImages(Dataset):
@@ -217,7 +234,8 @@ def load_data(settings: DataSettings) -> ImageData:
     if cut < 1:
         raise VTCError(f"data: {len(order)} images are too few to hold some out")
     parts = [_subset(whole, part) for part in (order[:cut].tolist(), order[cut:].tolist())]
-    return ImageData(settings.name, parts[0], parts[1], classes, settings.size)
+    words = render.WORDS if kind == "shapes" else ()
+    return ImageData(settings.name, parts[0], parts[1], classes, settings.size, words)
 
 
 def take(dataset: Dataset, indices: Sequence[int] | None = None) -> dict[str, Tensor]:

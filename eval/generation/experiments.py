@@ -23,12 +23,14 @@ from vtc.discrete import (
     Guidance,
     ImageTokenizer,
     create_generator,
+    create_objective,
     create_tokenizer,
     save,
 )
 from vtc.discrete.losses import Adversarial, PatchDiscriminator
 from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.discrete.presets import GENERATORS
+from vtc.discrete.samplers import check_options
 from vtc.errors import VTCError
 from vtc.eval.generation import folder as folders
 from vtc.eval.generation import pictures
@@ -37,7 +39,7 @@ from vtc.eval.generation.data import ImageData, TensorImages, load_data, take
 from vtc.eval.generation.features import feature_net
 from vtc.eval.generation.loop import fit, make_accelerator
 from vtc.eval.generation.targets import Codes, Pixels, Target, normalised
-from vtc.eval.generation.tasks import GeneratorTask, Lpips, TokenizerTask
+from vtc.eval.generation.tasks import GeneratorTask, Lpips, TokenizerTask, condition
 
 Progress = Callable[[int, dict[str, float]], Any]
 SHOWN = 32  # images of a grid
@@ -102,7 +104,8 @@ def train_generator(
         tokenizer = folders.load_part(experiment, folder, "tokenizer")
     model = build_generator(experiment, data, tokenizer)
     images = encode_all(make_target(experiment, data, model, tokenizer), data, tokenizer)
-    task, train = GeneratorTask(model), experiment.generator.train
+    objective, train = experiment.generator.objective, experiment.generator.train
+    task = GeneratorTask(model, None if objective is None else create_objective(objective))
     folders.claim(experiment, folder, "generator")
     return _train(experiment, task, images, train, folder / "generator", resume, progress).generator
 
@@ -121,6 +124,13 @@ def build_generator(
     if settings.name in GENERATORS:
         takes, given = inspect.signature(GENERATORS[settings.name]).parameters, {}
         given["classes"] = len(data.classes)
+        if settings.condition == "caption":
+            if not data.words or "words" not in takes:
+                raise VTCError(
+                    f"generator.condition: captions need images with words and a preset that takes "
+                    f"them, got {data.name!r} and {settings.name!r}"
+                )
+            given["words"] = len(data.words)
         if tokenizer is not None:
             space = tokenizer.space
             given["space"] = space
@@ -143,7 +153,15 @@ def build_generator(
                 f"{tokenizer.space}"
             )
     make_target(experiment, data, model, tokenizer)
-    Guidance(experiment.sample.guidance, experiment.sample.schedule)
+    if settings.objective is not None:
+        create_objective(settings.objective)
+    drawing = experiment.sample
+    Guidance(drawing.guidance, drawing.schedule)
+    check_options(drawing.sampler or model.config.sampler, drawing.options)
+    if drawing.captions and model.text is None:
+        raise VTCError("sample.captions: got some, but generator.condition is label")
+    for caption in drawing.captions:
+        data.read(caption)
     return model
 
 
@@ -171,13 +189,13 @@ def encode_all(
     device = make_accelerator().device
     if tokenizer is not None:
         tokenizer.to(device)
-    codes, labels = [], []
+    parts = []
     for rows in torch.arange(len(data.train)).split(batch):  # type: ignore[arg-type]
         part = take(data.train, rows.tolist())
-        codes.append(target.encode(part["image"].to(device)).cpu())
-        labels.append(part["label"])
-    made = torch.cat(codes)
-    return TensorImages(made, torch.cat(labels), codes=made)
+        parts.append({**part, "image": target.encode(part["image"].to(device)).cpu()})
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    codes, labels = whole.pop("image"), whole.pop("label")
+    return TensorImages(codes, labels, codes=codes, **whole)
 
 
 @torch.no_grad()
@@ -191,27 +209,45 @@ def sample(experiment: Experiment, folder: Path) -> tuple[Tensor, Tensor]:
     if experiment.generator.target != "pixels":
         tokenizer = folders.load_part(experiment, folder, "tokenizer").to(device)
     target = make_target(experiment, data, model, tokenizer)
-    labels = torch.arange(settings.count) % len(data.classes)
-    guidance = None
+    told, guidance = wanted(experiment, data, model), None
     if settings.guidance != 1:
         guidance = Guidance(settings.guidance, settings.schedule)
     parts = []
-    for index, part in enumerate(labels.split(settings.batch)):
-        given = part.to(device) if model.classes is not None else None
+    for index, rows in enumerate(torch.arange(settings.count).split(settings.batch)):
+        batch = {name: value[rows].to(device) for name, value in told.items()}
         made = model.sample(
-            given,
+            condition(model, batch),
             settings.sampler,
-            batch=len(part),
+            batch=len(rows),
             guidance=guidance,
             seed=experiment.seed * 100_003 + index,
             **settings.options,
         )
         parts.append(target.decode(made).cpu())
     images = torch.cat(parts).clamp(-1, 1).contiguous()
+    labels = told["label"]
     how = {"settings": json.dumps(asdict(settings))}
     save_file({"images": images, "labels": labels}, str(folder / "samples.safetensors"), how)
     pictures.save_grid(images[:100], max(10, min(len(data.classes), 20)), folder / "samples.png")
     return images, labels
+
+
+def wanted(experiment: Experiment, data: ImageData, model: Generator) -> dict[str, Tensor]:
+    """Labels, and captions for a model that reads them, of all samples.
+
+    Classes come in turn. Captions are those of held-out images, with their labels, or the experiment's
+    own, with labels of -1.
+    """
+    count = experiment.sample.count
+    if model.text is None:
+        return {"label": torch.arange(count) % len(data.classes)}
+    own = [data.read(caption) for caption in experiment.sample.captions]
+    if own:
+        texts = torch.nn.utils.rnn.pad_sequence(own, batch_first=True, padding_value=-1)
+        return {"label": torch.full((count,), -1), "caption": texts[torch.arange(count) % len(own)]}
+    rows = torch.arange(count) % len(data.valid)  # type: ignore[arg-type]
+    held = take(data.valid, rows.tolist())
+    return {"label": held["label"], "caption": held["caption"]}
 
 
 def measure(experiment: Experiment, folder: Path) -> dict[str, Any]:
@@ -250,7 +286,7 @@ def measure(experiment: Experiment, folder: Path) -> dict[str, Any]:
             **how,
             "count": len(images),
             "distance": net.distance(images),
-            "class_accuracy": net.agreement(images, labels),
+            "class_accuracy": net.agreement(images, labels) if bool((labels >= 0).all()) else None,
         }
     (folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from vtc.discrete import Generator, ImageTokenizer, Noise
+from vtc.discrete import Condition, Generator, ImageTokenizer, Noise, Objective
 from vtc.discrete.losses import Adversarial
 from vtc.errors import VTCError
 
@@ -78,13 +78,25 @@ class TokenizerTask(nn.Module):
 
 
 class GeneratorTask(nn.Module):
-    """Predict codes or pixels of images; `batch["codes"]` are what `Generator.loss` takes."""
+    """Predict what a `targets.Target` made of images, `batch["codes"]`.
 
-    def __init__(self, generator: Generator) -> None:
+    Args:
+        generator: the model that learns.
+        objective: in place of the generator's own.
+    """
+
+    def __init__(self, generator: Generator, objective: Objective | None = None) -> None:
         super().__init__()
-        self.generator = generator
+        self.generator, self.objective = generator, objective
 
     def forward(self, batch: Batch, noise: Noise) -> dict[str, Tensor]:
         """`loss` and what to log."""
-        labels = batch["label"] if self.generator.classes is not None else None
-        return {"loss": self.generator.loss(batch["codes"], labels, noise)["loss"]}
+        given = condition(self.generator, batch)
+        return {"loss": self.generator.loss(batch["codes"], given, noise, self.objective)["loss"]}
+
+
+def condition(generator: Generator, batch: Batch) -> Condition | None:
+    """What a generator is told of a batch: its captions, its labels, or nothing."""
+    if generator.text is not None:
+        return Condition(text=batch["caption"])
+    return Condition(batch["label"]) if generator.classes is not None else None

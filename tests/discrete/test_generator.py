@@ -534,3 +534,36 @@ def test_soft_targets_need_a_table(radius: int, head: str) -> None:
     model = Generator(GeneratorConfig(CodeSpace(4, (2, 2)), TransformerConfig(16, 1, 2), head=head))
     with pytest.raises(VTCError, match="hamming: got"):
         NextToken(hamming=radius).loss(model, torch.zeros(1, 4, 2, dtype=torch.long))
+
+
+def test_texts_are_read_into_the_context() -> None:
+    space = CodeSpace(4, (2,) * 4)
+    model = lively(create_generator("tiny_instella_ar", space=space, dim=32, words=9))
+    ids, text = draw(space), torch.tensor([[1, 2, 3], [4, 5, -1], [-1, -1, -1]])
+    given = model.condition(Condition(text=text))
+    assert given.text is None and len(given.context) == 3  # type: ignore[arg-type]
+    logits = model.next_logits(ids, given)
+    assert logits.isfinite().all()
+    # padding tells nothing, words and their order do
+    longer = torch.nn.functional.pad(text, (0, 2), value=-1)
+    torch.testing.assert_close(
+        model.next_logits(ids, model.condition(Condition(text=longer))), logits
+    )
+    turned = model.next_logits(ids, model.condition(Condition(text=text[:, [1, 0, 2]])))
+    assert not torch.allclose(turned[0], logits[0]) and torch.allclose(turned[2], logits[2])
+    model.train()
+    model.loss(ids, Condition(text=text), seed=0)["loss"].backward()
+    assert model.text.table.weight.grad[1:6].abs().sum(1).min() > 0
+    made = model.sample(Condition(text=text), guidance=2.0, seed=0)
+    assert made.shape == (3, 4, 4)
+    for call, message in (
+        (lambda: model.sample(Condition(text=text + 9)), "text: got shape"),
+        (lambda: model.sample(batch=1), "context: got none"),
+        (lambda: MODELS["index"]("raster")[0].condition(Condition(text=text)), "text: got one"),
+        (
+            lambda: GeneratorConfig(space, TransformerConfig(16, 1, 2), words=3),
+            "words: got 3, which needs",
+        ),
+    ):
+        with pytest.raises(VTCError, match=message):
+            call()

@@ -17,6 +17,7 @@ from vtc.discrete.noise import Noise, as_noise
 from vtc.discrete.objectives import Objective, create_objective
 from vtc.discrete.plans import Plan, Pyramid, create_plan
 from vtc.discrete.schedules import Guidance
+from vtc.discrete.text import TextEncoder
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
 from vtc.registry import create
@@ -34,6 +35,8 @@ class GeneratorConfig:
         head: "index", "tied" or "bit"; unused for latents.
         plan: a name or a `Plan`, see `plans.create_plan`.
         classes: number of classes, 0 for none.
+        words: size of the vocabulary of texts that a `TextEncoder` of its own reads into the context; 0
+            for none, or where the context is given.
         class_as: "token", in front of the sequence, or "adaptive", added to the condition of adaLN.
         time: what adaLN reads of the time: "none", "scalar" or "sinusoid".
         drop: share of samples whose class and context are dropped in training.
@@ -47,6 +50,7 @@ class GeneratorConfig:
     head: str = "index"
     plan: str | Plan = "raster"
     classes: int = 0
+    words: int = 0
     class_as: str = "token"
     time: str = "none"
     drop: float = 0.1
@@ -61,6 +65,8 @@ class GeneratorConfig:
             raise VTCError(f"time: got {self.time!r}, available are none, scalar, sinusoid")
         if self.time != "none" and not self.transformer.adaptive:
             raise VTCError(f"time: got {self.time!r}, which needs an adaptive transformer")
+        if self.words and not self.transformer.context_dim:
+            raise VTCError(f"words: got {self.words}, which needs a transformer with a context_dim")
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,13 @@ class Condition:
         context: features in front of the keys, one `[B, T, C]` a layer; None without.
         valid: bool `[B, T]`, False for padding of the context; a row without any True has no context.
             None for all True.
+        text: int64 `[B, T]` in place of a context, for a model with words; negative is padding.
     """
 
     labels: Tensor | None = None
     context: tuple[Tensor, ...] | None = None
     valid: Tensor | None = None
+    text: Tensor | None = None
 
     @property
     def rows(self) -> int | None:
@@ -151,6 +159,10 @@ class Generator(nn.Module):
             # adaLN has no norm in front: a small class would drown beside the time
             std = 0.5 if config.class_as == "adaptive" else 0.02
             nn.init.normal_(self.classes.weight, std=std)
+        self.text: TextEncoder | None = None
+        if config.words:
+            layers = sum(config.transformer.stages)
+            self.text = TextEncoder(config.words, config.transformer.context_dim, layers)
         self.time: TimeEmbedding | None = None
         if config.time != "none":
             self.time = TimeEmbedding(dim, 0 if config.time == "scalar" else 256)
@@ -169,6 +181,12 @@ class Generator(nn.Module):
                 shape or type; labels out of range.
         """
         given = given if isinstance(given, Condition) else Condition(given)
+        if given.text is not None:
+            if self.text is None or given.context is not None:
+                raise VTCError(
+                    "text: got one, but the model has no words, or a context came with it"
+                )
+            given = Condition(given.labels, self.text(given.text), given.text >= 0)
         self._check_context(given)
         given = replace(given, labels=self._check_labels(given.labels))
         counts = {} if given.labels is None else {"labels": len(given.labels)}

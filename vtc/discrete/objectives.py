@@ -51,7 +51,7 @@ class Objective:
         """
         noise = as_noise(seed)
         if not model.config.channels:
-            model.space.check(codes, "codes")
+            codes = model.space.check(codes, "codes")
         elif codes.dim() != 3 or codes.shape[-1] != model.config.channels:
             raise VTCError(
                 f"codes: got shape {tuple(codes.shape)}, expected [batch, {model.space.tokens}, "

@@ -455,26 +455,30 @@ def tiny_token_unify(
 
 @_generator
 def tiny_instella_ar(
-    space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3
+    space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3, words: int = 0
 ) -> Generator:
-    """`instella_ar` told the class by a token instead of text."""
-    return Generator(
-        GeneratorConfig(space, _tiny(dim, depth, qk_norm=True), "bit", classes=classes)
-    )
+    """`instella_ar` told the class by a token, or a text of `words` different words."""
+    config = _tiny(dim, depth, qk_norm=True, context_dim=dim if words else 0)
+    told = {"words": words} if words else {"classes": classes}
+    return Generator(GeneratorConfig(space, config, "bit", **told))  # type: ignore[arg-type]
 
 
 @_generator
 def tiny_instella_diffusion(
-    space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3
+    space: CodeSpace, classes: int = 10, dim: int = 64, depth: int = 3, words: int = 0
 ) -> Generator:
-    """`instella_diffusion` told the class by adaLN instead of text."""
-    config = _tiny(dim, depth, qk_norm=True, adaptive=True, final_norm="adaptive")
+    """`instella_diffusion` told the class by adaLN, or a text of `words` different words."""
+    context = dim if words else 0
+    config = _tiny(
+        dim, depth, qk_norm=True, adaptive=True, final_norm="adaptive", context_dim=context
+    )
     return Generator(
         GeneratorConfig(
             space,
             config,
             "bit",
-            classes=classes,
+            classes=0 if words else classes,
+            words=words,
             class_as="adaptive",
             time="scalar",
             objective="bit_diffusion",

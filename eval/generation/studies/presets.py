@@ -21,6 +21,7 @@ CONFIGS = (
     "digits_mixture",
     "digits_pixels",
     "shapes_ibq",
+    "shapes_text",
     "glyphs_masked",
 )
 

@@ -83,6 +83,35 @@ def test_latents_of_a_tokenizer(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x" / "metrics.json").read_text())["samples"]["count"] == 20
 
 
+def test_texts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = [
+        "data.count=60",
+        "tokenizer.options={patch: 4, tokens: 4, dim: 32}",
+        "generator.options={dim: 32, depth: 1}",
+        "generator.objective=bit_diffusion",
+        *(f"{part}.train.steps=3" for part in ("tokenizer", "generator")),
+        "sample.count=20",
+        "features.steps=5",
+    ]
+    given = ["shapes_text", "--output", str(tmp_path / "x"), "--set", *small]
+    assert run("run", *given) == 0
+    report = json.loads((tmp_path / "x" / "metrics.json").read_text())
+    assert report["samples"]["class_accuracy"] is not None  # of the held-out images' shapes
+    own = 'sample.captions=["small red ring upper-left","large blue square"]'
+    assert run("sample", *given, own) == 0 and run("measure", *given, own) == 0
+    report = json.loads((tmp_path / "x" / "metrics.json").read_text())["samples"]
+    assert report["class_accuracy"] is None and len(report["captions"]) == 2
+    capsys.readouterr()
+    for setting, message in (
+        ('sample.captions=["a pink ring"]', "'a' is none of small, large"),
+        ("generator.objective={name: bit_difusion}", "bit_diffusion"),
+        ("generator.name=tiny_elm_ar", "tiny_elm_ar"),
+        ("sample.options.stepz=3", "steps"),
+    ):
+        assert run("run", *given[:2], str(tmp_path / "y"), *given[3:], setting) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_a_first_call_that_fails_leaves_the_folder_free(tmp_path: Path) -> None:
     given = ["digits_ar", "--output", str(tmp_path / "x"), "--set", *SMALL]
     assert run("train-tokenizer", *given, "data.size=10") == 1
