@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,21 @@ def tokenizer_of(seed: int, count: int, options: str, steps: int, batch: int) ->
     )
 
 
+@functools.lru_cache(maxsize=1)
+def captioner_of(
+    seed: int, source: str, count: int, dim: int, train: str, tokenizer: str
+) -> Captioner:
+    """One captioner a seed and kind of input, trained while the tokenizer is frozen (stage 1)."""
+    data = parts.images("shapes", 16, count)
+    frozen = copy.deepcopy(tokenizer_of(seed, count, **json.loads(tokenizer)))
+    torch.manual_seed(seed)
+    config = TransformerConfig(dim, 2, 4, positions=frozen.space.tokens + 8)
+    projector = CodeProjector(frozen.space, frozen.quantizer.dim, dim, source)
+    task = CaptionTask(frozen, Captioner(config, len(WORDS), projector), False, 0.0)
+    best, _ = fit(task, data.train, TrainSettings(**json.loads(train)), seed)
+    return best.captioner  # type: ignore[return-value]
+
+
 def word_accuracy(task: CaptionTask, images: Tensor, captions: Tensor) -> list[float]:
     """Share of right words in each place of the caption, likeliest word given the true ones."""
     with torch.no_grad():
@@ -74,17 +90,21 @@ def word_accuracy(task: CaptionTask, images: Tensor, captions: Tensor) -> list[f
 
 
 def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path | None) -> Row:
-    """Train one captioner on the seed's tokenizer, frozen or not, and measure both."""
+    """Train on with the tokenizer frozen or not (stage 2), and measure words and pixels."""
     data: ImageData = parts.images("shapes", 16, settings["count"])
     tokenizer = copy.deepcopy(tokenizer_of(seed, settings["count"], **settings["tokenizer"]))
-    torch.manual_seed(seed)
-    config = TransformerConfig(settings["dim"], 2, 4, positions=tokenizer.space.tokens + 8)
-    projector = CodeProjector(
-        tokenizer.space, tokenizer.quantizer.dim, settings["dim"], case["source"]
+    captioner = copy.deepcopy(
+        captioner_of(
+            seed,
+            case["source"],
+            settings["count"],
+            settings["dim"],
+            json.dumps(settings["train"]),
+            json.dumps(settings["tokenizer"]),
+        )
     )
-    captioner = Captioner(config, len(WORDS), projector)
     task = CaptionTask(tokenizer, captioner, case["tune"], case["alpha"])
-    best, _ = fit(task, data.train, TrainSettings(**settings["train"]), seed)
+    best, _ = fit(task, data.train, TrainSettings(**settings["tune"]), seed)
     held = parts.held_out(data)
     words = word_accuracy(best, held["image"], held["caption"])
     output, ids = reconstruct(best.tokenizer, held["image"])
@@ -120,14 +140,15 @@ STUDY = Study(
     title="Tuning the tokenizer through a caption loss (ETT)",
     question=(
         "A small text decoder names size, colour, shape and place of a coloured shape from the codes "
-        "of an IBQ tokenizer. Indices or embeddings, frozen or tuned: what is gained in words, what "
-        "is lost in pixels?"
+        "of an IBQ tokenizer. First the decoder learns, then it goes on with the tokenizer frozen or "
+        "tuned. Indices or embeddings: what is gained in words, what is lost in pixels?"
     ),
     settings={
         "count": 2000,
         "tokenizer": {"options": "8,4,256", "steps": 400, "batch": 16},
         "dim": 48,
-        "train": {"steps": 300, "batch": 16, "lr": 2e-3, "ema": 0.98, "log_every": 300},
+        "train": {"steps": 600, "batch": 16, "lr": 2e-3, "ema": 0.98, "log_every": 600},
+        "tune": {"steps": 400, "batch": 16, "lr": 1e-3, "ema": 0.98, "log_every": 400},
         "shown": 16,
     },
     cases=CASES,

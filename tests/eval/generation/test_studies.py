@@ -100,9 +100,10 @@ def test_names() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_study_runs_with_few_steps(name: str, tmp_path: Path) -> None:
     one = load_study(name)
-    settings = {**one.settings, "train": {**one.settings["train"], "steps": 3}}
-    if "tokenizer" in settings and "steps" in settings["tokenizer"]:
-        settings["tokenizer"] = {**settings["tokenizer"], "steps": 3}
+    settings = {
+        key: {**value, "steps": 3} if key == "train" or "steps" in str(value) else value
+        for key, value in one.settings.items()
+    }
     short = dataclasses.replace(one, settings=settings)
     summary = summarise(short, execute(short, tmp_path, range(1)), tmp_path)
     assert len(summary["table"]) == len(one.cases)
