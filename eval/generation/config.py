@@ -87,7 +87,7 @@ class TrainSettings:
 
 @dataclass
 class AdversarialSettings:
-    """A discriminator beside the tokenizer, see `vtc.discrete.losses.Adversarial`.
+    """A discriminator beside the tokenizer, see `vtc.discrete.adversarial.Adversarial`.
 
     Attributes:
         weight: of the tokenizer's share, 0 for no discriminator.

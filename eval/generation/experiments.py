@@ -27,7 +27,7 @@ from vtc.discrete import (
     create_tokenizer,
     save,
 )
-from vtc.discrete.losses import Adversarial, PatchDiscriminator
+from vtc.discrete.adversarial import Adversarial, PatchDiscriminator
 from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.discrete.presets import GENERATORS
 from vtc.discrete.samplers import check_options

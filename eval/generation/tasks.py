@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.discrete import Condition, Generator, ImageTokenizer, Noise, Objective
-from vtc.discrete.losses import Adversarial
+from vtc.discrete.adversarial import Adversarial
 from vtc.errors import VTCError
 
 Batch = dict[str, Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vtc import VTCError
-from vtc.discrete import ImageTokenizer, create_quantizer, create_tokenizer, load, presets, save
+from vtc.discrete import ImageTokenizer, create_quantizer, create_tokenizer, load, save
 from vtc.discrete.autoencoders import (
     GridConfig,
     GridDecoder,
@@ -25,6 +25,7 @@ from vtc.discrete.autoencoders import (
     latent_coordinates,
 )
 from vtc.discrete.backbone import TransformerConfig
+from vtc.discrete.presets import tokenizers
 
 
 def latent_config(causal: bool = False, stages: tuple[int, ...] = (1, 1)) -> LatentConfig:
@@ -223,8 +224,8 @@ def test_a_timm_grid_is_decoded_by_convolutions(
 
 
 def test_a_backbone_is_not_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made, layers = timm_models(monkeypatch, "tokens"), presets._bert
-    monkeypatch.setattr(presets, "_bert", lambda dim, _, *more: layers(dim, 1, *more))
+    made, layers = timm_models(monkeypatch, "tokens"), tokenizers._bert
+    monkeypatch.setattr(tokenizers, "_bert", lambda dim, _, *more: layers(dim, 1, *more))
     tokenizer = create_tokenizer("seed_causal", size=8, tokens=2, backbone="any").eval()
     save(tokenizer, tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from vtc import VTCError
 from vtc.discrete import (
     ImageTokenizer,
+    adversarial,
     create_quantizer,
     create_tokenizer,
     losses,
@@ -35,39 +36,39 @@ def test_reconstruction_with_a_perceptual_term() -> None:
 
 def test_adversarial_parts_fit_together() -> None:
     torch.manual_seed(0)
-    discriminator, lecam = losses.PatchDiscriminator(width=8, layers=2), losses.LeCam()
+    discriminator, lecam = adversarial.PatchDiscriminator(width=8, layers=2), adversarial.LeCam()
     real, last = torch.rand(2, 3, 32, 32), torch.nn.Conv2d(3, 3, 1)
     fake = last(real)
     logits_real, logits_fake = discriminator(real), discriminator(fake)
-    loss = losses.hinge_discriminator_loss(logits_real, logits_fake.detach())
+    loss = adversarial.hinge_discriminator_loss(logits_real, logits_fake.detach())
     (loss + lecam(logits_real, logits_fake.detach())).backward()
     assert lecam.real_mean != 0
-    pixels, adversarial = F.l1_loss(fake, real), losses.generator_loss(discriminator(fake))
-    weight = losses.adaptive_weight(pixels, adversarial, last.weight)
+    pixels, verdict = F.l1_loss(fake, real), adversarial.generator_loss(discriminator(fake))
+    weight = adversarial.adaptive_weight(pixels, verdict, last.weight)
     assert 0 <= weight <= 1 and not weight.requires_grad
 
 
-def small_discriminator() -> losses.PatchDiscriminator:
+def small_discriminator() -> adversarial.PatchDiscriminator:
     torch.manual_seed(1)
-    return losses.PatchDiscriminator(width=4, layers=1)
+    return adversarial.PatchDiscriminator(width=4, layers=1)
 
 
 def test_the_two_sides_learn_from_their_own_loss_alone() -> None:
     torch.manual_seed(0)
     tokenizer, image = create_tokenizer("tiny_vqgan", width=8), torch.rand(2, 3, 8, 8)
-    rival = losses.Adversarial(0.3, adaptive=False, discriminator=small_discriminator())
+    rival = adversarial.Adversarial(0.3, adaptive=False, discriminator=small_discriminator())
     tokenizer.loss(image, adversarial=rival)["loss"].backward()
     output, out = tokenizer(image)
     # the autoencoder: reconstruction and the verdict of a discriminator that is a constant
     frozen = small_discriminator().requires_grad_(False)
     mine = losses.reconstruction_loss(output, image, "mse") + out.loss
     wanted = torch.autograd.grad(
-        mine + 0.3 * losses.generator_loss(frozen(output)), tokenizer.decoder.last_layer
+        mine + 0.3 * adversarial.generator_loss(frozen(output)), tokenizer.decoder.last_layer
     )[0]
     torch.testing.assert_close(tokenizer.decoder.last_layer.grad, wanted)
     # the discriminator: the hinge loss of images that are constants
     other = small_discriminator()
-    losses.hinge_discriminator_loss(other(image), other(output.detach())).backward()
+    adversarial.hinge_discriminator_loss(other(image), other(output.detach())).backward()
     for got, expected in zip(rival.discriminator.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad)
 
@@ -75,7 +76,7 @@ def test_the_two_sides_learn_from_their_own_loss_alone() -> None:
 def test_a_discriminator_may_begin_later_and_balances_itself() -> None:
     torch.manual_seed(0)
     tokenizer, image = create_tokenizer("tiny_vqgan", width=8), torch.rand(2, 3, 8, 8)
-    rival = losses.Adversarial(start=2, lecam=0.1, discriminator=small_discriminator())
+    rival = adversarial.Adversarial(start=2, lecam=0.1, discriminator=small_discriminator())
     names = [set(tokenizer.loss(image, adversarial=rival)) for _ in range(3)]
     assert "discriminator" not in names[0] | names[1] and "discriminator" in names[2]
     assert rival.lecam.real_mean != 0
@@ -88,7 +89,7 @@ def test_a_discriminator_may_begin_later_and_balances_itself() -> None:
     with pytest.raises(VTCError, match="last_layer"):
         rival(output, image, pixels, None)
     with pytest.raises(VTCError, match="take fewer"):
-        losses.Adversarial()(output, image, pixels, last)
+        adversarial.Adversarial()(output, image, pixels, last)
 
 
 def test_last_token_contrast_prefers_pairs() -> None:

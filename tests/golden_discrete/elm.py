@@ -23,7 +23,7 @@ from tests.golden_discrete.common import (
     runner,
     weights,
 )
-from vtc.discrete import codes, losses, objectives, samplers, schedules
+from vtc.discrete import adversarial, codes, losses, objectives, samplers, schedules
 from vtc.discrete.backbone import TransformerConfig, apply_rope, grid_coordinates, rope_table
 from vtc.discrete.generator import Generator, GeneratorConfig
 from vtc.discrete.noise import Noise
@@ -141,7 +141,7 @@ def rope2d(case: Any) -> Result:
 
 @runner("elm__hinge_d_loss")
 def hinge(case: Any) -> Result:
-    loss = losses.hinge_discriminator_loss(case.input("in.real"), case.input("in.fake"))
+    loss = adversarial.hinge_discriminator_loss(case.input("in.real"), case.input("in.fake"))
     return {"out.loss": loss}
 
 
@@ -150,7 +150,7 @@ def adaptive_weight(case: Any) -> Result:
     w = leaf(case, "in.w")
     y = case.input("in.x") @ w.transpose(0, 1)
     return {
-        name: losses.adaptive_weight(y.abs().mean(), -y.square().mean(), w, float(match[1]))
+        name: adversarial.adaptive_weight(y.abs().mean(), -y.square().mean(), w, float(match[1]))
         for name, match in expected(case, r"out\.weight_max(.+)").items()
     }
 

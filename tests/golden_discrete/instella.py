@@ -24,7 +24,8 @@ from tests.golden_discrete.common import (
 )
 from vtc.discrete import autoencoders, backbone, objectives, samplers, schedules
 from vtc.discrete.backbone import TransformerConfig, rope_table
-from vtc.discrete.generator import Condition, Generator, GeneratorConfig
+from vtc.discrete.condition import Condition
+from vtc.discrete.generator import Generator, GeneratorConfig
 from vtc.discrete.noise import Noise
 from vtc.discrete.schedules import Guidance
 from vtc.discrete.types import CodeSpace

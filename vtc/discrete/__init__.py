@@ -17,7 +17,8 @@ quantisers of vector-quantize-pytorch and the encoders of timm are loaded when a
 from vtc.discrete.autoencoders import TimmEncoder
 from vtc.discrete.captioner import Captioner, CodeProjector
 from vtc.discrete.checkpoint import load, save
-from vtc.discrete.generator import Condition, Generator, GeneratorConfig
+from vtc.discrete.condition import Condition
+from vtc.discrete.generator import Generator, GeneratorConfig
 from vtc.discrete.metrics import frechet_distance, reconstruction_report
 from vtc.discrete.noise import Noise
 from vtc.discrete.objectives import Objective, create_objective

@@ -21,7 +21,8 @@ from vtc.errors import VTCError
 from vtc.registry import create
 
 if TYPE_CHECKING:
-    from vtc.discrete.generator import Condition, Generator
+    from vtc.discrete.condition import Condition
+    from vtc.discrete.generator import Generator
 
 
 class Objective:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.discrete.adversarial import Adversarial
 from vtc.discrete.codes import as_bits, pack_bits, regroup
-from vtc.discrete.losses import Adversarial, reconstruction_loss
+from vtc.discrete.losses import reconstruction_loss
 from vtc.discrete.noise import Noise
 from vtc.discrete.quantizers.base import Quantizer
 from vtc.discrete.types import CodeSpace, Quantized

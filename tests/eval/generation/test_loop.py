@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vtc import VTCError
 from vtc.discrete import Noise, create_tokenizer
-from vtc.discrete.losses import Adversarial, PatchDiscriminator
+from vtc.discrete.adversarial import Adversarial, PatchDiscriminator
 
 pytest.importorskip("omegaconf")
 pytest.importorskip("accelerate")
