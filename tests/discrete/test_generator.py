@@ -567,3 +567,15 @@ def test_texts_are_read_into_the_context() -> None:
     ):
         with pytest.raises(VTCError, match=message):
             call()
+
+
+def test_objectives_are_for_codes_or_for_latents() -> None:
+    codes = create_generator("tiny_elm_ar", space=BYTES, dim=32)
+    latents = create_generator("tiny_xar_cell", grid=4, channels=2, plan="cell:2", dim=32)
+    with pytest.raises(VTCError, match="NextX does not fit a model of codes"):
+        codes.loss(draw(BYTES), torch.zeros(3).long(), objective="next_x")
+    for name in ("next_token", "masked_token", "mixture"):
+        with pytest.raises(VTCError, match="does not fit a model of latents"):
+            latents.loss(torch.randn(3, 16, 2), torch.zeros(3).long(), objective=name)
+    with pytest.raises(VTCError, match="kind: got 'cosine'"):
+        create_objective({"name": "masked_token", "schedule": "cosine"})

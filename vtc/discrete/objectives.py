@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
 
 class Objective:
-    """What a generator learns. A subclass says how hard each position was in `terms`."""
+    """What a generator learns. A subclass says how hard each position was in `terms`.
+
+    Attributes:
+        latents: whether it is for continuous latents instead of codes.
+    """
+
+    latents: ClassVar[bool] = False
 
     def loss(
         self,
@@ -60,6 +66,9 @@ class Objective:
             )
         if not len(codes):
             raise VTCError("codes: got an empty batch")
+        if self.latents != bool(model.config.channels):
+            made = "latents" if model.config.channels else "codes"
+            raise VTCError(f"objective: {type(self).__name__} does not fit a model of {made}")
         condition = model.drop(model.condition(given, len(codes)), noise)
         losses, where = self.terms(model, model.plan.arrange(codes), condition, noise)
         weight = torch.ones_like(losses) if where is None else where.to(losses)
@@ -117,6 +126,9 @@ class MaskedToken(Objective):
 
     schedule: str = "cos"
     hamming: int = 0
+
+    def __post_init__(self) -> None:
+        masked_share(self.schedule, 0.0)  # an unknown one fails here
 
     def terms(
         self, model: Generator, codes: Tensor, given: Condition, noise: Noise
@@ -205,6 +217,8 @@ class BitDiffusion(Objective):
 @dataclass(frozen=True)
 class NextX(Objective):
     """Flow matching of every group at its own noise level, earlier groups being noisy too (xAR)."""
+
+    latents: ClassVar[bool] = True
 
     def terms(
         self, model: Generator, codes: Tensor, given: Condition, noise: Noise
