@@ -14,6 +14,7 @@ from vtc.discrete import masks, samplers
 from vtc.discrete.backbone import KVCache, Rope, TimeEmbedding, Transformer, TransformerConfig
 from vtc.discrete.condition import Condition
 from vtc.discrete.heads import HEADS, Head, VelocityHead
+from vtc.discrete.modes import evaluation
 from vtc.discrete.noise import Noise, as_noise
 from vtc.discrete.objectives import Objective, create_objective
 from vtc.discrete.plans import Plan, Pyramid, create_plan
@@ -362,14 +363,8 @@ class Generator(nn.Module):
             if given.rows is None:
                 raise VTCError("guidance: got one, but the model has no condition to lead by")
             given = given.followed_by(self.without(given) if null is None else self.condition(null))
-        modes = {module: module.training for module in self.modules()}
-        self.eval()
-        try:
-            out = self._sample(given, sampler, batch, guidance, noise, options)
-        finally:
-            for module, training in modes.items():  # frozen parts may have been in eval mode
-                module.training = training
-        return out
+        with evaluation(self):
+            return self._sample(given, sampler, batch, guidance, noise, options)
 
     def _sample(
         self,

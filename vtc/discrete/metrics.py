@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.discrete.codes import bit_entropy, code_histogram, regroup
+from vtc.discrete.modes import evaluation
 from vtc.discrete.tokenizer import ImageTokenizer
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
@@ -75,10 +76,9 @@ def reconstruct(
 
     The codes are those of evaluation; the tokenizer's mode is left as it was.
     """
-    device, was_training = next(tokenizer.parameters()).device, tokenizer.training
-    tokenizer.eval()
-    parts = [tokenizer(part.to(device)) for part in images.split(batch)]
-    tokenizer.train(was_training)
+    device = next(tokenizer.parameters()).device
+    with evaluation(tokenizer):
+        parts = [tokenizer(part.to(device)) for part in images.split(batch)]
     outputs, codes = zip(*parts, strict=True)
     return torch.cat(outputs).cpu(), torch.cat([code.ids for code in codes]).cpu()
 

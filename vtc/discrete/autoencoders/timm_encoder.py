@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vtc.discrete.modes import evaluation
 from vtc.errors import VTCError
 
 
@@ -81,18 +82,13 @@ class TimmEncoder(nn.Module):
         size = tuple(size)
         if size not in self._shapes:
             blank = next(self.parameters()).new_zeros(1, self.channels, *size)
-            modes = [(module, module.training) for module in self.modules()]
-            self.eval()
             try:
-                with torch.no_grad():
+                with torch.no_grad(), evaluation(self):
                     features = self._features(blank)
             except (AssertionError, RuntimeError) as error:
                 raise VTCError(
                     f"size: got {size}, which the timm model refuses: {error}"
                 ) from error
-            finally:
-                for module, mode in modes:
-                    module.training = mode
             self._shapes[size] = features.shape[1:-1].numel(), self._grid(features, size)
         return self._shapes[size]
 
