@@ -43,7 +43,6 @@ def test_published_decompositions(decomposition: str) -> None:
     [
         ("xar_cell", {"size": "B"}, 172, 0.01),
         ("xar_cell", {"size": "L"}, 608, 0.01),
-        ("xar_cell", {"size": "H"}, 1100, 0.05),
         ("instella_ar", {}, 800, 0.10),
         ("instella_diffusion", {}, 1200, 0.10),
         ("elm_ar", {"size": "2B", "decomposition": "2-12"}, 2000, 0.10),
