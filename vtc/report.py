@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,7 +103,7 @@ class ImageReport:
             tile=out.tile.detach(),
             patch=out.patch.detach(),
             weight=out.weight.detach(),
-            merged=out.merged,
+            merged=out.merged and replace(out.merged, weight=out.merged.weight.detach()),
             newline=tokens.newline is not None,
             unpad=tokens.unpad,
             frames=tokens.frames,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -147,3 +150,34 @@ def test_labels_may_come_without_a_mask() -> None:
     del batch["attention_mask"]
     with vtc.compress(model, KINDS["norms"]):
         torch.testing.assert_close(model(**batch).loss, expected, atol=0, rtol=1e-5)
+
+
+class Words:
+    """A tokenizer whose text has two tokens."""
+
+    def decode(self, ids: Any, **_: Any) -> str:
+        return "what?"
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [5, 6]}
+
+
+ALIGNED = {"text_encoder": (lambda text: torch.ones(32), lambda hidden: hidden)}
+REPORTED = [
+    *((method, {}) for method in KINDS.values()),
+    *((name, ALIGNED if name == "recoverable" else {}) for name in vtc.list_methods()),
+    ("recoverable", {"text_score": "similarity", "text_k": 3}),
+]
+
+
+@pytest.mark.parametrize("method, options", REPORTED)
+def test_reports_hold_no_graph(method: Any, options: dict[str, Any]) -> None:
+    """What a training step leaves behind can be copied, so it keeps no activations alive."""
+    if isinstance(method, str):
+        options = {"retention": 0.5, **options}
+    model = tiny.build("llava-clip").train()
+    batch = labelled(tiny.inputs("llava-clip", tiny.MIXED, side="right"))
+    with vtc.compress(model, method, processor=Words(), **options):
+        model(**batch).loss.backward()
+        model.zero_grad()
+        assert len(copy.deepcopy(model)._vtc.reports) == 1
