@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.positions import guard_packed
 from vtc.plugins.hf.probe import note_projector
-from vtc.plugins.hf.shorten import Turns, cached_step, has_pixels, shorten
+from vtc.plugins.hf.shorten import (
+    Turns,
+    cached_step,
+    generation_setting,
+    has_pixels,
+    shorten,
+)
 
 # Inside our generate: whether its positions have gaps (positions.guard_packed), else None
 _GAPS: ContextVar[bool | None] = ContextVar("vtc_gaps", default=None)
@@ -102,15 +108,10 @@ def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 
 def _shift_lengths(model: nn.Module, kwargs: dict[str, Any], dropped: int) -> None:
     """`max_length` and `min_length` count the prompt: count the short one."""
-    configs = [kwargs.get("generation_config"), model.generation_config]
-
-    def setting(name: str) -> Any:
-        values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
-        return next((value for value in values if value is not None), None)
-
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
-        if setting(total) and setting(new) is None:
-            kwargs[total] = max(setting(total) - dropped, 0)
+        length = generation_setting(model, kwargs, total)
+        if length and generation_setting(model, kwargs, new) is None:
+            kwargs[total] = max(length - dropped, 0)
 
 
 def _with_prompt(out: Any, prompt: Tensor | None, short: int) -> Any:

@@ -132,7 +132,7 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
         compaction = _continued(past.compaction, compaction, seen)
 
     if ids is not None:
-        new["input_ids"] = compaction.gather(ids, _pad_id(model))
+        new["input_ids"] = compaction.gather(ids, _pad_id(model, kwargs))
     if embeds is not None:
         new["inputs_embeds"] = compaction.gather(embeds)
     for key, fill in _TEXT_SIDE.items():
@@ -260,20 +260,24 @@ def _attention_mask(model: nn.Module, kwargs: dict[str, Any], generating: bool) 
     if not generating or ids is None:
         return None
     # generate infers padding from the ids when it gets no mask; so must we
-    config = kwargs.get("generation_config") or model.generation_config
-    pad, end = config.pad_token_id, config.eos_token_id
+    pad, end = (generation_setting(model, kwargs, f"{which}_token_id") for which in ("pad", "eos"))
     ends = end if isinstance(end, (list, tuple)) else [end]
     if pad is None or pad in ends or not bool((ids == pad).any()):
         return None
     return (ids != pad).long()
 
 
-def _pad_id(model: nn.Module) -> int:
-    for config in (getattr(model, "generation_config", None), model.config.get_text_config()):
-        pad = getattr(config, "pad_token_id", None)
-        if pad is not None and pad >= 0:
-            return pad
-    return 0
+def generation_setting(model: nn.Module, kwargs: dict[str, Any], name: str) -> Any:
+    """A setting of `generate`: a keyword, then the caller's config, then the model's; None if unset."""
+    configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+    values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)
+
+
+def _pad_id(model: nn.Module, kwargs: dict[str, Any]) -> int:
+    own = getattr(model.config.get_text_config(), "pad_token_id", None)
+    pads = generation_setting(model, kwargs, "pad_token_id"), own
+    return next((pad for pad in pads if pad is not None and pad >= 0), 0)
 
 
 def _questions(

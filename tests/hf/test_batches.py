@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import vtc
 from tests.hf import by_hand, tiny
@@ -51,6 +52,27 @@ def test_padding_is_read_from_the_ids_when_there_is_no_mask(family: str) -> None
         mask = batch.pop("attention_mask")
         assert (mask == 0).any()
         assert torch.equal(model.generate(**batch, **GREEDY), expected)
+
+
+GIVEN = {
+    "keyword": (None, dict(pad_token_id=tiny.PAD)),
+    "config": (None, dict(generation_config=GenerationConfig(pad_token_id=tiny.PAD))),
+    "model's beside a config": (tiny.PAD, dict(generation_config=GenerationConfig())),
+    "end that is no padding": (tiny.PAD, dict(eos_token_id=tiny.EOS)),
+}
+
+
+@pytest.mark.parametrize("case", GIVEN)
+def test_pad_and_end_ids_are_read_where_transformers_reads_them(case: str) -> None:
+    """Keywords, then the caller's config, then the model's."""
+    model, batch = tiny.build("llava-clip"), tiny.inputs("llava-clip", tiny.MIXED)
+    own, given = GIVEN[case]
+    with vtc.compress(model, Norms(0.5)):
+        expected = model.generate(**batch, **GREEDY)
+        del batch["attention_mask"]
+        model.generation_config.pad_token_id = own
+        model.generation_config.eos_token_id = tiny.PAD if "eos_token_id" in given else None
+        assert torch.equal(model.generate(**batch, **given, **GREEDY), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.float32], ids=str)
