@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc._docs import put
 from vtc.errors import VTCError
 from vtc.kernels import (
     _dispatch,
@@ -36,7 +37,6 @@ from vtc.kernels import (
     segmented_topk,
 )
 from vtc.kernels._dispatch import Launch, noted_launches
-from vtc.kernels._docs import put
 from vtc.kernels._ordering import LONGEST
 
 #: name -> the arguments of Triton's GPUTarget: backend, architecture, threads of a warp

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtc.kernels._docs import put
+from vtc._docs import put
 
 #: thumbnail and crops, patches of a tile, heads and their width, width of the tower and of the LM
 TILES, PATCHES, HEADS, HEAD_WIDTH, WIDTH, LM_WIDTH = 5, 576, 16, 64, 1024, 4096

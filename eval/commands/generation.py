@@ -52,6 +52,7 @@ def add(commands: Any) -> None:
     study.set_defaults(run=run_study)
     page = actions.add_parser("page", help="write the picture page of the studies")
     page.add_argument("--output", type=Path, default=RESULTS, help=f"default {RESULTS}")
+    page.add_argument("--markdown", type=Path, help="put the tables into this file as well")
     page.set_defaults(run=run_page)
     listing = actions.add_parser("list", help="configs, tokenizers, generators and studies")
     listing.set_defaults(run=run_list)
@@ -197,9 +198,11 @@ def _print_study(summary: dict[str, Any], console: Any) -> None:
 def run_page(args: argparse.Namespace) -> None:
     """`page`."""
     from vtc.commands._console import stdout
-    from vtc.eval.generation.page import write_page
+    from vtc.eval.generation.page import write_page, write_tables
 
     stdout().print(str(write_page(args.output)), soft_wrap=True)
+    if args.markdown:
+        write_tables(args.output, args.markdown)
 
 
 def run_list(args: argparse.Namespace) -> None:

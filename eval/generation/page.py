@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vtc._docs import put
 from vtc.errors import VTCError
 from vtc.eval import pages
 from vtc.eval.generation.studies import NAMES
-from vtc.eval.generation.studies.base import cell
+from vtc.eval.generation.studies.base import cell, markdown
 
 LEAD = (
     "Small models trained from scratch on digits and drawn shapes. Figures are means over seeds with "
@@ -40,6 +41,18 @@ def write_page(folder: Path) -> Path:
     path = folder / "index.html"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def write_tables(folder: Path, document: Path) -> None:
+    """Put the tables of the results in `folder` between the marks of a document.
+
+    Raises:
+        VTCError: the document has no place for one of them.
+    """
+    for name in NAMES:
+        path = folder / f"{name}.json"
+        if path.is_file():
+            put(document, name, markdown(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def _study(folder: Path, name: str) -> dict[str, Any]:

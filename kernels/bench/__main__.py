@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from vtc._docs import put
 from vtc.kernels import bench
-from vtc.kernels._docs import put
 from vtc.kernels.bench.official import official_style
 from vtc.kernels.bench.operations import OPERATIONS, correctness, is_right, operation_times
 from vtc.kernels.bench.selection import COUNTS, language_model, methods, selections

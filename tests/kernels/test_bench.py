@@ -10,9 +10,9 @@ import torch
 
 from tests.methods.images import image, make
 from vtc import VTCError
+from vtc._docs import put
 from vtc.functional.recoverable import text_scores, visual_scores
 from vtc.kernels import aot, floors
-from vtc.kernels._docs import put
 from vtc.kernels.bench import __main__ as command
 from vtc.kernels.bench import operations, selection, standins
 from vtc.kernels.bench.sizes import SMALL

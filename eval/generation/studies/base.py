@@ -207,6 +207,18 @@ def cell(found: dict[str, Any], digits: int) -> str:
     return f"{found['mean']:.{digits}f}{spread}"
 
 
+def markdown(summary: dict[str, Any]) -> str:
+    """The table of a summary, and under it the command and what a run costs."""
+    metrics = summary["metrics"]
+    lines = [["", *(metric["label"] for metric in metrics)], ["---", *["---:"] * len(metrics)]]
+    for row in summary["table"]:
+        found = [(row.get(metric["key"]), metric["digits"]) for metric in metrics]
+        lines.append([row["case"], *(cell(value, n) if value else "" for value, n in found)])
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cost = f"{summary['runs']} runs of about {summary['cpu_seconds_a_run']:.0f} CPU seconds"
+    return f"{table}\n`{summary['command']}`: {cost}.\n"
+
+
 def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
     """One line a run; curves stay in the JSONL."""
     names = ["case", "seed", "cpu_seconds", *(metric.key for metric in study.metrics)]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from vtc.eval.generation.studies.base import (  # noqa: E402
     Metric,
     Study,
     execute,
+    markdown,
     read_rows,
     summarise,
+    values,
 )
 
 
@@ -136,3 +139,20 @@ def test_a_roll_out_equals_prediction_without_cache() -> None:
     codes = rollout.grey_codes(images)
     assert codes.unique().tolist() == [0, 2, 3]
     assert torch.equal(rollout.grey_codes(rollout.to_images(codes)), codes)
+
+
+def test_the_docs_show_the_committed_results() -> None:
+    root = Path(__file__).parents[3] / "docs"
+    text = (root / "generation.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        path = root / "results" / "generation" / f"{name}.json"
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        assert markdown(summary) in text, name
+        study = load_study(name)
+        rows = read_rows(study, path.with_suffix(".jsonl"))
+        assert len(rows) == summary["runs"] == len(study.cases) * study.seeds
+        for entry, metric in itertools.product(summary["table"], study.metrics):
+            found = values(list(rows.values()), entry["case"], metric.key)
+            assert (metric.key in entry) == bool(found)
+            if found:
+                assert entry[metric.key]["mean"] == pytest.approx(sum(found) / len(found), abs=1e-4)
