@@ -144,11 +144,33 @@ def test_null_asks_for_the_count_of_the_method():
 
 
 @pytest.mark.parametrize(
-    "value, expected", [("true", True), ("3", 3), ("1e-3", 1e-3), ("a b", "a b")]
+    "option, value",
+    [("flag=true", True), ("alpha=1e-3", 1e-3), ("alpha=0.5 # half", 0.5), ("score=a b", "a b")],
 )
-def test_option_values_are_yaml_scalars(value, expected):
-    flags = parse("--vtc-method", "toy", "--vtc-option", f"score={value}")
-    assert sources(args=flags).options == {"score": expected}
+def test_option_values_are_yaml_scalars(option, value):
+    flags = parse("--vtc-method", "toy", "--vtc-option", option)
+    assert list(sources(args=flags).options.values()) == [value]
+
+
+TEXTS = ("What is on shelf #5?", "yes", "null", "Is it: red?", "2024-01-31", "[1]", "1e3", "")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("method, option", [("toy", "score"), ("recoverable", "question")])
+def test_options_that_are_text_stay_as_they_are(tmp_path, method, option, text):
+    # the method may be named by a source that is read later
+    flags = parse("--vtc-option", f"{option}={text}")
+    assert sources(args=flags, method=method).options == {option: text}
+    file = tmp_path / "vtc.json"
+    file.write_text(json.dumps({"method": method, "options": {option: text}}))
+    assert sources(file=file).options == {option: text}
+
+
+def test_a_question_is_text(tmp_path):
+    file = tmp_path / "vtc.yaml"
+    file.write_text("method: recoverable\noptions: {question: yes}\n")
+    with pytest.raises(VTCError, match=r"vtc\.yaml, options: question: got True, allowed are text"):
+        sources(file=file)
 
 
 def test_other_prefix_of_the_flags():

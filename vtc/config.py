@@ -210,7 +210,10 @@ class _Merged:
     def finish(self) -> dict[str, Any]:
         """Keyword arguments of `CompressionConfig`, all of them checked."""
         self._check_options()
-        options = {key: value for key, (_, value) in self.options.items()}
+        options = {
+            key: option_value(self.values["method"], key, value)
+            for key, (_, value) in self.options.items()
+        }
         if options:  # values out of range should name their source too
             try:
                 create_method(self.values["method"], **options)
@@ -273,7 +276,7 @@ def _file(path: str | os.PathLike[str] | None) -> Iterator[Entry]:
             if not isinstance(value, (Mapping, type(None))):
                 raise VTCError(f"{where}, options: got {value!r}, expected names with values")
             for name, option in (value or {}).items():
-                yield "option", f"{where}, options", (str(name), _exponent(option))
+                yield "option", f"{where}, options", (str(name), option)
         elif value is not None or key in BUDGET:
             yield key, f"{where}, {key}", value
 
@@ -344,7 +347,7 @@ def _flags(args: argparse.Namespace | None) -> Iterator[Entry]:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise VTCError(f"--{prefix}option: got {text!r}, expected KEY=VALUE")
-        yield "option", f"--{prefix}option", (key.strip(), parse_value(value))
+        yield "option", f"--{prefix}option", (key.strip(), FlagText(value))
 
 
 def _keywords(keywords: Mapping[str, Any]) -> Iterator[Entry]:
@@ -362,6 +365,18 @@ def _keywords(keywords: Mapping[str, Any]) -> Iterator[Entry]:
             yield "option", f"keyword {name}", (name, value)
 
 
+class FlagText(str):
+    """The value of an option as it stood on the command line; what it means depends on the method."""
+
+
+def option_value(method: str, name: str, value: Any) -> Any:
+    """The value of a method's option: text where the field is a string, else what YAML reads."""
+    kind = next(f.type for f in dataclasses.fields(method_class(method)) if f.name == name)
+    if getattr(kind, "__name__", str(kind)) in ("str", "str | None"):
+        return str(value) if isinstance(value, FlagText) else value
+    return parse_value(value) if isinstance(value, FlagText) else _exponent(value)
+
+
 def parse_value(text: str) -> Any:
     """A YAML scalar or flow sequence: `0.5`, `true`, `null`, `[1, 2]`, otherwise the text."""
     import yaml
@@ -373,6 +388,8 @@ def parse_value(text: str) -> Any:
 
 
 def _exponent(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_exponent(each) for each in value]
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value.strip()) else value
 
 

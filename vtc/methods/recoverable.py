@@ -119,6 +119,8 @@ class Recoverable(Method):
             raise VTCError(
                 f"text_encoder: got {self.text_encoder!r}, but text_score='similarity' uses none"
             )
+        if not isinstance(self.question, (str, type(None))):
+            raise VTCError(f"question: got {self.question!r}, allowed are text and None")
         for field in ("visual_k", "text_k"):
             if getattr(self, field) is not None:
                 _fields.whole(field, getattr(self, field), 1)
