@@ -13,17 +13,24 @@ if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
 
 # Turn markers of the chat formats in use: LLaVA/Vicuna, Llama-2/Mistral, ChatML, Phi, Gemma, Llama-3,
-# and the "Human/Assistant" forms.
+# and the "Human/Assistant" forms. The last are plain words that a question may quote, so they count at
+# the start of a line or behind a special token alone, and "Assistant:" at the end of the prompt too.
+_START = r"(?:^|>)[ \t]*"
 _USER = re.compile(
     r"\bUSER:|\[INST\]|<\|im_start\|>user|<\|user\|>|<start_of_turn>user"
-    r"|<\|start_header_id\|>user<\|end_header_id\|>|### ?(?:Human|User):?|\b(?:Human|User):"
+    r"|<\|start_header_id\|>user<\|end_header_id\|>|### ?(?:Human|User):?"
+    rf"|{_START}(?:Human|User):",
+    re.MULTILINE,
 )
 _ASSISTANT = re.compile(
     r"\bASSISTANT:|\[/INST\]|<\|im_start\|>assistant|<\|assistant\|>|<start_of_turn>model"
-    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|### ?Assistant:?|\bAssistant:"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>|### ?Assistant:?"
+    rf"|{_START}Assistant:|\bAssistant:\s*\Z",
+    re.MULTILINE,
 )
 _SYSTEM = re.compile(r"<<SYS>>.*?<</SYS>>", re.DOTALL)
-_TAG = re.compile(r"<[^<>\s]{1,40}>|</s>")
+# special tokens: most in angle brackets; Qwen3-VL's time stamps; Pixtral's rows of an image
+_TAG = re.compile(r"<[^<>\s]{1,40}>|<\d+(?:\.\d+)? seconds>|\[IMG(?:_BREAK|_END)?\]")
 
 
 def asked(patch: Patch, ids: Tensor | None) -> str:

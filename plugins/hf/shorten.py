@@ -100,7 +100,8 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
     host, shown = read[0], dict(zip(names, read[1:].unbind(), strict=True))
 
     def questions(modality: str, lengths: list[int]) -> list[str]:
-        return _questions(patch, ids, real, image_runs(shown[modality], lengths), length)
+        words = real & ~torch.stack(list(placeholders.values())).any(0)
+        return _questions(patch, ids, words, image_runs(shown[modality], lengths), length)
 
     done = encode(patch, base, kwargs, ids, placeholders, questions)
     runs = [run for e in done for run in image_runs(shown[e.modality], e.lengths)]
@@ -281,9 +282,9 @@ def _pad_id(model: nn.Module, kwargs: dict[str, Any]) -> int:
 
 
 def _questions(
-    patch: Any, ids: Tensor | None, real: Tensor, runs: list[Tensor], length: int
+    patch: Any, ids: Tensor | None, words: Tensor, runs: list[Tensor], length: int
 ) -> list[str]:
-    """The text that each image is asked about."""
+    """The text that each image is asked about, read where `words [B, L]` is True."""
     rows = rows_of(runs, length)
-    texts = {row: asked(patch, None if ids is None else ids[row][real[row]]) for row in set(rows)}
+    texts = {row: asked(patch, None if ids is None else ids[row][words[row]]) for row in set(rows)}
     return [texts[row] for row in rows]

@@ -31,6 +31,14 @@ FORMATS = {
     "gemma": "<start_of_turn>user\n<image>{q}<end_of_turn>\n<start_of_turn>model\n",
     "vipllava": "A chat.###Human: <image>\n{q}###Assistant:",
     "plain": "<image>\n{q}",
+    "pixtral": "<s>[INST][IMG][IMG][IMG_BREAK][IMG][IMG][IMG_END]{q}[/INST]",
+    "time stamps": "<|im_start|>user\n<0.3 seconds><|vision_start|><|video_pad|><|vision_end|>"
+    "<12 seconds><|vision_start|><|video_pad|><|vision_end|>{q}<|im_end|>\n<|im_start|>assistant\n",
+    "smolvlm": "<|im_start|>User:<image>Old?<end_of_utterance>\nAssistant: Yes.<end_of_utterance>\n"
+    "User:<image>{q}<end_of_utterance>\nAssistant:",
+    "first turn of smolvlm": "<|im_start|>User:<image>{q}<end_of_utterance>\nAssistant:",
+    "llama": "<s> User: <image>\n{q}\nAssistant:",
+    "one line": "User: <image> {q} Assistant:",
     "padded": "<pad><pad><s> USER: <image>\n{q} ASSISTANT:",
 }
 
@@ -39,6 +47,14 @@ FORMATS = {
 def test_last_question(chat: str) -> None:
     """The last user turn, without tags, system prompt and answers."""
     assert last_question(FORMATS[chat].format(q=ASKED)) == ASKED
+
+
+@pytest.mark.parametrize("word", ["User:", "Human:", "Assistant:"])
+@pytest.mark.parametrize("chat", ["llava", "chatml", "smolvlm"])
+def test_a_question_may_quote_a_role(chat: str, word: str) -> None:
+    """Plain words are roles at the start of a line alone."""
+    question = f"What name is next to {word} in the form?"
+    assert last_question(FORMATS[chat].format(q=question)) == question
 
 
 def test_first_line_is_the_official_one() -> None:
@@ -53,13 +69,13 @@ def test_first_line_is_the_official_one() -> None:
 def test_every_image_is_asked_its_rows_question(
     family: str, fixed: str | None, source: str
 ) -> None:
-    """Decoded without padding, once a row, and handed to the text encoder image by image."""
+    """Decoded without padding and placeholders, once a row, and embedded image by image."""
     model, batch = tiny.build(family), tiny.inputs(family, tiny.MIXED)
     asked: list[str] = []
     read: list[int] = []
 
     def decode(ids: torch.Tensor, **_: Any) -> str:
-        assert tiny.PAD not in ids.tolist()
+        assert not {tiny.PAD, tiny.IMAGE} & set(ids.tolist())
         read.append(len(ids))
         return f"line {len(ids)}\nUSER: q{len(ids)} ASSISTANT:"
 
@@ -72,7 +88,8 @@ def test_every_image_is_asked_its_rows_question(
     )
     with torch.no_grad(), vtc.compress(model, method, processor=SimpleNamespace(decode=decode)):
         model(**batch)
-    real = batch["attention_mask"].sum(1).tolist()
+    words = batch["attention_mask"].bool() & (batch["input_ids"] != tiny.IMAGE)
+    real = words.sum(1).tolist()
     lengths = [real[i] for i, images in enumerate(tiny.MIXED) for _ in images]
     names = [f"q{n}" if source == "question" else f"line {n}" for n in lengths]
     assert asked == (names if fixed is None else [fixed] * len(lengths))
