@@ -109,7 +109,8 @@ class Patch:
 class Handle:
     """A patch on a model: `remove()` it, or use it as a context manager.
 
-    Leaving the block puts back whatever patch the model had when the block was entered.
+    Entering a block puts the patch on again where it is not, or no longer, on the model. Leaving it puts
+    back whatever patch the model had before.
     """
 
     def __init__(self, model: nn.Module, patch: Patch, before: Patch | None = None) -> None:
@@ -136,6 +137,8 @@ class Handle:
             _detach(self.model)
 
     def __enter__(self) -> Handle:
+        if not self.active:  # entered once more, or taken off meanwhile
+            self._before = _put_on(self.model, self._patch)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -173,11 +176,7 @@ def apply(
     patch = _plan(model, resolved, policy, processor)
     if patch.positions != policy and (positions is not None or policy != "original"):
         raise VTCError(f"positions: got {policy!r}, but {patch.notes[0]}")
-    before = getattr(model, "_vtc", None)
-    if before is not None:
-        _detach(model)
-    _attach(model, patch)
-    return Handle(model, patch, before)
+    return Handle(model, patch, _put_on(model, patch))
 
 
 def remove(model: nn.Module) -> None:
@@ -271,6 +270,15 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     ):
         patch.tokenizer = load_tokenizer(processor, model)
     return patch
+
+
+def _put_on(model: nn.Module, patch: Patch) -> Patch | None:
+    """Attach `patch` in place of the patch that is there, which is returned."""
+    before = getattr(model, "_vtc", None)
+    if before is not None:
+        _detach(model)
+    _attach(model, patch)
+    return before
 
 
 def _attach(model: nn.Module, patch: Patch) -> None:

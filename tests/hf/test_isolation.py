@@ -104,6 +104,29 @@ def test_leaving_a_block_after_changes_inside(inside: str) -> None:
     assert count(model) == 0
 
 
+@pytest.mark.parametrize("off", ["block", "remove", "replaced"])
+def test_a_handle_can_be_entered_again(off: str) -> None:
+    """A block compresses whatever became of the patch before it, and puts back what it found."""
+    model, batch = tiny.build("next-clip"), tiny.inputs("next-clip", tiny.ONE)
+    want, plain = expected(model, batch, Attended(0.5)), tokens(model, batch)
+    before = tiny.snapshot(model)
+    run, newer = vtc.compress(model, Attended(0.5)), None
+    if off == "block":
+        with run:
+            pass
+    elif off == "remove":
+        run.remove()
+    else:
+        newer = vtc.apply(model, Norms(0.5))
+    for times in (1, 2):
+        with run as entered:
+            assert entered.active and tokens(model, batch) == want
+        assert len(run.reports) == times and not run.active
+        assert newer is None or newer.active
+    vtc.remove(model)
+    assert tiny.snapshot(model) == before and tokens(model, batch) == plain
+
+
 def test_two_models_do_not_see_each_other() -> None:
     """Patches on two models, in turns; the untouched third stays bare."""
     models = [tiny.build("next-clip", seed=s) for s in (0, 1, 2)]
