@@ -98,6 +98,8 @@ def dots(axis: Any, values: Mapping[str, Sequence[float]], label: str) -> None:
     for row, seeds in enumerate(values.values()):
         colour = COLOURS[row % len(COLOURS)]
         axis.plot(seeds, [row] * len(seeds), "o", ms=4, alpha=0.55, color=colour)
+        if not seeds:
+            continue
         axis.plot([np.mean(seeds)] * 2, [row - 0.3, row + 0.3], color=colour, lw=2.5)
     axis.set_yticks(range(len(values)), list(values))
     axis.set_ylim(len(values) - 0.4, -0.6)

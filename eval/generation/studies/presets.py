@@ -12,6 +12,7 @@ from vtc.eval.generation import experiments, pictures
 from vtc.eval.generation.config import load_experiment
 from vtc.eval.generation.studies.base import Metric, Row, Study, values
 
+SHOWN = 40  # samples of a picture
 CONFIGS = (
     "digits_ar",
     "digits_masked",
@@ -26,16 +27,10 @@ CONFIGS = (
 )
 
 
-def _case(name: str) -> tuple[str, dict[str, Any]]:
-    """Title and options of a config; its whole text, so that rows of an older one are not taken."""
-    experiment = load_experiment(name)
-    names = [experiment.generator.name]
-    if experiment.generator.target != "pixels":
-        names.insert(0, experiment.tokenizer.name)
-    return f"{name}: {', '.join(names)}", {"config": name, "experiment": experiment.to_yaml()}
-
-
-CASES: dict[str, dict[str, Any]] = dict(_case(name) for name in CONFIGS)
+#: With the whole text of a config, so that rows of an older one are not taken.
+CASES: dict[str, dict[str, Any]] = {
+    name: {"config": name, "experiment": load_experiment(name).to_yaml()} for name in CONFIGS
+}
 
 
 def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path | None) -> Row:
@@ -55,13 +50,13 @@ def run(case: dict[str, Any], settings: dict[str, Any], seed: int, folder: Path 
         start = time.process_time()
         experiments.train_generator(experiment, output)
         row["generator_minutes"] = (time.process_time() - start) / 60
-        experiments.sample(experiment, output)
+        images, _ = experiments.sample(experiment, output)
         report = experiments.measure(experiment, output)
         if folder is not None:
-            for name in ("reconstructions", "samples"):
-                if (output / f"{name}.png").is_file():
-                    target = folder / f"presets_{case['config']}_{name}.png"
-                    shutil.copy(output / f"{name}.png", target)
+            stem = folder / f"presets_{case['config']}"
+            pictures.save_grid(images[:SHOWN], SHOWN // 2, Path(f"{stem}_samples.png"), 32)
+            if (output / "reconstructions.png").is_file():
+                shutil.copy(output / "reconstructions.png", f"{stem}_reconstructions.png")
     for name in ("psnr", "ssim", "usage"):
         row[name] = report.get("reconstruction", {}).get(name)
     row["distance_held_out"] = report["distance_of_held_out_images"]
@@ -109,7 +104,7 @@ STUDY = Study(
         f"presets_{name}_{kind}": f"{name}, {text}"
         for name in CONFIGS
         for kind, text in (
-            ("reconstructions", "held-out images and their reconstructions"),
+            ("reconstructions", "held-out images, and below them their reconstructions"),
             ("samples", "samples"),
         )
     },
