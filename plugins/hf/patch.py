@@ -53,7 +53,7 @@ class Patch:
         notes: what a reader of the reports should know, e.g. a stand-in signal.
         reports: one `Report` for every prefill with images, the last 1000.
         own_generate: a `generate` that the instance had before, else None.
-        probed: the attention modules that carry a shadow config.
+        probed: the attention modules that queries and keys are read from, each with its layer.
         has_cls: whether the vision tower has a CLS token.
         tensors: modality -> whether the model wants its features as one tensor, not a list.
     """
@@ -69,7 +69,7 @@ class Patch:
     notes: list[str] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     own_generate: Any = None
-    probed: list[nn.Module] = field(default_factory=list)
+    probed: list[tuple[nn.Module, int]] = field(default_factory=list)
     has_cls: bool = False
     tensors: dict[str, bool] = field(default_factory=dict)
 
@@ -236,12 +236,19 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
             f"found in the vision tower of {type(model).__name__}; 'uniform', 'pool' and 'random' "
             "work without"
         )
-    deepest = -1
-    for request in requests.values():
-        if request.kind in HIDDEN:
-            deepest = depth - 1
-        elif request.kind not in TEXT:
-            deepest = max(deepest, layer_index(request.layer, depth))
+    needed = {
+        layer_index(request.layer, depth)
+        for request in requests.values()
+        if request.kind not in HIDDEN | TEXT
+    }
+    deepest = depth - 1 if read & HIDDEN else max(needed, default=-1)
+    towers = {id(adapter.tower(base, modality)): modality for modality in layers if needed}
+    probed = [
+        (adapter.attention(base, layer, modality), layer)
+        for layer in sorted(needed)
+        for modality in towers.values()
+    ]
+    adapter.projector(base)  # raises where a hook will find none
 
     if adapter.mechanism == "crossed" and any(
         request.kind == "text_similarity" for request in requests.values()
@@ -257,7 +264,15 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     if not has_cls and any(r.kind == "attention_received" for r in requests.values()):
         notes.append("the vision tower has no CLS token: attention received is used in its place")
     patch = Patch(
-        method, adapter, positions, requests, layers, deepest, notes=notes, has_cls=has_cls
+        method,
+        adapter,
+        positions,
+        requests,
+        layers,
+        deepest,
+        notes=notes,
+        probed=probed,
+        has_cls=has_cls,
     )
     kinds = {request.kind for request in requests.values()}
     if kinds & {"text_embedding", "patch_embedding"}:
@@ -282,17 +297,8 @@ def _put_on(model: nn.Module, patch: Patch) -> Patch | None:
 
 
 def _attach(model: nn.Module, patch: Patch) -> None:
-    base = model.base_model
-    needed = {
-        layer_index(request.layer, patch.depth)
-        for request in patch.requests.values()
-        if request.kind not in HIDDEN | TEXT
-    }
-    towers = {id(patch.adapter.tower(base, m)): m for m in patch.layers}
-    for layer in sorted(needed):
-        for modality in towers.values():
-            patch.probed.append(patch.adapter.attention(base, layer, modality))
-            probe.attach(patch.probed[-1], layer)
+    for module, layer in patch.probed:
+        probe.attach(module, layer)
     model._vtc = patch
     mechanism = _MECHANISMS[patch.adapter.mechanism]
     hang(mechanism.hooks(model))
@@ -304,9 +310,8 @@ def _attach(model: nn.Module, patch: Patch) -> None:
 
 def _detach(model: nn.Module) -> None:
     patch = model._vtc
-    for module in patch.probed:
+    for module, _ in patch.probed:
         probe.detach(module)
-    patch.probed = []
     mechanism = _MECHANISMS[patch.adapter.mechanism]
     take_off(mechanism.hooks(model))
     if mechanism is crossed:

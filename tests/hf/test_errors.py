@@ -20,6 +20,7 @@ from tests.hf import tiny
 from tests.hf.methods import Attended, Breaks, Guided, Norms, Ragged, Spy
 from vtc import VTCError
 from vtc.methods.base import Method
+from vtc.plugins.hf.adapters import Adapter
 from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
 
 GREEDY = dict(max_new_tokens=3, do_sample=False)
@@ -94,6 +95,29 @@ def test_wrong_apply(case: str, patched: bool) -> None:
     with pytest.raises(VTCError, match=message):
         call(model)
     assert tiny.snapshot(model) == before
+    assert torch.equal(model.generate(**batch, **GREEDY), out)
+
+
+@pytest.mark.parametrize("part", ["attention", "projector"])
+@pytest.mark.parametrize("patched", [False, True], ids=["bare", "patched"])
+def test_parts_that_are_not_found(patched: bool, part: str, monkeypatch: Any) -> None:
+    """A part missing deep in the model is noticed before anything is changed."""
+    model, batch = tiny.build("llava-clip"), tiny.inputs("llava-clip", tiny.ONE)
+    handle = vtc.apply(model, Attended(0.5)) if patched else None
+    out = model.generate(**batch, **GREEDY)
+    before, found = tiny.snapshot(model), getattr(Adapter, part)
+
+    def missing(self: Adapter, base: nn.Module, layer: int = 3, modality: str = "image") -> Any:
+        if layer == 3:  # the last
+            raise VTCError(f"model: no {part} found")
+        return found(self, base, layer, modality)
+
+    with monkeypatch.context() as patching:
+        patching.setattr(Adapter, part, missing)
+        with pytest.raises(VTCError, match=f"no {part} found"):
+            vtc.apply(model, "token_correlation", retention=0.5)
+    assert tiny.snapshot(model) == before
+    assert handle is None or handle.active
     assert torch.equal(model.generate(**batch, **GREEDY), out)
 
 
