@@ -190,7 +190,7 @@ def test_prefixes_need_one_dimensional_codes() -> None:
 
 
 def test_two_processes_train_one_model(tmp_path: Path) -> None:
-    """Gradients of both processes are averaged, so both end with the same weights."""
+    """Gradients of both processes are averaged, so both end with the same weights, rivals too."""
     script = tmp_path / "train.py"
     script.write_text(
         "import json, sys, torch\n"
@@ -199,7 +199,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
         "from tests.eval.generation.test_loop import SETTINGS, images, task\n"
         "from pathlib import Path\n"
         "folder = Path(sys.argv[1])\n"
-        "model = task()\n"
+        "model = task(rival=True)\n"
         "fit(model, images(), SETTINGS, 5, folder / 'run')\n"
         "rank = PartialState().process_index\n"
         "total = sum(p.double().abs().sum().item() for p in model.parameters())\n"
@@ -220,7 +220,7 @@ def test_two_processes_train_one_model(tmp_path: Path) -> None:
     assert first == second and first[1] == 2
     assert latest(tmp_path / "run" / "checkpoints").name == "step_9"  # type: ignore[union-attr]
     shutil.rmtree(tmp_path / "run")
-    alone = task()
+    alone = task(rival=True)
     fit(alone, images(), SETTINGS, 5)
     total = sum(p.double().abs().sum().item() for p in alone.parameters())
     assert total == pytest.approx(first[0], rel=0.05)  # the noise of the second process differs
