@@ -110,7 +110,8 @@ class TableSuite(Suite):
 
 
 def open_image(table: Sequence[Row], number: int, column: str, folder: Path) -> Image:
-    """The image of a row: a `datasets` record (`bytes` or `path`), bytes, a path, or an image.
+    """The image of a row, turned upright as its EXIF tag says: from a `datasets` record (`bytes` or
+    `path`), bytes, a path, or an image.
 
     Args:
         folder: what paths are relative to.
@@ -118,7 +119,7 @@ def open_image(table: Sequence[Row], number: int, column: str, folder: Path) -> 
     Raises:
         VTCError: the row has none.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     value = table[number][column]
     if isinstance(value, Mapping):
@@ -126,8 +127,10 @@ def open_image(table: Sequence[Row], number: int, column: str, folder: Path) -> 
     if not value:
         raise VTCError(f"row {number} has no {column}")
     if isinstance(value, bytes):
-        return Image.open(io.BytesIO(value))
-    return Image.open(folder / value) if isinstance(value, str) else value
+        value = Image.open(io.BytesIO(value))
+    elif isinstance(value, str):
+        value = Image.open(folder / value)
+    return ImageOps.exif_transpose(value)
 
 
 def lettered(options: Sequence[str]) -> dict[str, str]:

@@ -181,6 +181,11 @@ OPTIONS = {"A": "a red cat", "B": "a dog", "C": "two birds", "D": "nothing"}
         ("the answer is a dog", "B"),
         ("The answer is A because of the colour", "A"),
         ("It must be C", "C"),
+        ("the answer is b", "B"),
+        ("Answer: b", "B"),
+        ("The answer is (c).", "C"),
+        ("the answer is a", "A"),
+        ("the answer is b because it barks", "B"),
         ("A dog", "B"),  # the article, not the letter
         ("There are two birds here", "C"),
         ("a red cat or a dog", None),
@@ -192,6 +197,27 @@ OPTIONS = {"A": "a red cat", "B": "a dog", "C": "two birds", "D": "nothing"}
 )
 def test_the_option_that_an_answer_means(prediction, letter):
     assert option_letter(prediction, OPTIONS) == letter
+
+
+@pytest.mark.parametrize(
+    "prediction, options, letter",
+    [
+        ("West Virginia", ("Virginia", "West Virginia", "Ohio"), "B"),
+        ("It is West Virginia.", ("Virginia", "West Virginia", "Ohio"), "B"),
+        ("Virginia", ("Virginia", "West Virginia", "Ohio"), "A"),
+        ("West Virginia and Virginia", ("Virginia", "West Virginia", "Ohio"), None),
+        ("10", ("1", "10"), "B"),
+        ("there are 10.", ("1", "10"), "B"),
+        ("about 3.5 m", ("5", "3"), None),
+        ("catalyst", ("cat", "dog"), None),
+        ("a cat!", ("cat", "dog"), "A"),
+        ("Vitamin C", ("Vitamin D", "Vitamin C", "Iron"), "B"),
+        ("a $5 note", ("$5", "5"), "A"),
+        ("same", ("same", "same"), None),
+    ],
+)
+def test_the_text_of_an_option_as_whole_words(prediction, options, letter):
+    assert option_letter(prediction, dict(zip("ABC", options, strict=False))) == letter
 
 
 def test_circular_evaluation_wants_every_turn():

@@ -1,7 +1,7 @@
 """The loaders of the hub datasets on small files of the same form."""
 
 import pytest
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from tests.eval.suites.hub import HUB, Table, picture
 from vtc.errors import VTCError
@@ -267,3 +267,15 @@ def test_images_by_path_bytes_and_a_corrupt_one(hub, tmp_path):
     assert first.images[0]().getpixel((0, 0)) == (200, 0, 0)
     with pytest.raises(UnidentifiedImageError):
         second.images[0]()
+
+
+@pytest.mark.parametrize("kind", ["string", "binary"])
+def test_images_are_turned_upright(hub, tmp_path, kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the right of the picture is its lower end
+    picture(200).save(tmp_path / "a.jpg", exif=exif)
+    value = "a.jpg" if kind == "string" else (tmp_path / "a.jpg").read_bytes()
+    rows = [{**CHART.rows[0], "image": value}]
+    file = Table("a.parquet", {**CHART.types, "image": kind}, rows).write(tmp_path)
+    (item,) = create_suite("chartqa", data=str(file)).items()
+    assert item.images[0]().size == (4, 6)
