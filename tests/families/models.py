@@ -304,6 +304,40 @@ def qwen3_vl() -> Any:
     return _qwen("Qwen3VL", vision, {"head_dim": 12})
 
 
+def qwen3_vl_moe() -> Any:
+    vision = dict(
+        depth=4,
+        hidden_size=32,
+        intermediate_size=64,
+        num_heads=4,
+        out_hidden_size=48,
+        patch_size=PATCH,
+        num_position_embeddings=64,
+        deepstack_visual_indexes=[1, 2],
+    )
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    return _qwen("Qwen3VLMoe", vision, {"head_dim": 12, **experts})
+
+
+def glm4v() -> Any:
+    vision = dict(
+        depth=2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_heads=4,
+        out_hidden_size=48,
+        patch_size=PATCH,
+        image_size=2 * TILE,
+    )
+    config = tf.Glm4vConfig(
+        text_config={**TEXT, "rope_parameters": ROPE, "head_dim": 12},
+        vision_config=vision,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+    )
+    return tf.Glm4vForConditionalGeneration(config)
+
+
 def qwen_item(stamps: bool) -> Callable[..., Item]:
     """Grids of any size; `stamps`: clips are broken up by time stamps."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -33,6 +34,16 @@ class Fallback(Adapter):
                 "'random' work without"
             )
         return values
+
+    def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        """An image's pixels; where no grids tell which of the rows are its own, its features, whose last
+        bits may depend on the batch."""
+        values, grids = call.pixels, call.kwargs.get(f"{call.modality}_grid_thw")
+        if len(values) == len(units):
+            return values[index : index + 1]
+        if grids is not None and len(grids) == len(units):
+            return values.split(grids.prod(-1).tolist())[index]
+        return call.output.pooler_output[index].flatten(0, -2)
 
     def layers(self, base: nn.Module, modality: str = "image") -> nn.ModuleList:
         try:

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: grids of any size, four patches fused into a token, clips."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its MoE: grids of any size, four patches in a token, clips."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter
     "Qwen2_5_VLModel",
     "Qwen3VLForConditionalGeneration",
     "Qwen3VLModel",
+    "Qwen3VLMoeForConditionalGeneration",
+    "Qwen3VLMoeModel",
 )
 class QwenVL(Adapter):
     """The tower sees all images as one sequence in which the patches of a token are neighbours.
