@@ -185,6 +185,9 @@ def _open(batch: Sequence[Item]) -> dict[str, Row | str]:
     known: dict[Callable[[], Any], Any] = {}
     found: dict[str, Row | str] = {}
     for item in batch:
+        if item.error:
+            found[item.id] = item.error
+            continue
         if not item.answers:
             found[item.id] = "answers: the data has none"
             continue

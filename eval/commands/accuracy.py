@@ -179,7 +179,7 @@ def _suites(args: argparse.Namespace) -> list[Suite]:
 
 
 def _items(suite: Suite, limit: int | None) -> Sequence[Item]:
-    items = suite.items()[:limit]
+    items = suite.first(limit)
     if not items:
         raise VTCError(f"suite: {suite.name!r} has no questions in this data")
     return items

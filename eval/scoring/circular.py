@@ -15,6 +15,7 @@ def circular_accuracy(rows: Iterable[tuple[str, int, float]]) -> dict[str, float
 
     Returns:
         `accuracy`: share of questions with every turn right; `vanilla_accuracy`: share of turns.
+        Without a whole question there is no `accuracy`, and all turns count.
 
     Source: MMBench (Liu et al. 2023), section 4.2.
     """
@@ -24,9 +25,9 @@ def circular_accuracy(rows: Iterable[tuple[str, int, float]]) -> dict[str, float
         turns[question].append(right)
         asked[question] = count
     whole = [rights for question, rights in turns.items() if len(rights) == asked[question]]
-    if not whole:
-        return {"accuracy": 0.0, "vanilla_accuracy": 0.0}
-    return {
-        "accuracy": sum(all(rights) for rights in whole) / len(whole),
-        "vanilla_accuracy": sum(map(sum, whole)) / sum(map(len, whole)),
-    }
+    if whole:
+        accuracy = {"accuracy": sum(all(rights) for rights in whole) / len(whole)}
+    else:
+        accuracy, whole = {}, list(turns.values())
+    vanilla = {"vanilla_accuracy": sum(map(sum, whole)) / sum(map(len, whole))} if whole else {}
+    return accuracy | vanilla

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vtc.eval.scoring.choice import option_letter
 from vtc.eval.suites.base import Item
-from vtc.eval.suites.table import LETTER, Row, TableSuite, lettered, listed
+from vtc.eval.suites.table import LETTER, Row, TableSuite, lettered, listed, right_letter
 
 
 class AI2D(TableSuite):
@@ -21,7 +21,7 @@ class AI2D(TableSuite):
             id=str(number),
             images=(row["image"],),
             prompt=f"{row['question']}\n{listed(options)}{LETTER}",
-            answers=() if row["answer"] is None else (list(options)[int(row["answer"])],),
+            answers=right_letter(options, row["answer"]),
             extra={"options": options},
         )
 

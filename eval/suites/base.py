@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +30,7 @@ class Item:
             turned copies of one multiple-choice question): the unit that statistics draw. "" where
             the data has no name for the image: the runner takes a hash of its pixels.
         extra: what the scorer needs besides.
+        error: why the data of this question cannot be read; the row is marked as failed with it.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Item:
     kind: str = ""
     cluster: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
 
 
 @dataclass
@@ -51,12 +54,14 @@ class Suite(ABC):
         mean_metric: name in `summary` of the mean of `score`, what intervals and tests are about;
             another one than `metric` where the headline is no such mean.
         max_new_tokens: how long an answer may get.
+        whole_clusters: the headline counts whole clusters, so that a limit must not cut one.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str] = "accuracy"
     mean_metric: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 16
+    whole_clusters: ClassVar[bool] = False
 
     @abstractmethod
     def items(self) -> Sequence[Item]:
@@ -65,6 +70,20 @@ class Suite(ABC):
         Raises:
             VTCError: no such data, or a column is missing.
         """
+
+    def first(self, limit: int | None) -> Sequence[Item]:
+        """At most `limit` questions from the start (None: all). With `whole_clusters` those of the
+        first clusters that fit whole, at least one cluster."""
+        items = self.items()
+        if limit is None or not self.whole_clusters:
+            return items[:limit]
+        clusters: set[str] = set()
+        for cluster, size in Counter(item.cluster or item.id for item in items).items():
+            limit -= size
+            if limit < 0 and clusters:
+                break
+            clusters.add(cluster)
+        return [item for item in items if (item.cluster or item.id) in clusters]
 
     @abstractmethod
     def score(self, item: Item, prediction: str) -> float:

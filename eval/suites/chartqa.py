@@ -21,7 +21,7 @@ class ChartQA(TableSuite):
             id=str(number),
             images=(row["image"],),
             prompt=row["question"] + "\nAnswer the question with a single word.",
-            answers=(row["answer"],) if row["answer"] else (),
+            answers=() if row["answer"] in (None, "") else (row["answer"],),
             kind=row["type"] or "",
         )
 

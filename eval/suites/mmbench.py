@@ -26,6 +26,7 @@ class MMBench(TableSuite):
     dataset = "lmms-lab/MMBench"
     config = "en"
     default_split = "dev"
+    whole_clusters = True
     columns = ("index", "question", "hint", "answer", "A", "B", "C", "D", "category")
 
     def _read(self) -> Iterator[Item]:
@@ -44,7 +45,7 @@ class MMBench(TableSuite):
             prompt=prompt,
             answers=(row["answer"],) if row["answer"] not in (None, "", "nan") else (),
             kind=row["category"] or "",
-            cluster=str(row["index"] % TURN),
+            cluster=str(int(row["index"]) % TURN),
             extra={"options": options},
         )
 
@@ -53,5 +54,5 @@ class MMBench(TableSuite):
         return float(option_letter(prediction, item.extra["options"]) == item.answers[0])
 
     def summary(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """`accuracy` over questions with all turns right, `vanilla_accuracy` over turns."""
+        """As `circular_accuracy`."""
         return circular_accuracy((a.cluster, a.extra["turns"], a.score or 0.0) for a in answers)

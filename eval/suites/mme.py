@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from vtc.eval.scoring.mme import mme_scores, yes_no_other
@@ -20,7 +20,14 @@ class MME(TableSuite):
     metric = "score"
     dataset = "lmms-lab/MME"
     default_split = "test"
+    whole_clusters = True
     columns = ("question_id", "question", "answer", "category")
+
+    def _read(self) -> Iterator[Item]:
+        items = list(super()._read())
+        # raises where the data is not of MME's form: before the model is asked, not after
+        mme_scores((item.kind, item.cluster, 0.0) for item in items if not item.error)
+        yield from items
 
     def read(self, row: Row, number: int) -> Item:
         question = row["question"].strip().replace(" Please answer yes or no.", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vtc.eval.scoring.choice import option_letter
 from vtc.eval.suites.base import Item
-from vtc.eval.suites.table import LETTER, Row, TableSuite, lettered, listed
+from vtc.eval.suites.table import LETTER, Row, TableSuite, lettered, listed, right_letter
 
 
 class ScienceQA(TableSuite):
@@ -23,7 +23,7 @@ class ScienceQA(TableSuite):
             id=str(number),
             images=(row["image"],),
             prompt=f"{hint}{row['question']}\n{listed(options)}{LETTER}",
-            answers=() if row["answer"] is None else (list(options)[row["answer"]],),
+            answers=right_letter(options, row["answer"]),
             kind=row["subject"] or "",
             extra={"options": options},
         )

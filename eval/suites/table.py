@@ -58,10 +58,22 @@ class TableSuite(Suite):
     def _read(self) -> Iterator[Item]:
         seen: Counter[str] = Counter()
         for number, row in enumerate(self.rows()):
-            item = self.read(row, number)
+            item = self._item(row, number)
             seen[item.id] += 1
             name = item.id if seen[item.id] == 1 else f"{item.id}#{seen[item.id]}"
             yield replace(item, id=name)
+
+    def _item(self, row: Row, number: int) -> Item:
+        """`read`, with answers as text; a row that it cannot read is an item with the reason."""
+        try:
+            item = self.read(row, number)
+            if row["question"] is None:
+                raise VTCError("there is no question")
+        except Exception as error:  # whatever odd values make of `read`
+            name = "" if isinstance(error, VTCError) else f"{type(error).__name__}: "
+            return Item(f"row-{number}", (), "", (), error=f"row {number}: {name}{error}")
+        answers = tuple(str(answer) for answer in item.answers if answer is not None)
+        return replace(item, answers=answers, kind=str(item.kind or ""))
 
     def rows(self) -> Iterator[Row]:
         """The rows of the table, in its order."""
@@ -136,6 +148,19 @@ def open_image(table: Sequence[Row], number: int, column: str, folder: Path) -> 
 def lettered(options: Sequence[str]) -> dict[str, str]:
     """Options under the letters A, B, ..."""
     return {chr(ord("A") + i): str(option) for i, option in enumerate(options)}
+
+
+def right_letter(options: Mapping[str, str], answer: Any) -> tuple[str, ...]:
+    """The letter of option number `answer`, counted from 0; empty for None.
+
+    Raises:
+        ValueError, VTCError: no number, or out of range.
+    """
+    if answer is None:
+        return ()
+    if not 0 <= int(answer) < len(options):
+        raise VTCError(f"answer: got {answer!r}, the options are 0 to {len(options) - 1}")
+    return (list(options)[int(answer)],)
 
 
 def listed(options: Mapping[str, str]) -> str:

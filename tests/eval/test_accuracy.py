@@ -289,13 +289,14 @@ class Files(Suite):
             Item("missing", (image("none.png"),), "how many circles are there ?", ("0",)),
             Item("unlabelled", (image("good.png"),), "how many rings are there ?", ()),
             Item("odd", (image("good.png"),), "how many rings are there ?", ("odd",)),
+            Item("row-5", (), "", (), error="row 5: there is no question"),
         ]
 
     def score(self, item, prediction):
         return float(int(prediction) == int(item.answers[0]))
 
     def facts(self):
-        return {"count": 5}
+        return {"count": 6}
 
 
 @pytest.fixture
@@ -322,9 +323,10 @@ def test_bad_rows_are_marked_and_cost_no_other(tmp_path, files, capsys):
         assert found[key, "unlabelled"].error == "answers: the data has none"
         assert found[key, "odd"].error.startswith("score: ValueError")
         assert found[key, "odd"].prediction, "what was said is kept"
-    assert "8 rows failed" in capsys.readouterr().err
+        assert found[key, "row-5"].error == "row 5: there is no question"
+    assert "10 rows failed" in capsys.readouterr().err
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert [(e["answered"], e["failed"]) for e in summary["settings"]] == [(1, 4), (1, 4)]
+    assert [(e["answered"], e["failed"]) for e in summary["settings"]] == [(1, 5), (1, 5)]
     assert main([*argv, "--strict"]) == 1
 
     (files / "torn.png").write_bytes((files / "good.png").read_bytes())

@@ -228,7 +228,8 @@ def test_circular_evaluation_wants_every_turn():
         *(("4", 4, right) for right in (1, 1, 1)),  # one turn failed
     ]
     assert circular_accuracy(rows) == {"accuracy": 2 / 3, "vanilla_accuracy": 9 / 10}
-    assert circular_accuracy([]) == {"accuracy": 0, "vanilla_accuracy": 0}
+    assert circular_accuracy(rows[-3:]) == {"vanilla_accuracy": 1}, "no question is whole"
+    assert circular_accuracy([]) == {}
 
 
 def test_exact_match_but_for_case_and_punctuation():

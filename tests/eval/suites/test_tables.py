@@ -279,3 +279,65 @@ def test_images_are_turned_upright(hub, tmp_path, kind):
     file = Table("a.parquet", {**CHART.types, "image": kind}, rows).write(tmp_path)
     (item,) = create_suite("chartqa", data=str(file)).items()
     assert item.images[0]().size == (4, 6)
+
+
+# -- odd rows ----------------------------------------------------------------------------------
+
+
+def odd(folder, name, **values):
+    """Items of a suite whose second row has other values."""
+    table = HUB[name][0]
+    types = {**table.types, **{n: kind for n, (kind, _) in values.items()}}
+    changed = {n: value for n, (_, value) in values.items()}
+    first = {n: type(changed[n])(table.rows[0][n]) if n in changed and changed[n] is not None
+             else value for n, value in table.rows[0].items()}  # fmt: skip
+    file = Table("odd.parquet", types, [first, {**table.rows[0], **changed}]).write(folder)
+    return create_suite(name, data=str(file)).items()
+
+
+@pytest.mark.parametrize(
+    "name, column, kind, value, reason",
+    [
+        ("ai2d", "answer", "string", "B", "ValueError: invalid literal"),
+        ("ai2d", "answer", "string", "7", "answer: got '7', the options are 0 to 3"),
+        ("scienceqa", "answer", "int64", -1, "answer: got -1, the options are 0 to 2"),
+        ("textvqa", "question", "string", None, "AttributeError"),
+        ("chartqa", "question", "string", None, "TypeError"),
+        ("mmbench", "question", "string", None, "there is no question"),
+        ("mmbench", "index", "string", "first", "ValueError"),
+    ],
+)
+def test_an_odd_row_costs_no_other(hub, tmp_path, name, column, kind, value, reason):
+    good, bad = odd(tmp_path, name, **{column: (kind, value)})
+    assert good.answers and not good.error
+    assert bad.error.startswith("row 1: ") and reason in bad.error
+
+
+def test_answers_of_vqav2_without_their_people(hub, tmp_path):
+    table = HUB["vqav2"][0]
+    rows = [{**table.rows[0], "answers": ["red"]}]
+    file = Table("a.parquet", {**table.types, "answers": ["string"]}, rows).write(tmp_path)
+    (item,) = create_suite("vqav2", data=str(file)).items()
+    assert item.error.startswith("row 0: TypeError")
+
+
+def test_answers_become_text(hub, tmp_path):
+    assert odd(tmp_path, "chartqa", answer=("int64", 0))[1].answers == ("0",)
+    assert odd(tmp_path, "docvqa", answers=(["string"], [None, "a"]))[1].answers == ("a",)
+    first, second = odd(tmp_path, "mmbench", index=("string", "1000241"))
+    assert first.cluster == second.cluster == "241"
+
+
+def test_a_category_that_mme_does_not_have_is_told_before_the_run(hub, tmp_path):
+    with pytest.raises(VTCError, match="category: got 'Existence'"):
+        odd(tmp_path, "mme", category=("string", "Existence"))
+
+
+@pytest.mark.parametrize("name, whole", [("mmbench", 4), ("mme", 2)])
+def test_a_limit_cuts_no_cluster(hub, name, whole):
+    suite = create_suite(name, data=str(hub[name]))
+    for limit in (1, whole, whole + 1):
+        assert len(suite.first(limit)) == whole
+        assert len({item.cluster for item in suite.first(limit)}) == 1
+    assert suite.first(None) == suite.items()
+    assert len(create_suite("pope", data=str(hub["pope"])).first(2)) == 2
