@@ -34,7 +34,8 @@ def apply(
             a name.
 
     Returns:
-        A handle with `reports` (one `Report` a prefill) and `remove()`.
+        A handle with `reports` (one `Report` a prefill), `compaction` (from the last short prompt to the
+        long one) and `remove()`.
 
     Raises:
         VTCError: unknown method or option, value out of range, unsupported model or signal; the model

@@ -50,7 +50,7 @@ def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     _TURNS.set(None)
     if has_pixels(kwargs):
         short = shorten(model, kwargs, generating=False)
-        kwargs = short.kwargs
+        kwargs, patch.compaction = short.kwargs, short.compaction
         _TURNS.set(short.turns)
     elif _GAPS.get():
         guard_packed(kwargs)
@@ -87,6 +87,7 @@ def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     prompt = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else None
     with torch.no_grad():
         short = shorten(model, kwargs, generating=True)
+    patch.compaction = short.compaction
     if short.dropped:
         _shift_lengths(model, short.kwargs, short.dropped)
     token = _GAPS.set(short.compaction is not None and patch.positions != "contiguous")

@@ -21,6 +21,7 @@ from vtc.methods.base import Method
 from vtc.plugins.hf import crossed, entry, expanded, probe
 from vtc.plugins.hf.adapters import Adapter, adapter_for
 from vtc.plugins.hf.adapters.base import PIXELS, layer_index
+from vtc.plugins.hf.compaction import Compaction
 from vtc.plugins.hf.hooks import hang, take_off
 from vtc.plugins.hf.positions import check_policy
 from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
@@ -52,6 +53,7 @@ class Patch:
         tokenizer: reads the prompt for text-guided methods, else None.
         notes: what a reader of the reports should know, e.g. a stand-in signal.
         reports: one `Report` for every prefill with images, the last 1000.
+        compaction: how the last prompt was shortened, None when it was not.
         own_generate: a `generate` that the instance had before, else None.
         probed: the attention modules that queries and keys are read from, each with its layer.
         has_cls: whether the vision tower has a CLS token.
@@ -68,6 +70,7 @@ class Patch:
     tokenizer: Any = None
     notes: list[str] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
+    compaction: Compaction | None = None
     own_generate: Any = None
     probed: list[tuple[nn.Module, int]] = field(default_factory=list)
     has_cls: bool = False
@@ -120,6 +123,17 @@ class Handle:
     def reports(self) -> list[Report]:
         """One `Report` for every prefill with images since the patch was applied."""
         return self._patch.reports
+
+    @property
+    def compaction(self) -> Compaction | None:
+        """How the last prompt with images was shortened, for what is in terms of the short one: logits,
+        hidden states, attentions. `slot[b, i]` is the column of the caller's prompt that place i stands
+        for, `position[b, i]` the column that gives its position, `valid[b, i]` False for padding.
+
+        None before the first such prompt, when nothing was dropped, and for models whose prompt is not
+        shortened (Mllama, mPLUG-DocOwl).
+        """
+        return self._patch.compaction
 
     @property
     def method(self) -> Method:

@@ -338,3 +338,22 @@ def test_hidden_states_have_the_short_length() -> None:
             **batch, **GREEDY, output_hidden_states=True, return_dict_in_generate=True
         )
     assert {h.shape[1] for h in (*out.hidden_states, *gen.hidden_states[0])} == {len(row.ids)}
+
+
+@pytest.mark.parametrize("entry", ["forward", "generate"])
+@pytest.mark.parametrize("kind", ["norms", "backwards"])
+def test_the_way_back_to_the_callers_prompt(kind: str, entry: str) -> None:
+    """`compaction` says of every short place which column it stands for and which gives its position."""
+    model, batch = tiny.build("next-clip"), tiny.inputs("next-clip", tiny.MIXED)
+    with torch.no_grad(), vtc.compress(model, KINDS[kind]) as run:
+        assert run.compaction is None
+        model(**batch) if entry == "forward" else model.generate(**batch, max_new_tokens=1)
+        way = run.compaction
+        for index, row in enumerate(by_hand.rows(model, batch, KINDS[kind])):
+            real = way.valid[index]
+            assert way.slot[index][real].tolist() == row.columns
+            count = batch["attention_mask"][index].cumsum(0) - 1
+            assert count[way.position[index][real]].tolist() == row.positions
+        with vtc.compress(model, "none") as whole:
+            model(**batch)
+            assert whole.compaction is None
