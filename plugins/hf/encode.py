@@ -224,6 +224,11 @@ def _to_language(
         features = side_by_side([out.features for out in some])
         if vision and not fused and not projected:
             features = patch.adapter.projector(call.base)(features[None])[0]
+        if features.shape[-1] != parts[mine[0]].shape[-1]:
+            raise VTCError(
+                f"method {patch.method.name!r} returned projected features of width "
+                f"{features.shape[-1]}, the language model reads {parts[mine[0]].shape[-1]}"
+            )
         if any(units[i].newline or units[i].lead or units[i].tail for i in mine):
             packed = side_by_side([parts[i] for i in mine])
             anchors = [out.anchor for out in some]

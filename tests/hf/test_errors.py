@@ -205,6 +205,11 @@ BAD_CALL: dict[str, tuple[str, Method, Callable[[dict[str, Any]], None]]] = {
         Wrong(0.5, change=lambda o: o.replace(features=o.features.double())),
         lambda b: None,
     ),
+    "projected to another width": (
+        "projected features of width 7, the language model reads",
+        Wrong(0.5, change=lambda o: o.replace(features=o.features[:, :7], projected=True)),
+        lambda b: None,
+    ),
     "fields of another length": (
         "tile of shape",
         Wrong(0.5, change=lambda o: o.replace(tile=o.tile[:-1])),

@@ -131,14 +131,6 @@ def test_a_method_that_knows_single_images_serves_batches():
     assert all(bool((out.weight == 2).all()) for out in doubled)
 
 
-def test_a_method_without_either_is_an_error():
-    class Empty(Method):
-        name = "empty"
-
-    with pytest.raises(TypeError, match="Empty must define compress"):
-        Empty(tokens=3).compress_all([image()])
-
-
 def test_a_batch_lacking_a_signal_is_an_error():
     batch = [image(), replace(image(), signals={})]
     with pytest.raises(VTCError, match="cls_logits"):

@@ -73,10 +73,17 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.stage not in ("vision", "language"):
+            raise VTCError(
+                f"stage: {cls.__name__} has {cls.stage!r}, allowed are 'vision' and 'language'"
+            )
         if "compress" in cls.__dict__:
             cls.compress = _guarded(cls.__dict__["compress"])  # type: ignore[assignment,method-assign]
 
     def __post_init__(self) -> None:
+        cls = type(self)
+        if cls.compress is Method.compress and cls.compress_batch is Method.compress_batch:
+            raise VTCError(f"method: {cls.__name__} must define compress or compress_batch")
         if self.video not in ("clip", "frame"):
             raise VTCError(f"video: got {self.video!r}, allowed are clip, frame")
         if self.retention is not None and self.tokens is not None:
@@ -104,7 +111,7 @@ class Method:
 
         The number of operations should not depend on how many images, tiles and patches there are.
         """
-        raise TypeError(f"{type(self).__name__} must define compress(tokens)")
+        raise VTCError(f"method: {type(self).__name__} must define compress or compress_batch")
 
     def compress_all(
         self, images: Sequence[VisualTokens], first: int = 0, count: int | None = None
@@ -139,6 +146,11 @@ class Method:
                 out = batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])
             else:
                 out = each[members[0]][1].compress_batch(batch)
+                if not isinstance(out, (list, tuple)) or len(out) != len(members):
+                    raise VTCError(
+                        f"method {self.name!r} returned {type(out).__name__} for a batch, expected "
+                        f"a list of {len(members)} CompressedTokens"
+                    )
                 for i, one in zip(members, out, strict=True):
                     _check_shapes(self, each[i][0], one)
             done.update(zip(members, out, strict=True))
@@ -273,17 +285,22 @@ def _guarded(compress: Compress) -> Compress:
     return wrapper
 
 
-def _check_shapes(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
+def _check_shapes(method: Method, tokens: VisualTokens, out: Any) -> None:
     """What can be seen without waiting for the device."""
-    count, width = len(out), tokens.features.shape[2]
     who = f"method {method.name!r} returned"
+    if not isinstance(out, CompressedTokens):
+        raise VTCError(f"{who} {type(out).__name__}, expected CompressedTokens")
+    if out.features.dim() != 2:
+        raise VTCError(f"{who} features of shape {tuple(out.features.shape)}, expected [M, width]")
+    count, width = len(out), tokens.features.shape[2]
     if count == 0:
         raise VTCError(f"{who} no patch token for an image with {tokens.num_patches} patches")
     for name in ("tile", "patch", "anchor", "weight"):
-        if getattr(out, name).shape != (count,):
-            raise VTCError(
-                f"{who} {name} of shape {tuple(getattr(out, name).shape)}, not [{count}]"
-            )
+        value = getattr(out, name)
+        if value.shape != (count,):
+            raise VTCError(f"{who} {name} of shape {tuple(value.shape)}, not [{count}]")
+        if name != "weight" and value.dtype != torch.long:
+            raise VTCError(f"{who} {name} of {value.dtype}, expected torch.int64")
     if not out.projected and (
         out.features.dtype != tokens.features.dtype or out.features.shape[1] != width
     ):
@@ -294,14 +311,27 @@ def _check_shapes(method: Method, tokens: VisualTokens, out: CompressedTokens) -
 
 
 def _check_provenance(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
+    """What waits for the device, once."""
     tiles, patches, _ = tokens.features.shape
     who = f"method {method.name!r} returned"
     bounds = {"tile": (-1, tiles), "patch": (-1, patches), "anchor": (0, len(tokens.layout))}
-    low, high = torch.stack(
-        [torch.stack(getattr(out, name).aminmax()) for name in bounds], 1
-    ).tolist()
-    for (name, (least, end)), a, b in zip(bounds.items(), low, high, strict=True):
+    low, high = (
+        torch.stack(x) for x in zip(*(getattr(out, n).aminmax() for n in bounds), strict=True)
+    )
+    # newlines may share an anchor, patches may not: two tokens would stand in one place
+    own = torch.where(
+        out.is_patch, out.anchor, -1 - torch.arange(len(out), device=out.anchor.device)
+    )
+    repeated = (own.sort().values.diff() == 0).any()
+    spoilt = out.features.isnan().any() & ~tokens.features.isnan().any()
+    flags = torch.stack([repeated, spoilt.to(repeated.device)]).long()
+    *ends, repeats, nans = torch.cat([low, high, flags]).tolist()
+    for (name, (least, end)), a, b in zip(bounds.items(), ends[:3], ends[3:], strict=True):
         if a < least or b >= end:
             raise VTCError(f"{who} {name} outside [{least}, {end})")
-    if high[1] < 0:
+    if ends[4] < 0:
         raise VTCError(f"{who} no patch token for an image with {tokens.num_patches} patches")
+    if repeats:
+        raise VTCError(f"{who} patch tokens with the same anchor, expected one anchor each")
+    if nans:
+        raise VTCError(f"{who} features that are not a number, made of ones that are")
