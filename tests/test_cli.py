@@ -214,3 +214,10 @@ def test_help_and_version(capsys):
     ):
         status, out, _ = run(capsys, *argv)
         assert status == 0 and "vtc" in out
+
+
+def test_image_tokens_in_the_prompt_are_counted(capsys, images):
+    status, out, err = run(
+        capsys, "run", "--prompt", f"<image><image> {QUESTION}", "--image", images[0]
+    )
+    assert status != 0 and "prompt: 2 image tokens, 1 images" in err and "Traceback" not in err

@@ -24,12 +24,21 @@ class Loaded:
     device: Any
 
     def inputs(self, images: Sequence[Image.Image], text: str) -> Any:
-        """What `model.generate` takes: one prompt with all `images`, on the device."""
-        return self.place(
-            self.processor(
-                images=list(images), text=self.prompt(text, len(images)), return_tensors="pt"
-            )
-        )
+        """What `model.generate` takes: one prompt with all `images`, on the device.
+
+        Raises:
+            VTCError: `text` holds image tokens, but not one for each image.
+        """
+        shown = text.count(self.image_token)
+        if shown not in (0, len(images)):
+            raise VTCError(f"prompt: {shown} image tokens, {len(images)} images")
+        text = self.prompt(text, len(images))
+        return self.place(self.processor(images=list(images), text=text, return_tensors="pt"))
+
+    @property
+    def image_token(self) -> str:
+        """What stands for an image in a finished prompt."""
+        return getattr(self.processor, "image_token", "<image>")
 
     def place(self, inputs: Any) -> Any:
         """`inputs` on the device, pixels in the model's dtype."""
@@ -44,8 +53,7 @@ class Loaded:
         A text that already holds the image token is taken as a finished prompt; without a chat
         template the image tokens stand in front.
         """
-        token = getattr(self.processor, "image_token", "<image>")
-        return text if token in text else prompt(self.processor, text, images)
+        return text if self.image_token in text else prompt(self.processor, text, images)
 
     def decode(self, output: Any, inputs: Any) -> str:
         """The answer in what `generate` returned."""
