@@ -200,13 +200,15 @@ class TokenFlex(Method):
     patches averaged.
 
     Budget: `side` means n x n tokens a tile. With `retention` or `tokens` n is the largest whose
-    tokens, counted after dropping, do not exceed the budget, and at least 1.
+    tokens, counted after dropping, do not exceed the budget, and at least 1. n never exceeds the shorter
+    side of the patch grid, so on an oblong grid much of the budget may be left: at most 8 x 8 = 64 tokens
+    of a tile of 8 x 32 = 256 patches, whatever the retention below 1.
 
     Paper: "TokenFLEX: Unified VLM Training for Flexible Visual Tokens Inference"
     (arXiv 2504.03154). No code was published.
 
     Attributes:
-        side: None. n, instead of a budget; more than a tile has is cut to the tile's side with a
+        side: None. n, instead of a budget; more than the shorter side of a tile is cut to that with a
             warning (8, 12 and 16 in the paper).
         projector: None. A `TokenFlexProjector`, any module with its `project`, or the folder it was
             saved in.
