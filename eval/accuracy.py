@@ -21,6 +21,7 @@ from vtc.eval.records import (
     Answer,
     Lines,
     Setting,
+    answer_files,
     read_answers,
     read_manifest,
     write_manifest,
@@ -90,6 +91,11 @@ class Run:
             before = read_manifest(self.folder)
             same(self.folder, before, facts, any_code)
             facts = before
+        elif answer_files(self.folder):
+            raise VTCError(
+                f"output: {str(self.folder)!r} has answers but no {MANIFEST} that says what made "
+                "them; give another folder"
+            )
         done = {(a.setting, a.item) for a in read_answers(self.folder) if a.error is None}
         group.wait()  # all have read before the first one writes
         facts["sessions"].append(session)

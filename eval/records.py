@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,19 +109,32 @@ class Lines:
         self._file.close()
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSONL file, which may be packed (`.gz`); a line that a killed run left half
-    written is skipped."""
-    packed = path.suffix == ".gz"
-    open_text = gzip.open if packed else open
+def read_lines(path: Path, read: Callable[[dict[str, Any]], Any] = dict) -> Iterator[Any]:
+    """The lines of a JSONL file, which may be packed (`.gz`), each through `read`; a line that a
+    killed run left half written is skipped.
+
+    Raises:
+        VTCError: `read` cannot make something of a line, or a packed file is cut short or damaged;
+            the message has file and line.
+    """
+    open_text = gzip.open if path.suffix == ".gz" else open
+    number = 0
     with open_text(path, "rt", encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict):
-                yield line
+        try:
+            for text in file:
+                number += 1
+                try:
+                    line = json.loads(text)
+                except json.JSONDecodeError:
+                    continue
+                yield read(line)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise VTCError(
+                f"{str(path)!r}, line {number}: not what is kept there, {reason}"
+            ) from None
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise VTCError(f"{str(path)!r}, behind line {number}: {error}") from None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -139,16 +153,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def answer_files(folder: Path) -> list[Path]:
+    """The files of an accuracy run's answers, of every process that wrote there."""
+    return sorted([*folder.glob("answers*.jsonl"), *folder.glob("answers*.jsonl.gz")])
+
+
 def read_answers(folder: Path) -> list[Answer]:
-    """All answers of an accuracy run, of every process that wrote there.
+    """All answers of an accuracy run.
 
     A row that failed may have been asked again: an answer counts more than a failure, and of two
     failures the last.
+
+    Raises:
+        VTCError: see `read_lines`.
     """
     found: dict[tuple[str, str], Answer] = {}
-    for path in sorted([*folder.glob("answers*.jsonl"), *folder.glob("answers*.jsonl.gz")]):
-        for line in read_lines(path):
-            answer = Answer.read(line)
+    for path in answer_files(folder):
+        for answer in read_lines(path, Answer.read):
             kept = found.get((answer.setting, answer.item))
             if kept is None or kept.error is not None or answer.error is None:
                 found[answer.setting, answer.item] = answer

@@ -120,19 +120,12 @@ class Line:
 
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> Line:
-        """The inverse of `line`.
-
-        Raises:
-            VTCError: the line is none of an efficiency run.
-        """
-        try:
-            figures = {
-                part: {name: _measure(data) for name, data in line[part].items()}
-                for part in ("measures", "extrapolated")
-            }
-            return cls(**{**line, **figures, "notes": tuple(line["notes"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise VTCError(f"{LINES}: a line is not of an efficiency run: {error!r}") from None
+        """The inverse of `line`."""
+        figures = {
+            part: {name: _measure(data) for name, data in line[part].items()}
+            for part in ("measures", "extrapolated")
+        }
+        return cls(**{**line, **figures, "notes": tuple(line["notes"])})
 
 
 def _measure(data: Mapping[str, Any]) -> Measure:
@@ -144,10 +137,10 @@ def read_measures(folder: Path) -> list[Line]:
     """The lines of an efficiency run, in the order they were measured.
 
     Raises:
-        VTCError: the folder has none.
+        VTCError: the folder has none, or a line is none of an efficiency run.
     """
     try:
-        return [Line.read(line) for line in read_lines(folder / LINES)]
+        return list(read_lines(folder / LINES, Line.read))
     except OSError as error:
         raise VTCError(f"run={str(folder)!r}: no readable {LINES} there ({error})") from None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import gzip
 import io
 import json
 import os
@@ -28,7 +29,7 @@ from vtc.errors import VTCError
 from vtc.eval import accuracy, runner, settings
 from vtc.eval.__main__ import main
 from vtc.eval.processes import Processes
-from vtc.eval.records import read_answers, read_lines, read_manifest
+from vtc.eval.records import Answer, read_answers, read_lines, read_manifest
 from vtc.eval.reference import checkpoint_path
 from vtc.eval.suites import Item, Suite, create_suite
 from vtc.eval.suites.chartqa import ChartQA
@@ -333,6 +334,32 @@ def test_bad_rows_are_marked_and_cost_no_other(tmp_path, files, capsys):
     assert main(argv) == 0, "rows that failed are asked again"
     assert answers(tmp_path / "run")["pool@0.25", "torn"].error is None
     assert asked(tmp_path / "run")["pool@0.25", "good"] == 1
+
+
+def test_answers_without_a_manifest_are_not_taken_over(tmp_path, capsys):
+    (tmp_path / "answers-1.jsonl").write_text("")
+    assert main([*SMALL, *POOL, "--output", str(tmp_path)]) == 1
+    assert "has answers but no run.json" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["answers-1.jsonl"]
+
+
+@pytest.mark.parametrize("line", ['{"setting": "none@1"}', "[1]", '{"answers": 1}'])
+def test_a_line_that_is_no_answer_is_named(tmp_path, line):
+    good = Answer("none@1", "a", "a", "", ("x",), "x", 1.0).line()
+    (tmp_path / "answers.jsonl").write_text(f'{good}\n{{"torn\n{line}\n')
+    with pytest.raises(VTCError, match=r"answers.jsonl', line 3: "):
+        read_answers(tmp_path)
+
+
+def test_a_packed_file_that_is_cut_short_is_named(tmp_path):
+    lines = "".join(
+        Answer("none@1", str(i), "", "", ("x",), "x", 1.0).line() + "\n" for i in range(99)
+    )
+    data = gzip.compress(lines.encode())
+    for cut in (data[:-20], data[:40] + bytes(99) + data[40:]):
+        (tmp_path / "answers.jsonl.gz").write_bytes(cut)
+        with pytest.raises(VTCError, match=r"answers.jsonl.gz', behind line \d+: "):
+            read_answers(tmp_path)
 
 
 class Charts(ChartQA):
