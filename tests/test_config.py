@@ -8,6 +8,7 @@ import itertools
 import json
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from vtc import registry
@@ -288,3 +289,39 @@ def test_bad_fields_of_the_dataclass():
         CompressionConfig(positions="middle")
     with pytest.raises(VTCError, match="retention: got 2"):
         CompressionConfig("toy", retention=2).create()
+    with pytest.raises(VTCError, match="options: 'retention' is not an option"):
+        CompressionConfig("toy", retention=0.5, options={"retention": 0.1})
+    with pytest.raises(VTCError, match=r"method: got \['a'\], available"):
+        registry.create_method(["a"])
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"args": {"vtc_method": "toy"}}, "args: got dict"),
+        ({"env": None}, "env: got None"),
+        ({"file": 5}, "file: got 5, expected a path"),
+        (
+            {"env": {"VTC_RETENTION": ".5,"}},
+            r"VTC_RETENTION: got '\.5,', expected a number on each",
+        ),
+        ({"method": "globalcom2", "tau": float("inf")}, "tau: got inf"),
+        ({"method": "globalcom2", "eps": float("inf")}, "eps: got inf"),
+        ({"method": "recoverable", "text_weight": float("inf")}, "text_weight: got inf"),
+    ],
+)
+def test_sources_of_another_kind(given, message):
+    with pytest.raises(VTCError, match=message):
+        sources(**given)
+
+
+def test_exponents_in_a_list(tmp_path):
+    (tmp_path / "a.yaml").write_text("retention: [0.5, 1e-1]")
+    assert sources(file=tmp_path / "a.yaml").retention == [0.5, 0.1]
+    assert sources(env={"VTC_RETENTION": "[0.5, 1e-1]"}).retention == [0.5, 0.1]
+
+
+def test_numbers_of_numpy():
+    method = sources(method="toy", retention=[np.float32(0.5), np.float64(0.25)]).create()
+    assert json.dumps(method.settings()["retention"]) == "[0.5, 0.25]"
+    assert registry.create_method("toy", tokens=np.int64(3)).settings()["tokens"] == 3

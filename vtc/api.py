@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from vtc.config import CompressionConfig
+from vtc.errors import VTCError
 from vtc.methods.base import Method
 
 
@@ -78,6 +79,8 @@ def apply_from_config(model: Any, config: CompressionConfig, *, processor: Any =
     Returns:
         The handle, or None when nothing was applied.
     """
+    if not isinstance(config, CompressionConfig):
+        raise VTCError(f"config: got {config!r}, expected a CompressionConfig")
     if config.method == "none":
         return None
     return apply(model, config, processor=processor)

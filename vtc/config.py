@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,9 @@ class CompressionConfig:
             )
         if not isinstance(self.options, Mapping):
             raise VTCError(f"options: got {self.options!r}, expected a mapping of names to values")
+        for key in BUDGET:
+            if key in self.options:
+                raise VTCError(f"options: {key!r} is not an option, give it as {key!r} itself")
 
     def create(self) -> Method:
         """The configured method.
@@ -239,15 +243,21 @@ def _budget(name: str, where: str, value: Any) -> Any:
     if isinstance(value, str):
         value = parse_value(value)
         if isinstance(value, str) and "," in value:
-            value = [parse_value(part) for part in value.split(",")]
+            parts = value.split(",")
+            if not all(part.strip() for part in parts):
+                raise VTCError(f"{where}: got {value!r}, expected a number on each side of a comma")
+            value = [parse_value(part) for part in parts]
+    value = _exponent(value)
     if value is None:
         return None
     several = isinstance(value, (list, tuple))
     for number in value if several else [value]:
-        whole = isinstance(number, int) and not isinstance(number, bool)
+        whole = isinstance(number, Integral) and not isinstance(number, bool)
         if name == "retention":
             good, text = (
-                (whole or isinstance(number, float)) and 0 < number <= 1,
+                isinstance(number, Real)
+                and not isinstance(number, bool)
+                and 0 < float(number) <= 1,
                 "numbers in (0, 1]",
             )
         else:
@@ -265,6 +275,8 @@ def _budget(name: str, where: str, value: Any) -> Any:
 def _file(path: str | os.PathLike[str] | None) -> Iterator[Entry]:
     if path is None:
         return
+    if not isinstance(path, (str, os.PathLike)):
+        raise VTCError(f"file: got {path!r}, expected a path")
     where = str(path)
     for key, value in _read(Path(path)).items():
         if key not in VARIABLES.values():
@@ -304,6 +316,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _environment(env: Mapping[str, str]) -> Iterator[Entry]:
+    if not isinstance(env, Mapping):
+        raise VTCError(f"env: got {env!r}, expected a mapping of names to text")
     for variable in env:
         _reject_misspelt(variable)
     for variable, name in VARIABLES.items():
@@ -338,6 +352,8 @@ def _reject_misspelt(variable: str) -> None:
 def _flags(args: argparse.Namespace | None) -> Iterator[Entry]:
     if args is None:
         return
+    if isinstance(args, Mapping):
+        raise VTCError(f"args: got {type(args).__name__}, expected what a parser returns")
     prefix = getattr(args, "vtc_prefix", "vtc-")
     for name in ("method", "retention", "tokens", "positions"):
         value = getattr(args, f"vtc_{name}", None)

@@ -32,7 +32,7 @@ def entry(table: Mapping[str, T], what: str, name: str) -> T:
     Raises:
         VTCError: there is none of that name; `what` is what the message calls it.
     """
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise VTCError(
             f"{what}: got {name!r}, available are {', '.join(sorted(table))}{nearest(name, table)}"
         )

@@ -203,6 +203,11 @@ def remove(model: nn.Module) -> None:
 def _inner_most(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise VTCError(f"model: got {type(model).__name__}, allowed is a transformers model")
+    for part in ("_orig_mod", "module"):  # torch.compile, DataParallel
+        if isinstance(model._modules.get(part), nn.Module):
+            raise VTCError(
+                f"model: got {type(model).__name__}, a wrapper; give the model itself, its .{part}"
+            )
     unwrap = getattr(model, "get_base_model", None)  # PEFT
     return unwrap() if callable(unwrap) else model
 

@@ -78,6 +78,11 @@ BAD_APPLY: dict[str, tuple[str, Callable[[nn.Module], Any]]] = {
     "apply on a class": ("model", lambda m: vtc.apply(type(m), Norms())),
     "apply on a text": ("model: got str", lambda m: vtc.apply("model", Norms())),
     "remove from a text": ("model: got str", lambda m: vtc.remove("model")),
+    "apply on DataParallel": (
+        "DataParallel, a wrapper; give the model itself, its .module",
+        lambda m: vtc.apply(nn.DataParallel(m), Norms()),
+    ),
+    "a name for a config": ("config: got 'none'", lambda m: vtc.apply_from_config(m, "none")),
     "apply on a part": ("CLIPVisionModel", lambda m: vtc.apply(m.model.vision_tower, Norms())),
 }
 
@@ -96,6 +101,13 @@ def test_wrong_apply(case: str, patched: bool) -> None:
         call(model)
     assert tiny.snapshot(model) == before
     assert torch.equal(model.generate(**batch, **GREEDY), out)
+
+
+def test_a_compiled_model_is_a_wrapper() -> None:
+    model = tiny.build("llava-clip")
+    with pytest.raises(VTCError, match="OptimizedModule, a wrapper; .*itself, its ._orig_mod"):
+        vtc.apply(torch.compile(model), Norms())
+    assert not hasattr(model, "_vtc")
 
 
 @pytest.mark.parametrize("part", ["attention", "projector"])

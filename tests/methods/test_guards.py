@@ -101,4 +101,4 @@ def test_a_class_says_where_it_works_and_how() -> None:
         name: ClassVar[str] = "empty"
 
     with pytest.raises(VTCError, match="Empty must define compress or compress_batch"):
-        Empty()
+        Empty(0.5).compress(TOKENS)

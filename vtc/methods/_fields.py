@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from vtc.errors import VTCError, nearest
@@ -17,13 +19,13 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def whole(name: str, value: Any, least: int) -> None:
     """`value` is an int of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise VTCError(f"{name}: got {value!r}, allowed are whole numbers >= {least}")
 
 
 def number(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """`value` is a number from `low` to `high`."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    """`value` is a finite number from `low` to `high`."""
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not low <= value <= high:
         span = f">= {low}" if high == float("inf") else f"from {low} to {high}"
         raise VTCError(f"{name}: got {value!r}, allowed are numbers {span}")

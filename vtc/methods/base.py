@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -81,9 +82,6 @@ class Method:
             cls.compress = _guarded(cls.__dict__["compress"])  # type: ignore[assignment,method-assign]
 
     def __post_init__(self) -> None:
-        cls = type(self)
-        if cls.compress is Method.compress and cls.compress_batch is Method.compress_batch:
-            raise VTCError(f"method: {cls.__name__} must define compress or compress_batch")
         if self.video not in ("clip", "frame"):
             raise VTCError(f"video: got {self.video!r}, allowed are clip, frame")
         if self.retention is not None and self.tokens is not None:
@@ -91,12 +89,13 @@ class Method:
                 f"tokens: got {self.tokens!r} beside retention={self.retention!r}, give only one"
             )
         for value in _each(self.retention):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not 0 < value <= 1:
                 raise VTCError(f"retention: got {value!r}, allowed are numbers in (0, 1]")
         for value in _each(self.tokens):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise VTCError(f"tokens: got {value!r}, allowed are whole numbers >= 1")
+        self.retention, self.tokens = _plain(self.retention), _plain(self.tokens)
 
     def compress(self, tokens: VisualTokens) -> CompressedTokens:
         """Compress one image.
@@ -256,6 +255,13 @@ def _each(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
     return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
+def _plain(value: Any) -> Any:
+    """NumPy numbers as Python's, also in a list."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(each) for each in value)
+    return value.item() if hasattr(value, "item") else value
 
 
 def _by_image(cls: type[Method]) -> bool:

@@ -200,9 +200,9 @@ class TokenFlex(Method):
     patches averaged.
 
     Budget: `side` means n x n tokens a tile. With `retention` or `tokens` n is the largest whose
-    tokens, counted after dropping, do not exceed the budget, and at least 1. n never exceeds the shorter
-    side of the patch grid, so on an oblong grid much of the budget may be left: at most 8 x 8 = 64 tokens
-    of a tile of 8 x 32 = 256 patches, whatever the retention below 1.
+    tokens, counted after dropping, do not exceed the budget, and at least 1. n never exceeds the
+    shorter side of the patch grid, so an oblong grid may leave much of the budget: of a tile of
+    8 x 32 = 256 patches at most 8 x 8 = 64 tokens, whatever the retention below 1.
 
     Paper: "TokenFLEX: Unified VLM Training for Flexible Visual Tokens Inference"
     (arXiv 2504.03154). No code was published.
