@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vtc.errors import VTCError
 from vtc.kernels._dispatch import Kernel, register, use_triton, widened
 from vtc.kernels._rows import load_rows
 
@@ -50,13 +51,22 @@ def adaptive_pool(
         features: `[T, N, C]`; sums run in float32 (float64 stays).
         patch_grid: `(rows, cols)` of a tile, `rows * cols == N`.
         bins: `(rows, cols)` of the result.
-        valid: bool `[T, N]`, patches that count; None for all.
+        valid: bool `[T, N]`, patches that count, whatever the others hold; None for all.
 
     Returns:
         `pooled`, `[T, bins, C]` row-major, in the dtype of `features`, zero where a bin holds no
         valid patch; and `count`, float `[T, bins]`, the valid patches in each bin. Gradients flow to
         `features`.
+
+    Raises:
+        VTCError: the grid has another number of patches than `features` or `valid`.
     """
+    if patch_grid[0] * patch_grid[1] != features.shape[1]:
+        raise VTCError(
+            f"patch_grid: got {tuple(patch_grid)}, but features have {features.shape[1]} patches"
+        )
+    if valid is not None and valid.shape != features.shape[:2]:
+        raise VTCError(f"valid: got shape {tuple(valid.shape)}, need {tuple(features.shape[:2])}")
     if use_triton(features):
         return torch.ops.vtc.adaptive_pool(features, *patch_grid, *bins, valid)
     return adaptive_pool_torch(features, patch_grid, bins, valid)
@@ -74,7 +84,8 @@ def adaptive_pool_torch(
     rows = pool_membership(patch_grid[0], bins[0]).to(wide.device, wide.dtype, non_blocking=True)
     cols = pool_membership(patch_grid[1], bins[1]).to(wide.device, wide.dtype, non_blocking=True)
     mask = wide.new_ones(tiles, patches) if valid is None else valid.to(wide)
-    grid = (wide * mask[..., None]).view(tiles, *patch_grid, width)
+    counted = wide if valid is None else wide.masked_fill(~valid[..., None], 0)
+    grid = counted.view(tiles, *patch_grid, width)
     sums = torch.einsum("ih,thwc,jw->tijc", rows, grid, cols).flatten(1, 2)
     count = torch.einsum("ih,thw,jw->tij", rows, mask.view(tiles, *patch_grid), cols).flatten(1)
     pooled = sums / count.clamp(min=1)[..., None]
@@ -105,7 +116,8 @@ def _window_sums(
         if WEIGHTED:
             share = tl.load(weight + t * weight_t + n * weight_n, mask=e < size, other=0)
             share = share.to(tl.float32)
-        x = load_rows(values + t * values_t + n * values_n, e < size, c, width, True)
+        # cells without weight are not read: they may be NaN
+        x = load_rows(values + t * values_t + n * values_n, share != 0, c, width, True)
         sums += tl.sum(x * share[:, None], 0)
         mass += share
     place = t * out_rows * out_cols + o
@@ -115,7 +127,8 @@ def _window_sums(
         if tl.program_id(2) == 0:
             tl.store(total + place, count)
     if SCALED:
-        sums *= tl.load(scale + place).to(tl.float32)
+        factor = tl.load(scale + place).to(tl.float32)
+        sums = tl.where(factor != 0, sums * factor, 0.0)
     tl.store(out + place * width + c, sums, mask=c < width)
 
 

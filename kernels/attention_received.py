@@ -119,7 +119,8 @@ def launch(query: Tensor, keys: Tensor, scale: float) -> Tensor:
     """The Triton path: 3 launches (normalisers, sums, mean over heads)."""
     batch, heads, length, width = keys.shape
     queries = query.shape[2]
-    query = query.to(keys.dtype)
+    if query.dtype != keys.dtype:  # in the wider one: a float16 cannot hold every float32
+        query, keys = query.float(), keys.float()
     query = query if query.stride(-1) == 1 else query.contiguous()
     keys = keys if keys.stride(-1) == 1 else keys.contiguous()
     received = keys.new_empty(batch, heads, length, dtype=torch.float32)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from vtc.errors import VTCError
 from vtc.kernels._dispatch import Kernel, register, use_triton, widened
 from vtc.kernels._rows import load_rows
 
@@ -26,15 +27,24 @@ def weighted_merge(
 
     Args:
         values: `[S, ...]`; sums run in float32 (float64 stays).
-        output: int64 `[K]`, row of the result.
-        source: int64 `[K]`, row of `values`.
+        output: int64 `[K]`, row of the result, 0 to M - 1. Indices are not checked, which would wait
+            for the device: one out of range is an error of the caller.
+        source: int64 `[K]`, row of `values`, 0 to S - 1, not checked either.
         weight: float `[K]`.
         num_outputs: M; a row without entries is zero.
 
     Returns:
         `[M, ...]` in the dtype of `values` (float32 for whole numbers). Gradients flow to `values` and
         `weight`.
+
+    Raises:
+        VTCError: `output`, `source` and `weight` differ in length.
     """
+    if not output.shape == source.shape == weight.shape:
+        raise VTCError(
+            f"output, source, weight: got shapes {tuple(output.shape)}, {tuple(source.shape)} and "
+            f"{tuple(weight.shape)}, which must be the same"
+        )
     if use_triton(values):
         rows = values.reshape(values.shape[0], values.shape[1:].numel())
         rows = rows if values.is_floating_point() else rows.float()

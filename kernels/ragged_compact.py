@@ -24,7 +24,8 @@ def ragged_compact(
 
     Args:
         values: `[S, ...]`, all rows of the batch one behind the other, any dtype.
-        index: int64 `[K]`, the entries of `values` that are kept, batch row by batch row.
+        index: int64 `[K]`, the entries of `values` that are kept, batch row by batch row, 0 to S - 1;
+            not checked, which would wait for the device.
         splits: int64 `[B + 1]`, where each batch row begins in `index`; the last is K.
         width: W, at least the longest row; what is behind it is cut off.
         left: pad on the left.

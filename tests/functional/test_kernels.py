@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vtc.errors import VTCError
 from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.kernels.merge import weighted_merge
 from vtc.kernels.neighbour_count import neighbour_count_torch
@@ -67,6 +68,23 @@ def test_pooling_leaves_padding_out():
     valid[0, [0, 5, 2]] = True
     got, count = adaptive_pool(x, (4, 4), (2, 2), valid)
     assert got.flatten().tolist() == [2.5, 2.0, 0.0, 0.0] and count.tolist() == [[2, 1, 0, 0]]
+
+
+def test_pooling_does_not_read_padding():
+    x = torch.ones(1, 16, 1)
+    x[0, 3:6] = torch.tensor([torch.nan, torch.inf, -torch.inf])[:, None]
+    got, _ = adaptive_pool(x, (4, 4), (2, 2), x[..., 0] == 1)
+    assert got.flatten().tolist() == [1, 1, 1, 1]
+
+
+def test_shapes_that_do_not_fit_are_named():
+    x, one = torch.ones(1, 6, 1), torch.tensor([0])
+    with pytest.raises(VTCError, match=r"patch_grid: got \(2, 2\), but features have 6"):
+        adaptive_pool(x, (2, 2), (1, 1))
+    with pytest.raises(VTCError, match=r"valid: got shape \(1, 5\), need \(1, 6\)"):
+        adaptive_pool(x, (2, 3), (1, 1), torch.ones(1, 5, dtype=torch.bool))
+    with pytest.raises(VTCError, match=r"got shapes \(1,\), \(1,\) and \(2,\)"):
+        weighted_merge(x[0], one, one, torch.ones(2), 1)
 
 
 def test_pooling_to_the_full_grid_changes_nothing_and_permutes_with_the_batch():

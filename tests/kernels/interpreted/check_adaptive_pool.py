@@ -54,3 +54,18 @@ def test_operator(masked):
     compiled = torch.compile(adaptive_pool, fullgraph=True, backend="aot_eager")
     got = compiled(features, (2, 3), (1, 2), valid)[0]
     assert torch.equal(got, adaptive_pool(features, (2, 3), (1, 2), valid)[0])
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_stands_in_padding_does_not_count(odd):
+    features, valid = normal(0, 2, 12, 3), mask(1, 2, 12)
+    features[~valid] = odd
+    zeros = features.masked_fill(~valid[..., None], 0)
+    for pool in (adaptive_pool, adaptive_pool_torch):
+        mine, clean = features.clone().requires_grad_(), zeros.clone().requires_grad_()
+        got, want = pool(mine, (3, 4), (2, 3), valid)[0], pool(clean, (3, 4), (2, 3), valid)[0]
+        assert torch.equal(got, want)
+        got.sum().backward()
+        want.sum().backward()
+        assert torch.equal(mine.grad, clean.grad)
+        assert not mine.grad[~valid].any() and mine.grad.isfinite().all()

@@ -33,6 +33,12 @@ def test_values(seed, batch, heads, queries, length, width, dtype, strided, size
     torch.testing.assert_close(got.sum(1), torch.ones(batch), rtol=1e-4, atol=0)
 
 
+def test_a_query_that_the_dtype_of_the_keys_cannot_hold():
+    query, keys = normal(0, 1, 1, 6, 8) * 1e5, normal(1, 1, 1, 6, 8, dtype=torch.float16)
+    got = attention_received(query, keys, 1e-5)
+    torch.testing.assert_close(got, attention_received_torch(query, keys, 1e-5))
+
+
 def test_no_tiles():
     empty = torch.zeros(0, 2, 5, 8)
     assert attention_received(empty, empty, 1.0).shape == (0, 5)
