@@ -107,6 +107,7 @@ STUDY = Study(
             ("reconstructions", "held-out images, and below them their reconstructions"),
             ("samples", "samples"),
         )
+        if kind == "samples" or load_experiment(name).generator.target != "pixels"
     },
     seeds=1,
 )
