@@ -25,6 +25,7 @@ from rich.table import Table
 from torch import Tensor
 
 import vtc
+from vtc.commands._arguments import positive
 from vtc.eval import reference
 from vtc.eval.answers import Batch, answer, batches
 from vtc.functional.token_correlation import neighbour_count, redundant_patches, sampling_number
@@ -86,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--target", type=float, default=0.34, help="share of crop patches to leave")
-    parser.add_argument("--documents", type=int, default=40, help="validation documents")
-    parser.add_argument("--questions", type=int, default=4, help="questions about each")
+    parser.add_argument("--documents", type=positive, default=40, help="validation documents")
+    parser.add_argument("--questions", type=positive, default=4, help="questions about each")
     parser.add_argument("--output", type=Path, help="JSON with every row")
     args = parser.parse_args(argv)
 

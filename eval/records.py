@@ -37,7 +37,7 @@ class Setting:
     @property
     def key(self) -> str:
         """Unique name, such as `random@0.25#2`, `recoverable@own` or `pool@0.5{"window": 2}`."""
-        share = "own" if self.retention is None else f"{self.retention:g}"
+        share = "own" if self.retention is None else str(self.retention).removesuffix(".0")
         seed = f"#{self.seed}" if self.seed else ""
         options = json.dumps(dict(self.options), sort_keys=True) if self.options else ""
         return f"{self.method}@{share}{seed}{options}"

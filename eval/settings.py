@@ -32,17 +32,22 @@ def plan(
         options: further fields, by method.
 
     Raises:
-        VTCError: unknown method or option, a value out of range, or options of a method that is
-            not among `methods`.
+        VTCError: no method or no retention, unknown method or option, a value out of range, options
+            of a method that is not among `methods`, or None where no method has its own count.
     """
+    for name, given in (("methods", methods), ("retention", retentions)):
+        if not given:
+            raise VTCError(f"{name}: got none, give one at least")
     options = options or {}
     for name in options:
         if name not in methods:
             raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
     found = [FULL]
-    for name in methods:
+    made = {name: create_method(name, **options.get(name, {})) for name in methods}
+    if None in retentions and not any(method.adaptive for method in made.values()):
+        raise VTCError(f"retention: got own, but none of {', '.join(methods)} has its own count")
+    for name, method in made.items():
         own = dict(options.get(name, {}))
-        method = create_method(name, **own)
         count = seeds if method.draws and "seed" not in own else 1
         for retention in retentions:
             if retention is None and not method.adaptive:

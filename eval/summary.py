@@ -15,7 +15,7 @@ import numpy as np
 from vtc.eval.records import Answer, read_answers, read_manifest
 from vtc.eval.settings import FULL
 from vtc.eval.statistics import by_cluster, intervals, over_seeds
-from vtc.eval.suites import create_suite
+from vtc.eval.suites import create_suite, suite_class
 from vtc.eval.suites.base import Suite
 
 Entry = dict[str, Any]
@@ -178,8 +178,11 @@ def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[st
     """
     entries = summary["methods"]
     names = list(entries[0]["figures"]) if figures else []
-    scale = {name: _scale([entry["figures"].get(name) for entry in entries]) for name in names}
-    whole = _scale([entry["value"] for entry in entries])
+    points = suite_class(summary["suite"]).points  # as they are, shares in percent
+    scale = {
+        name: 1 if name.split("/")[0] in points else 100 for name in [*names, summary["metric"]]
+    }
+    whole = scale[summary["metric"]]
     header = ["method", "retention", summary["metric"], "95 %", "of full, %", *names]
     lines = []
     for entry in entries:
@@ -197,11 +200,6 @@ def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[st
             ]
         )
     return [*header, "tokens", "failed"], lines
-
-
-def _scale(values: Sequence[float | None]) -> float:
-    """Shares are shown in percent; other figures, such as MME's points, as they are."""
-    return 100 if all(value is None or value <= 1 for value in values) else 1
 
 
 def _label(entry: Entry) -> str:

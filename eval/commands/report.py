@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.commands._arguments import positive
-from vtc.errors import VTCError
+from vtc.errors import VTCError, nearest
 from vtc.eval.commands._arguments import add_suite_option
 
 DESCRIPTION = """\
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument(
-        "--baseline", default="random", metavar="METHOD", help="compared with all others"
+        "--baseline", metavar="METHOD", help="compared with all others, default random if there"
     )
     parser.add_argument(
         "--allow",
@@ -66,9 +66,14 @@ def run(args: argparse.Namespace) -> None:
         collected.settings,
         collected.facts["suite"]["items"],
         collected.times,
-        args.baseline,
+        args.baseline or "random",
         args.resamples,
     )
+    if args.baseline is not None and results.baseline is None:
+        raise VTCError(
+            f"baseline: got {args.baseline!r}, the runs have {', '.join(results.labels)}"
+            f"{nearest(args.baseline, results.labels)}"
+        )
     subjects, without = _pictures(args, collected, results)
     files = write.write(collected, results, Path(args.output), subjects, without, args.title)
     print("\n".join(str(path) for path in files))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import importlib.util
 import runpy
 import sys
@@ -19,6 +20,7 @@ from vtc.commands._arguments import add_place
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.eval.harnesses.model import PLACE, Compressed, Generation, Question
+from vtc.pictures import load_image
 
 DESCRIPTION = """\
 Everything that is not listed here goes to VLMEvalKit's run.py, for example --data MMBench_DEV_EN
@@ -28,11 +30,7 @@ Everything that is not listed here goes to VLMEvalKit's run.py, for example --da
 
 def question(message: Sequence[Mapping[str, str]]) -> Question:
     """A VLMEvalKit message, parts of type "image" (a path) and "text", as one user turn."""
-    from PIL import Image
-
-    images = [
-        Image.open(part["value"]).convert("RGB") for part in message if part["type"] == "image"
-    ]
+    images = [load_image(part["value"]) for part in message if part["type"] == "image"]
     parts = [PLACE if part["type"] == "image" else part["value"] for part in message]
     return Question("\n".join(parts), images)
 
@@ -61,8 +59,12 @@ def build(
 def name(pretrained: str, config: CompressionConfig) -> str:
     """What the model is called in VLMEvalKit's files, different for every setting."""
     budget = config.tokens if config.retention is None else config.retention
-    parts = [Path(pretrained).name, config.method, "" if budget is None else str(budget)]
+    model = Path(pretrained).name
+    # checkpoints are often called alike, so that the folder in front must tell them apart
+    path = "" if model == pretrained else hashlib.sha256(pretrained.encode()).hexdigest()[:6]
+    parts = [model, path, config.method, "" if budget is None else str(budget)]
     parts += [f"{key}{value}" for key, value in sorted(config.options.items())]
+    parts.append("" if config.positions == "original" else config.positions)
     return "-".join(part.replace("/", "_") for part in parts if part)
 
 

@@ -180,6 +180,7 @@ def _matplotlib() -> Any:
         {
             "font.size": 10,
             "svg.fonttype": "none",
+            "text.parse_math": False,  # a label may hold dollar signs
             "svg.hashsalt": "vtc",  # the same page from the same runs
             "figure.facecolor": COLOURS["paper"],
             "axes.facecolor": COLOURS["paper"],

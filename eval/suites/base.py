@@ -54,6 +54,8 @@ class Suite(ABC):
         mean_metric: name in `summary` of the mean of `score`, what intervals and tests are about;
             another one than `metric` where the headline is no such mean.
         max_new_tokens: how long an answer may get.
+        points: names of figures in points, those of their kinds (`NAME/KIND`) too; all others are
+            shares from 0 to 1.
         whole_clusters: the headline counts whole clusters, so that a limit must not cut one.
     """
 
@@ -61,6 +63,7 @@ class Suite(ABC):
     metric: ClassVar[str] = "accuracy"
     mean_metric: ClassVar[str] = "accuracy"
     max_new_tokens: ClassVar[int] = 16
+    points: ClassVar[tuple[str, ...]] = ()
     whole_clusters: ClassVar[bool] = False
 
     @abstractmethod

@@ -18,6 +18,7 @@ class MME(TableSuite):
 
     name = "mme"
     metric = "score"
+    points = ("score", "perception", "cognition")
     dataset = "lmms-lab/MME"
     default_split = "test"
     whole_clusters = True

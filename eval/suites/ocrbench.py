@@ -20,6 +20,7 @@ class OCRBench(TableSuite):
 
     name = "ocrbench"
     metric = "score"
+    points = ("score",)
     max_new_tokens = 128
     dataset = "echo840/OCRBench"
     default_split = "test"

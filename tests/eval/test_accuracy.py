@@ -26,7 +26,7 @@ import vtc.eval.suites as suites
 from vtc.commands import _model
 from vtc.commands._model import load
 from vtc.errors import VTCError
-from vtc.eval import accuracy, runner, settings
+from vtc.eval import accuracy, runner, settings, summary
 from vtc.eval.__main__ import main
 from vtc.eval.processes import Processes
 from vtc.eval.records import Answer, read_answers, read_lines, read_manifest
@@ -471,6 +471,9 @@ def test_method_that_the_model_cannot_have_is_told_before_anything_runs(tmp_path
         (["--methods", "poool"], "did you mean 'pool'"),
         (["--retention", "2"], "retention: got 2.0"),
         (["--retention", "half"], "retention: got 'half'"),
+        (["--retention", ""], "retention: got none"),
+        (["--retention", "0.5,own"], "retention: got own, but none of pool has its own count"),
+        (["--methods", ","], "methods: got none"),
         (["--method-options", "pool.nothing=1"], "nothing: 'pool' has no such option"),
         (["--method-options", "uniform.video=clip"], "'uniform', which is not in methods"),
         (["--method-options", "pool"], "expected NAME.FIELD=VALUE or JSON"),
@@ -488,6 +491,26 @@ def test_bad_arguments(tmp_path, capsys, change, message):
 
 
 # -- parts ---------------------------------------------------------------------------------------
+
+
+def test_close_retentions_have_keys_of_their_own():
+    shares = (1.0, 0.25, 0.1, 0.3333333, 0.3333334)
+    keys = [settings.Setting("pool", share).key for share in shares]
+    assert keys == ["pool@1", "pool@0.25", "pool@0.1", "pool@0.3333333", "pool@0.3333334"]
+
+
+@pytest.mark.parametrize(
+    "name, value, shown", [("ocrbench", 1.0, "1.0"), ("mme", 0.5, "0.5"), ("gqa", 0.5, "50.0")]
+)
+def test_figures_are_shown_in_the_unit_of_the_suite(name, value, shown):
+    entry = dict.fromkeys(("low", "high", "share", "tokens"), None)
+    entry |= {"method": "none", "retention": 1.0, "options": {}, "seeds": 1, "failed": 0}
+    entry |= {"value": value, "figures": {"score/OCR": 1.0, "other": 1.0}}
+    metric = suites.suite_class(name).metric
+    header, ((*cells,),) = summary.cells({"suite": name, "metric": metric, "methods": [entry]})
+    found = dict(zip(header, cells, strict=True))
+    assert found[metric] == shown and found["other"] == "100.0"
+    assert found["score/OCR"] == ("100.0" if name == "gqa" else "1.0")
 
 
 def test_plan():

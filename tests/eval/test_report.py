@@ -101,6 +101,23 @@ def test_options_tell_settings_of_a_method_apart():
     assert len(found.others) == 1 and found.against_full == []
 
 
+def test_dollar_signs_are_no_formula():
+    answers = rows(1, 0, setting=FULL)
+    odd = [Setting("pool", 0.5, options={"rule": rule}) for rule in ("$x^2$", r"$\frac$")]
+    answers += [row for setting in odd for row in rows(1, 0, setting=setting)]
+    found = analyse(answers, [FULL, *odd], 2, resamples=100)
+    page = charts.svg(charts.against_retention(found, "accuracy"), "name", "label")
+    assert "$x^2$" in page and r"$\frac$" in page
+
+
+def test_a_baseline_that_was_not_measured_is_named(runs, tmp_path, capsys):
+    argv = ["report", str(runs / "accuracy"), "--output", str(tmp_path / "out")]
+    assert main([*argv, "--resamples", "100", "--baseline", "unifrom"]) == 1
+    message = capsys.readouterr().err
+    assert "baseline: got 'unifrom', the runs have" in message
+    assert "did you mean 'uniform'" in message and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("size", [charts.WIDE, charts.NARROW])
 def test_retentions_on_a_crowded_front_cover_nothing(size):
     crowd = [Setting(name, 0.5) for name in synthetic.MANY]

@@ -79,6 +79,16 @@ def test_a_message_keeps_the_places_of_its_images(tmp_path):
     assert [image.size for image in asked.images] == [(4, 4)] * 2
 
 
+def test_every_setting_has_a_name_of_its_own():
+    def named(path, **more):
+        return vlmevalkit.name(path, CompressionConfig(method="random", retention=0.25, **more))
+
+    every = {named(path) for path in ("reference", "/a/ckpt", "/b/ckpt", "a/ckpt")}
+    assert len(every | {named("reference", positions="contiguous")}) == 5
+    assert named("reference") == "reference-random-0.25"
+    assert named("/a/ckpt").startswith("ckpt-") and "/" not in named("/a/ckpt")
+
+
 @pytest.mark.parametrize(
     "arguments, reason",
     [
