@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vtc.config import parse_value
+from vtc.config import FlagText, option_value, parse_value
 from vtc.errors import VTCError
 from vtc.eval.records import Setting
 from vtc.methods.base import Method
-from vtc.registry import create_method
+from vtc.registry import create_method, method_class
 
 #: the uncompressed model, the reference of every experiment
 FULL = Setting("none")
@@ -85,8 +86,23 @@ def parse_retention(text: str) -> float | None:
         raise VTCError(f"retention: got {text!r}, allowed are numbers in (0, 1] and own") from None
 
 
-def parse_options(texts: Sequence[str], flag: str) -> dict[str, dict[str, Any]]:
+def method_option(method: str, field: str, text: str) -> Any:
+    """The value of a method's field; text stays text where the field is one. For `parse_options`."""
+    known = {each.name for each in dataclasses.fields(method_class(method))}
+    return option_value(method, field, FlagText(text)) if field in known else parse_value(text)
+
+
+def parse_options(
+    texts: Sequence[str],
+    flag: str,
+    read: Callable[[str, str, str], Any] = lambda name, field, text: parse_value(text),
+) -> dict[str, dict[str, Any]]:
     """`NAME.FIELD=VALUE`, or JSON `{"NAME": {"FIELD": VALUE}}`, each any number of times.
+
+    Args:
+        texts: what was given.
+        flag: of the command, for messages.
+        read: `(name, field, text)` to the value of a field; YAML by default.
 
     Raises:
         VTCError: neither of them; the message names `flag`.
@@ -103,7 +119,7 @@ def parse_options(texts: Sequence[str], flag: str) -> dict[str, dict[str, Any]]:
             name, dot, option = path.strip().partition(".")
             if not (equals and dot and name and option):
                 raise VTCError(f"{flag}: got {text!r}, expected NAME.FIELD=VALUE or JSON")
-            given = {name: {option: parse_value(value)}}
+            given = {name: {option: read(name, option, value)}}
         for name, fields in given.items():
             if not isinstance(fields, dict):
                 raise VTCError(f"{flag}: got {fields!r} for {name!r}, expected fields with values")

@@ -54,7 +54,7 @@ def planned(args: argparse.Namespace, seeds: int = 1) -> list[Setting]:
         args.methods,
         [settings.parse_retention(text) for text in args.retention],
         seeds,
-        settings.parse_options(args.method_options, "method-options"),
+        settings.parse_options(args.method_options, "method-options", settings.method_option),
     )
 
 

@@ -562,3 +562,11 @@ def test_model_by_its_folder(tmp_path, monkeypatch):
     model = read_manifest(tmp_path / "folder")["model"]
     assert model["name"] == checkpoint_path().name
     assert model["sha256"] == read_manifest(tmp_path / "name")["model"]["sha256"]
+
+
+def test_text_of_a_method_option_stays_text():
+    texts = ["recoverable.question=What is on shelf #5?", "recoverable.tau=1e-1"]
+    found = settings.parse_options(texts, "method-options", settings.method_option)
+    assert found == {"recoverable": {"question": "What is on shelf #5?", "tau": 0.1}}
+    with pytest.raises(VTCError, match="method: got 'recoverabel'"):
+        settings.parse_options(["recoverabel.tau=1"], "method-options", settings.method_option)
