@@ -6,67 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from tests.discrete.small_generators import BITS, BYTES, MODELS, PLANS, draw, lively, text
 from vtc import VTCError
-from vtc.discrete import CodeSpace, Condition, Guidance, create_generator, create_objective
+from vtc.discrete import CodeSpace, Guidance, create_generator, create_objective
 from vtc.discrete.backbone import TransformerConfig
 from vtc.discrete.checkpoint import save
 from vtc.discrete.generator import Generator, GeneratorConfig, GroupStepper, Stepper
 from vtc.discrete.noise import Noise
 from vtc.discrete.objectives import Mixture, NextAll, NextToken, Objective
 from vtc.discrete.plans import Plan
-
-BYTES = CodeSpace(16, (8, 4), (4, 4))
-BITS = CodeSpace(16, (2,) * 5, (4, 4))
-PLANS = ["raster", "whole", "cell:2", "subsample:2"]
-
-
-def lively(model: Generator) -> Generator:
-    """Weights large enough that nothing is a tie or a zero."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
-def draw(space: CodeSpace, batch: int = 3) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(1)
-    parts = [torch.randint(v, (batch, space.tokens), generator=generator) for v in space.vocab]
-    return torch.stack(parts, dim=-1)
-
-
-def text(batch: int = 3, layers: int = 2) -> Condition:
-    valid = torch.ones(batch, 4, dtype=torch.bool)
-    valid[0, 2:] = False
-    return Condition(None, tuple(torch.randn(batch, 4, 6) for _ in range(layers)), valid)
-
-
-MODELS = {
-    "index": lambda plan: (
-        create_generator("tiny_elm_ar", space=BYTES, dim=32, depth=2, plan=plan),
-        torch.tensor([0, 4, 10]),
-    ),
-    "bits": lambda plan: (
-        Generator(
-            GeneratorConfig(
-                BITS, TransformerConfig(32, 2, 2, rope=(8, 8)), "bit", plan=plan, classes=10
-            )
-        ),
-        torch.tensor([0, 4, 9]),
-    ),
-    "text": lambda plan: (
-        Generator(
-            GeneratorConfig(
-                BITS,
-                TransformerConfig(16, 2, 2, rope=(4, 4), block_positions=16, context_dim=6),
-                "bit",
-                plan=plan,
-            )
-        ),
-        text(),
-    ),
-}
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -178,58 +127,6 @@ def test_guidance_of_one_is_the_conditional_model(name: str, build: dict, option
         model.space.check(alone)
 
 
-def test_text_conditions_and_guidance() -> None:
-    model, given = MODELS["text"]("raster")
-    model = lively(model)
-    alone = model.sample(given, seed=0)
-    assert alone.shape == (3, 16, 5)
-    assert torch.equal(model.sample(given, guidance=1.0, null=text(), seed=0), alone)
-    assert torch.equal(model.sample(given, guidance=1.0, seed=0), alone)
-    assert not torch.equal(model.sample(given, guidance=30.0, seed=0), alone)
-
-
-def test_a_row_without_text_sees_the_image_alone() -> None:
-    model, given = MODELS["text"]("raster")
-    model, ids = lively(model), draw(model.space)
-    without = model.without(given)
-    other = replace(text(), valid=torch.zeros(3, 4, dtype=torch.bool))
-    assert torch.equal(model.next_logits(ids, without), model.next_logits(ids, other))
-    plain = replace(model.config.transformer, context_dim=0)
-    same = Generator(replace(model.config, transformer=plain)).eval()
-    same.load_state_dict(model.state_dict(), strict=False)
-    expected = same.next_logits(ids, Condition())
-    assert torch.allclose(model.next_logits(ids, without), expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("length", [2, 6])
-@pytest.mark.parametrize("padded", ["given", "null", "both", "none"])
-def test_null_conditions_are_padded_and_repeated(rows: int, length: int, padded: str) -> None:
-    def random(rows: int, length: int, valid: bool) -> Condition:
-        mask = torch.ones(rows, length, dtype=torch.bool)
-        mask[:, 1:] = False
-        context = tuple(torch.randn(rows, length, 6) for _ in range(2))
-        return Condition(None, context, mask if valid else None)
-
-    model = lively(MODELS["text"]("raster")[0])
-    given = random(3, 4, padded in ("given", "both"))
-    null = random(rows, length, padded in ("null", "both"))
-    both, ids = given.followed_by(null), draw(model.space)
-    logits = model.next_logits(torch.cat([ids, ids]), both)
-    whole = Condition(None, tuple(c.expand(3, -1, -1) for c in null.context), null.valid)
-    if null.valid is not None:
-        whole = replace(whole, valid=null.valid.expand(3, -1))
-    expected = torch.cat([model.next_logits(ids, part) for part in (given, whole)])
-    assert torch.allclose(logits, expected, atol=1e-5)
-
-
-def test_a_null_condition_of_labels_is_repeated() -> None:
-    model = lively(create_generator("tiny_elm_ar", space=BYTES, dim=32))
-    labels, no_class = torch.tensor([0, 3, 7]), torch.tensor([10])
-    guided = model.sample(labels, guidance=3.0, seed=0)
-    assert torch.equal(model.sample(labels, guidance=3.0, null=no_class, seed=0), guided)
-
-
 def objective_cases():
     for name in ("next_token", "masked_token", "next_all", "mixture"):
         yield name, create_generator("tiny_elm_ar", space=BYTES, dim=32), draw(BYTES)
@@ -329,32 +226,6 @@ def test_guidance_from_one_has_a_name(growth: str) -> None:
     assert guidance.at(0, 4) == 1 and guidance.at(3, 4) == pytest.approx(3)
 
 
-def test_labels_are_dropped_in_training_only() -> None:
-    model = create_generator("tiny_elm_ar", space=BYTES)
-    given = model.condition(torch.zeros(2000).long())
-    dropped = model.drop(given, Noise(0)).labels
-    assert 0.05 < (dropped == 10).float().mean() < 0.15  # type: ignore[operator]
-    assert model.eval().drop(given, Noise(0)) is given
-
-
-def test_texts_are_dropped_in_training_only() -> None:
-    model = MODELS["text"]("raster")[0].train()
-    for padded in (True, False):
-        given = text(2000)
-        given = given if padded else replace(given, valid=None)
-        valid = model.drop(given, Noise(0)).valid
-        gone = ~valid.any(1)  # type: ignore[union-attr]
-        assert 0.05 < gone.float().mean() < 0.15
-        assert torch.equal(valid[~gone], given.seen()[~gone])  # type: ignore[index]
-        assert model.eval().drop(given, Noise(0)) is given
-        model.train()
-    losses = [
-        Generator(replace(model.config, drop=share)).loss(draw(model.space), text(), 0)["loss"]
-        for share in (0.0, 1.0)
-    ]
-    assert all(loss.isfinite() for loss in losses)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -405,40 +276,6 @@ def test_texts_are_dropped_in_training_only() -> None:
 def test_bad_input(call, message: str) -> None:
     with pytest.raises(VTCError, match=message):
         call(create_generator("tiny_elm_ar", space=BYTES, dim=32))
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (None, "context: got none"),
-        (Condition(None, None, torch.ones(3, 4)), "context: got none"),
-        (torch.tensor([0, 1, 2]), "context: got none"),
-        (replace(text(), labels=torch.tensor([0, 1, 2])), "labels: got"),
-        (text(layers=3), "context: got 3 of shape"),
-        (Condition(None, (torch.zeros(3, 4, 5),) * 2), r"shape \[batch, T, 6\]"),
-        (Condition(None, (torch.zeros(3, 4, 6), torch.zeros(2, 4, 6))), "context: got 2"),
-        (Condition(None, (torch.zeros(3, 6),) * 2), "context: got 2 of shape"),
-        (Condition(None, ()), "context: got 0"),
-        (replace(text(), valid=torch.ones(3, 5)), "valid: got shape"),
-        (text(2), "context: got 2 rows, expected 3"),
-    ],
-)
-def test_bad_contexts(given, message: str) -> None:
-    model = MODELS["text"]("raster")[0]
-    for call in (
-        lambda: model.sample(given, batch=3),
-        lambda: model.loss(draw(model.space), given),
-    ):
-        with pytest.raises(VTCError, match=message):
-            call()
-
-
-def test_guidance_needs_a_condition() -> None:
-    model = Generator(GeneratorConfig(BITS, TransformerConfig(16, 1, 2), "bit"))
-    with pytest.raises(VTCError, match="guidance: got one"):
-        model.sample(batch=2, guidance=2.0)
-    with pytest.raises(VTCError, match="valid: got one"):
-        model.sample(Condition(valid=torch.ones(2, 3)), batch=2)
 
 
 def test_numbers_of_numpy() -> None:
@@ -534,39 +371,6 @@ def test_soft_targets_need_a_table(radius: int, head: str) -> None:
     model = Generator(GeneratorConfig(CodeSpace(4, (2, 2)), TransformerConfig(16, 1, 2), head=head))
     with pytest.raises(VTCError, match="hamming: got"):
         NextToken(hamming=radius).loss(model, torch.zeros(1, 4, 2, dtype=torch.long))
-
-
-def test_texts_are_read_into_the_context() -> None:
-    space = CodeSpace(4, (2,) * 4)
-    model = lively(create_generator("tiny_instella_ar", space=space, dim=32, words=9))
-    ids, text = draw(space), torch.tensor([[1, 2, 3], [4, 5, -1], [-1, -1, -1]])
-    given = model.condition(Condition(text=text))
-    assert given.text is None and len(given.context) == 3  # type: ignore[arg-type]
-    logits = model.next_logits(ids, given)
-    assert logits.isfinite().all()
-    # padding tells nothing, words and their order do
-    longer = torch.nn.functional.pad(text, (0, 2), value=-1)
-    torch.testing.assert_close(
-        model.next_logits(ids, model.condition(Condition(text=longer))), logits
-    )
-    turned = model.next_logits(ids, model.condition(Condition(text=text[:, [1, 0, 2]])))
-    assert not torch.allclose(turned[0], logits[0]) and torch.allclose(turned[2], logits[2])
-    model.train()
-    model.loss(ids, Condition(text=text), seed=0)["loss"].backward()
-    assert model.text.table.weight.grad[1:6].abs().sum(1).min() > 0
-    made = model.sample(Condition(text=text), guidance=2.0, seed=0)
-    assert made.shape == (3, 4, 4)
-    for call, message in (
-        (lambda: model.sample(Condition(text=text + 9)), "text: got shape"),
-        (lambda: model.sample(batch=1), "context: got none"),
-        (lambda: MODELS["index"]("raster")[0].condition(Condition(text=text)), "text: got one"),
-        (
-            lambda: GeneratorConfig(space, TransformerConfig(16, 1, 2), words=3),
-            "words: got 3, which needs",
-        ),
-    ):
-        with pytest.raises(VTCError, match=message):
-            call()
 
 
 def test_objectives_are_for_codes_or_for_latents() -> None:
