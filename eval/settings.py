@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from vtc.config import FlagText, option_value, parse_value
 from vtc.errors import VTCError
 from vtc.eval.records import Setting
 from vtc.methods.base import Method
-from vtc.registry import create_method, method_class
+from vtc.registry import create_method
 
 #: the uncompressed model, the reference of every experiment
 FULL = Setting("none")
@@ -88,8 +87,7 @@ def parse_retention(text: str) -> float | None:
 
 def method_option(method: str, field: str, text: str) -> Any:
     """The value of a method's field; text stays text where the field is one. For `parse_options`."""
-    known = {each.name for each in dataclasses.fields(method_class(method))}
-    return option_value(method, field, FlagText(text)) if field in known else parse_value(text)
+    return option_value(method, field, FlagText(text))
 
 
 def parse_options(

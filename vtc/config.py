@@ -386,8 +386,10 @@ class FlagText(str):
 
 
 def option_value(method: str, name: str, value: Any) -> Any:
-    """The value of a method's option: text where the field is a string, else what YAML reads."""
-    kind = next(f.type for f in dataclasses.fields(method_class(method)) if f.name == name)
+    """The value of a method's option: text where the field is a string, else what YAML reads, also for
+    a name that is no option, which `create_method` refuses."""
+    fields = dataclasses.fields(method_class(method))
+    kind = next((field.type for field in fields if field.name == name), None)
     if getattr(kind, "__name__", str(kind)) in ("str", "str | None"):
         return str(value) if isinstance(value, FlagText) else value
     return parse_value(value) if isinstance(value, FlagText) else _exponent(value)

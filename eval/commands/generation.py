@@ -147,8 +147,9 @@ def run_all(args: argparse.Namespace) -> None:
     from vtc.eval.generation import experiments
 
     experiments.one_process("run")
-    experiments.check(_experiment(args))
-    if _experiment(args).generator.target != "pixels":
+    experiment = _experiment(args)
+    experiments.check(experiment)
+    if experiment.generator.target != "pixels":
         run_train_tokenizer(args)
     run_train_generator(args)
     run_sample(args)

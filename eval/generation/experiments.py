@@ -52,13 +52,13 @@ def silent(step: int, row: dict[str, float]) -> None:
 
 def check(experiment: Experiment) -> None:
     """Raise `VTCError` for what would fail only after the training: nothing is trained or written."""
-    data = load_data(experiment.data)
-    if len(data.valid) < 2:  # type: ignore[arg-type]
-        raise VTCError("data.held_out: fewer than 2 images are held out, nothing can be measured")
-    tokenizer = None
+    data, tokenizer = load_data(experiment.data), None
+    _held_out(data)
     if experiment.generator.target != "pixels":
         tokenizer = build_tokenizer(experiment, data)
-    build_generator(experiment, data, tokenizer)
+    model = build_generator(experiment, data, tokenizer)
+    generator_task(experiment, data, model)
+    make_target(experiment, data, model, tokenizer)
 
 
 def build_tokenizer(experiment: Experiment, data: ImageData) -> ImageTokenizer:
@@ -103,9 +103,8 @@ def train_generator(
     if experiment.generator.target != "pixels":
         tokenizer = folders.load_part(experiment, folder, "tokenizer")
     model = build_generator(experiment, data, tokenizer)
+    task, train = generator_task(experiment, data, model), experiment.generator.train
     images = encode_all(make_target(experiment, data, model, tokenizer), data, tokenizer)
-    objective, train = experiment.generator.objective, experiment.generator.train
-    task = GeneratorTask(model, None if objective is None else create_objective(objective))
     folders.claim(experiment, folder, "generator")
     return _train(experiment, task, images, train, folder / "generator", resume, progress).generator
 
@@ -116,8 +115,7 @@ def build_generator(
     """The untrained generator for the codes or latents of a tokenizer, or for pixels.
 
     Raises:
-        VTCError: the preset makes other codes than the tokenizer, or codes where latents are wanted,
-            or cannot be sampled as the experiment says.
+        VTCError: the preset makes other codes than the tokenizer, or codes where latents are wanted.
     """
     settings, latents = experiment.generator, experiment.generator.target == "latents"
     options = dict(settings.options)
@@ -152,17 +150,23 @@ def build_generator(
                 f"generator.name: {settings.name!r} makes {model.space}, the tokenizer "
                 f"{tokenizer.space}"
             )
-    make_target(experiment, data, model, tokenizer)
-    if settings.objective is not None:
-        create_objective(settings.objective)
-    drawing = experiment.sample
+    return model
+
+
+def generator_task(experiment: Experiment, data: ImageData, model: Generator) -> GeneratorTask:
+    """What a step of the generator's training computes.
+
+    Raises:
+        VTCError: the objective is unknown, or the generator cannot be sampled as the experiment says.
+    """
+    drawing, objective = experiment.sample, experiment.generator.objective
     Guidance(drawing.guidance, drawing.schedule)
     check_options(drawing.sampler or model.config.sampler, drawing.options)
     if drawing.captions and model.text is None:
         raise VTCError("sample.captions: got some, but generator.condition is label")
     for caption in drawing.captions:
         data.read(caption)
-    return model
+    return GeneratorTask(model, None if objective is None else create_objective(objective))
 
 
 def make_target(
@@ -254,9 +258,7 @@ def measure(experiment: Experiment, folder: Path) -> dict[str, Any]:
     """Measure what the folder has: reconstructions, samples or both; writes `metrics.json`."""
     one_process("measure")
     data = load_data(experiment.data)
-    count = min(MEASURED, len(data.valid))  # type: ignore[arg-type]
-    if count < 2:
-        raise VTCError("data.held_out: fewer than 2 images are held out, nothing can be measured")
+    count = _held_out(data)
     held = take(data.valid, range(count))["image"]
     trained = (folder / "tokenizer" / folders.FILE).is_file()
     samples = folder / "samples.safetensors"
@@ -290,6 +292,18 @@ def measure(experiment: Experiment, folder: Path) -> dict[str, Any]:
         }
     (folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _held_out(data: ImageData) -> int:
+    """How many held-out images are measured with.
+
+    Raises:
+        VTCError: fewer than 2.
+    """
+    count = min(MEASURED, len(data.valid))  # type: ignore[arg-type]
+    if count < 2:
+        raise VTCError("data.held_out: fewer than 2 images are held out, nothing can be measured")
+    return count
 
 
 def one_process(step: str) -> None:

@@ -93,7 +93,8 @@ class FeatureNet:
 
 
 def feature_net(data: ImageData, settings: FeatureSettings, limit: int = 5000) -> FeatureNet:
-    """Train the classifier, or load a timm net; `limit` images at most make the reference.
+    """Train the classifier, or load a timm net; `limit` images at most make the reference
+    and as many its accuracy.
 
     Raises:
         VTCError: an unknown net, or timm is missing or cannot load it.
@@ -111,7 +112,7 @@ def feature_net(data: ImageData, settings: FeatureSettings, limit: int = 5000) -
         width = model.head.in_features
         name = f"{width}-d classifier of {data.name}"
         net = FeatureNet(name, *_scaled(model.body, real), classify=_in_parts(model))
-        held = take(data.valid)
+        held = take(data.valid, range(min(len(data.valid), limit)))  # type: ignore[arg-type]
         net.accuracy = net.agreement(held["image"], held["label"])
         return net
     if kind != "timm" or not name:

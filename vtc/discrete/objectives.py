@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vtc.discrete import flow, masks, samplers
-from vtc.discrete.codes import hamming_soft_labels, unpack_bits
+from vtc.discrete.codes import as_bits, hamming_soft_labels
 from vtc.discrete.losses import soft_cross_entropy
 from vtc.discrete.noise import Noise, as_noise, at_least_float32
 from vtc.discrete.schedules import logit_normal, masked_share, noisy_probability
-from vtc.discrete.types import bit_width
 from vtc.errors import VTCError
 from vtc.registry import create
 
@@ -93,7 +92,7 @@ def _code_loss(model: Generator, logits: Tensor, codes: Tensor, hamming: int) ->
             f"hamming: got {hamming}, it needs a positive number, a head with a table of codes and "
             f"equal sub-codes, here {model.config.head!r} over {sizes}"
         )
-    bits = unpack_bits(codes.unsqueeze(-1), bit_width(sizes.pop()))  # [B, N, K, d]
+    bits = as_bits(codes.unsqueeze(-1), (sizes.pop(),))  # [B, N, K, d]
     return soft_cross_entropy(logits, hamming_soft_labels(bits, hamming)).mean(-1)
 
 

@@ -9,17 +9,14 @@ from vtc.discrete.backbone import TransformerConfig, swiglu_hidden
 from vtc.discrete.generator import Generator, GeneratorConfig
 from vtc.discrete.objectives import Objective
 from vtc.discrete.plans import Plan, Pyramid, create_plan
-from vtc.discrete.presets.shared import Options, split_decomposition, two_axes
+from vtc.discrete.presets.shared import Options, preset, split_decomposition, two_axes
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
 
 GENERATORS: dict[str, Callable[..., Generator]] = {}
 
 
-def _generator(build: Callable[..., Generator]) -> Callable[..., Generator]:
-    """Decorator: a generator preset under the name of its function."""
-    GENERATORS[build.__name__] = build
-    return build
+_generator = preset(GENERATORS)
 
 
 #: Width, layers, heads of ELM's language models.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from vtc.errors import VTCError
+from vtc.registry import register
 
 Options = dict[str, Any]
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 #: The layers of BERT and of vision transformers.
@@ -17,6 +20,11 @@ PLAIN: Options = {
     "out_bias": True,
     "ffn_bias": True,
 }
+
+
+def preset(table: dict[str, Any]) -> Callable[[F], F]:
+    """Decorator: a preset under the name of its function."""
+    return lambda build: register(table, build.__name__)(build)
 
 
 def split_decomposition(name: str) -> tuple[int, int]:

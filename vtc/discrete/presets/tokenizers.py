@@ -18,7 +18,7 @@ from vtc.discrete.autoencoders import (
     TimmEncoder,
 )
 from vtc.discrete.backbone import TransformerConfig
-from vtc.discrete.presets.shared import PLAIN, Options, split_decomposition, three_axes
+from vtc.discrete.presets.shared import PLAIN, Options, preset, split_decomposition, three_axes
 from vtc.discrete.quantizers import create_quantizer
 from vtc.discrete.tokenizer import ImageTokenizer
 from vtc.errors import VTCError
@@ -26,10 +26,7 @@ from vtc.errors import VTCError
 TOKENIZERS: dict[str, Callable[..., ImageTokenizer]] = {}
 
 
-def _tokenizer(build: Callable[..., ImageTokenizer]) -> Callable[..., ImageTokenizer]:
-    """Decorator: a tokenizer preset under the name of its function."""
-    TOKENIZERS[build.__name__] = build
-    return build
+_tokenizer = preset(TOKENIZERS)
 
 
 def _grid(
