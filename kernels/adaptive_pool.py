@@ -116,9 +116,9 @@ def _window_sums(
         if WEIGHTED:
             share = tl.load(weight + t * weight_t + n * weight_n, mask=e < size, other=0)
             share = share.to(tl.float32)
-        # cells without weight are not read: they may be NaN
-        x = load_rows(values + t * values_t + n * values_n, share != 0, c, width, True)
-        sums += tl.sum(x * share[:, None], 0)
+        x = load_rows(values + t * values_t + n * values_n, e < size, c, width, True)
+        # cells without weight may be NaN
+        sums += tl.sum(tl.where(share[:, None] != 0, x * share[:, None], 0.0), 0)
         mass += share
     place = t * out_rows * out_cols + o
     if MEAN:
