@@ -191,9 +191,10 @@ def test_threads_on_one_model(method: Any) -> None:
     batches = [tiny.inputs("next-clip", tiny.MIXED, seed=s) for s in range(3)]
     layers = model.model.vision_tower.encoder.layers
     want = [expected(model, batch, method) for batch in batches]
-    vtc.apply(model, method)
+    handle = vtc.apply(model, method)
     work = [lambda b=b: [tokens(model, b) for _ in range(6)] for b in batches]
     assert _in_threads(work) == [[w] * 6 for w in want]
+    handle.remove()
     assert model.model.vision_tower.encoder.layers is layers and len(layers) == 4
 
 
