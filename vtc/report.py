@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.functional.anyres import Layout, pack_layout
+from vtc.functional.geometry import without_tokens
 from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens
 
 if TYPE_CHECKING:

@@ -54,6 +54,13 @@ class Geometry:
             return (self.source < 0).nonzero().squeeze(1)
 
 
+def without_tokens(layout: Layout, hidden: tuple[int, ...]) -> Layout:
+    """A packed sequence without the tokens `hidden`."""
+    seen = torch.ones(len(layout), dtype=torch.bool)
+    seen[list(hidden)] = False
+    return Layout(layout.tile[seen], layout.patch[seen], layout.row[seen])
+
+
 @lru_cache(maxsize=64)
 def without(shape: Geometry, hidden: tuple[int, ...]) -> Geometry:
     """The same image without some of its packed tokens, as if they were padding.
@@ -64,9 +71,7 @@ def without(shape: Geometry, hidden: tuple[int, ...]) -> Geometry:
     with tables():
         seen = torch.ones(len(shape.layout), dtype=torch.bool)
         seen[list(hidden)] = False
-        layout = Layout(
-            *(x[seen] for x in (shape.layout.tile, shape.layout.patch, shape.layout.row))
-        )
+        layout = without_tokens(shape.layout, hidden)
         place = torch.where(seen, seen.cumsum(0) - 1, -1)
         packed = torch.where(shape.packed >= 0, place[shape.packed.clamp(min=0)], -1)
         valid = packed >= 0
