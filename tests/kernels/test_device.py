@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from vtc.kernels import _dispatch
 from vtc.kernels.bench.operations import OPERATIONS, correctness, is_right
 from vtc.kernels.bench.sizes import FULL, SMALL
+from vtc.kernels.merge import weighted_merge
+from vtc.kernels.ragged_compact import ragged_compact
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -171,3 +174,34 @@ def test_in_a_graph_of_inductor(name: str) -> None:
     want = results(operation.call, *inputs)
     for mine, other in zip(results(compiled, *inputs), want, strict=True):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["adaptive_pool", "attention_received", "cls_attention", "cosine_topk", "neighbour_count"],
+)
+def test_tiles_behind_two_to_the_31_numbers(name: str) -> None:
+    """The last tile is what it is by itself."""
+    operation, tiles = OPERATIONS[name], 2**31 // (FULL.side**2 * FULL.vision) + 2
+    inputs = operation.inputs(replace(FULL, tiles=tiles), CUDA, torch.float16)
+    last = [x[-1:] if isinstance(x, Tensor) else x for x in inputs]
+    for mine, other in zip(
+        results(operation.call, *inputs), results(operation.call, *last), strict=True
+    ):
+        torch.testing.assert_close(mine[-1:], other)
+
+
+@pytest.mark.parametrize("name", ["merge", "ragged_compact"])
+def test_rows_behind_two_to_the_31_numbers(name: str) -> None:
+    rows, width = 2**31 // 1024 + 5, 1024
+    values = torch.empty(rows, width, dtype=torch.float16, device=CUDA)
+    ends = values[[0, -1]] = torch.randn(2, width, device=CUDA).half()
+    entries = torch.tensor([0, rows - 1], device=CUDA)
+    if name == "merge":
+        out = weighted_merge(values, entries, entries, torch.ones(2, device=CUDA), rows)
+        assert torch.equal(out[[0, -1]], ends) and not out[1:-1].any()
+    else:
+        splits = torch.tensor([0, 2], device=CUDA)
+        padded, position, mask = ragged_compact(values, entries, splits, 3, left=True)
+        assert torch.equal(padded[0, 1:], ends) and not padded[0, 0].any()
+        assert position[0].tolist() == [0, 0, rows - 1] and mask.sum() == 2
