@@ -33,7 +33,7 @@ PACKAGE = f"{__package__}.interpreted"
 CUDA = torch.device("cuda")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # an example may be a build of its own, a second each, so none are spent on making one smaller
-DRAWS = settings(max_examples=25, deadline=None, database=None, phases=(Phase.generate,))
+DRAWS = settings(max_examples=20, deadline=None, database=None, phases=(Phase.generate,))
 
 
 def _checks(name: str) -> Iterator[tuple[str, Callable[..., None]]]:
