@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import vtc
+from tests.device import DEVICE
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS, Attended, Norms, Pairs, Ragged
 
@@ -254,7 +255,8 @@ def test_saving_a_patched_model(family: str, tmp_path: Any) -> None:
         keys = list(model.state_dict())
     for file in (tmp_path / "bare").iterdir():
         assert file.read_bytes() == (tmp_path / "patched" / file.name).read_bytes()
-    loaded = type(model).from_pretrained(tmp_path / "patched", attn_implementation="sdpa").eval()
+    loaded = type(model).from_pretrained(tmp_path / "patched", attn_implementation="sdpa")
+    loaded = loaded.to(DEVICE).eval()
     assert list(loaded.state_dict()) == keys == list(model.state_dict())
     assert count(loaded) == 0 and tokens(loaded, batch) == want
 
