@@ -146,6 +146,11 @@ class ImageBatch:
         """
         return side_by_side([image.signal(name) for image in self.images])
 
+    @property
+    def hidden(self) -> bool:
+        """Whether the prompt's mask hides some of the tokens."""
+        return any(image.hidden for image in self.images)
+
     @cached_property
     def tables(self) -> BatchTables:
         """Index tables on the device of the features."""

@@ -227,7 +227,7 @@ class Handle:
         self._used = True
         with LOCK:
             state = state_of(self.model) or State()
-            block = Block(self._patch, call, frame, state)
+            block = Block(self._patch, call, frame)
             state.blocks.append(block)
             sync(self.model, state)
         note_entered(block)
@@ -238,7 +238,7 @@ class Handle:
         with LOCK:
             state = state_of(self.model) or State()
             state.blocks = [each for each in state.blocks if each is not block]
-            block.frame = None
+            block.close()
             if block.suspended is not None and state.patch is None:
                 state.patch = block.suspended
             sync(self.model, state)

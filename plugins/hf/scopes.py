@@ -3,8 +3,8 @@
 One model may serve several requests at a time, each in a with-block of its own. The hooks are hung on
 the model once; what they do is decided anew for every call. A call belongs to
 
-1. the block whose with-statement is on the call's stack (this is right for generators and coroutines
-   that take turns in one thread, which share their context), then
+1. the block that was entered from the innermost function that is still on the call's stack (this is
+   right for generators and coroutines that take turns in one thread, which share their context), then
 2. the last block that was entered in the call's context, then
 3. in a thread that was started inside a block, and so has an empty context, that block, as long as
    only one was open when the thread began; with several, nobody can tell which is meant.
@@ -73,16 +73,15 @@ class Block(Scope):
 
     Attributes:
         frame: of the code that entered it, None when it is closed.
-        within: blocks whose frames were on the stack then.
+        stack: that frame and those that had called it, by identity.
         before: threads that were running already and so cannot have been started inside.
         suspended: a patch of `vtc.apply` that was removed inside and comes back behind it.
     """
 
-    def __init__(self, patch: Patch, call: Call | None, frame: FrameType, state: State) -> None:
+    def __init__(self, patch: Patch, call: Call | None, frame: FrameType) -> None:
         super().__init__(patch, call)
         self.frame: FrameType | None = frame
-        owners = state.owners()
-        self.within = [owners[id(f)] for f in _stack(frame) if id(f) in owners]
+        self.stack = {id(f): f for f in _stack(frame)}
         here = threading.current_thread()
         self.before = weakref.WeakSet(t for t in threading.enumerate() if t is not here)
         self.suspended: Patch | None = None
@@ -90,6 +89,10 @@ class Block(Scope):
     def could_hold(self, thread: threading.Thread) -> bool:
         """Whether a thread may have been started inside."""
         return thread is not threading.main_thread() and thread not in self.before
+
+    def close(self) -> None:
+        """Let go of the code that entered it."""
+        self.frame, self.stack = None, {}
 
     def __reduce__(self) -> Any:
         return _no_block, ()  # blocks end with the process, and are none of a copied model
@@ -131,24 +134,23 @@ class State:
         every = [self.patch, *(block.patch for block in self.blocks), *self.held]
         return list(dict.fromkeys(patch for patch in every if patch is not None))
 
-    def owners(self) -> dict[int, Block]:
-        """Open blocks by the identity of the frame that entered them, the last one of each."""
-        return {id(block.frame): block for block in self.blocks}
-
     def own_block(self) -> Block | None:
         """The open block that this code is in, by its stack or its context."""
-        blocks = self.blocks
-        if not blocks:
+        if not self.blocks:
             return None
-        entered = [block for block in _ENTERED.get() or () if block in blocks]
-        owners = self.owners()
+        entered = _ENTERED.get() or ()
+        # A block belongs to the function that entered it, in whatever context, and in its own context
+        # to those that had called that one: it may have handed back control, as a context manager does
+        owner: dict[int, Block] = {}
+        for block in self.blocks:
+            if block in entered:
+                owner.update(dict.fromkeys(block.stack, block))
+            owner[id(block.frame)] = block
         for frame in _stack(sys._getframe(1)):
-            block = owners.get(id(frame))
-            if block is not None:
-                # entered further in, by a function that has handed back control (a context manager)
-                inner = [each for each in entered if block in each.within]
-                return inner[-1] if inner else block
-        return entered[-1] if entered else None
+            if id(frame) in owner:
+                return owner[id(frame)]
+        mine = [block for block in entered if block in self.blocks]
+        return mine[-1] if mine else None
 
     def current(self, fetched: Block | None = None) -> Scope | None:
         """The scope of a call that is being made.

@@ -30,13 +30,15 @@ def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> Tensor:
     gaps = (mask.shape[1] - low != bottom) | (mask.shape[2] - high != right)
     if bool((gaps & ~empty).any()):
         raise VTCError(
-            "image_size: the model scales this image's canvas down, so that its patches are no "
-            "rectangle; methods 'pool' and 'uniform' can work on it"
+            "image_size: the model scales this image's canvas down, or the prompt's mask hides a part "
+            "of it, so that its patches are no rectangle; methods 'pool' and 'uniform' can work on it"
         )
     return torch.stack([top, bottom, left, right], 1).masked_fill(empty[:, None], 0)
 
 
-def even_bins(valid: Tensor, patch_grid: tuple[int, int], count: Tensor) -> tuple[Tensor, Tensor]:
+def even_bins(
+    valid: Tensor, patch_grid: tuple[int, int], count: Tensor, ragged: bool = False
+) -> tuple[Tensor, Tensor]:
     """`count[t]` disjoint bins that cover the valid patches of each tile as evenly as possible.
 
     The valid patches are the crossings of some rows and some columns, which need not be neighbours
@@ -48,6 +50,8 @@ def even_bins(valid: Tensor, patch_grid: tuple[int, int], count: Tensor) -> tupl
         valid: bool `[T, N]`.
         patch_grid: `(rows, cols)` of a tile.
         count: int64 `[T]` on the same device, from 0 to the tile's valid patches.
+        ragged: whether a tile's valid patches may be no such crossings (a mask hides some of them); such
+            tiles are cut in reading order.
 
     Returns:
         `bins`, int64 `[T, N]`: the bin of each valid patch, row-major; and `centre`, bool `[T, N]`:
@@ -71,7 +75,16 @@ def even_bins(valid: Tensor, patch_grid: tuple[int, int], count: Tensor) -> tupl
     middle_row = (band * height // bands + (band + 1) * height // bands - 1) // 2
     middle_col = (nth * width // inside + (nth + 1) * width // inside - 1) // 2
     centre = (row == middle_row) & (col == middle_col) & grid & (count > 0)[:, None, None]
-    return (first + nth).flatten(1), centre.flatten(1)
+    bins, centre = (first + nth).flatten(1), centre.flatten(1)
+    if ragged:
+        odd = (grid != row_used[:, :, None] & col_used[:, None, :]).flatten(1).any(1, keepdim=True)
+        rank, many = valid.cumsum(1) - 1, valid.sum(1, keepdim=True).clamp(min=1)
+        n = count[:, None].clamp(min=1)
+        nth = ((rank + 1) * n - 1) // many
+        middle = (nth * many // n + (nth + 1) * many // n - 1) // 2
+        bins = torch.where(odd, nth, bins)
+        centre = torch.where(odd, (rank == middle) & valid & (count > 0)[:, None], centre)
+    return bins, centre
 
 
 def pooled_axis(

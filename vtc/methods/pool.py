@@ -32,7 +32,7 @@ class Pool(Method):
         valid = batch.tables.valid
         shares = batch.shares(batch.available, batch.budgets)
         share, first = send(torch.stack([shares, shares.cumsum(0) - shares]), valid)
-        bins, centre = even_bins(valid, batch.patch_grid, share)
+        bins, centre = even_bins(valid, batch.patch_grid, share, batch.hidden)
         number = (bins + first[:, None]).flatten()  # of the token each patch goes into
 
         pooled = [

@@ -27,5 +27,5 @@ class Uniform(Method):
     def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
         valid = batch.tables.valid
         shares = batch.shares(batch.available, batch.budgets)
-        _, centre = even_bins(valid, batch.patch_grid, send(shares, valid))
+        _, centre = even_bins(valid, batch.patch_grid, send(shares, valid), batch.hidden)
         return batch.keep(centre, batch.budgets)
