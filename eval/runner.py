@@ -16,6 +16,7 @@ from vtc.eval.records import Answer, Setting
 from vtc.eval.settings import FULL
 from vtc.eval.suites.base import Item, Suite
 from vtc.methods.base import Method
+from vtc.pictures import load_image
 
 #: `(setting key, item id)` of answers that are there
 Done = Collection[tuple[str, str]]
@@ -194,7 +195,7 @@ def _open(batch: Sequence[Item]) -> dict[str, Row | str]:
         try:
             for call in item.images:
                 if call not in known:
-                    known[call] = call().convert("RGB")
+                    known[call] = load_image(call())
             images = tuple(known[call] for call in item.images)
             found[item.id] = Row(replace(item, cluster=item.cluster or _pixels(images)), images)
         except Exception as error:  # whatever a decoder raises at a corrupt file
