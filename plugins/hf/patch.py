@@ -141,6 +141,14 @@ class Handle:
         return self._patch.method
 
     @property
+    def text_encoder(self) -> Any:
+        """What a text-guided method reads the question with, None for others and once the patch is off.
+
+        Hold on to it where the patch comes off and on often: it is loaded anew when nobody has it.
+        """
+        return self._patch.text_encoder
+
+    @property
     def active(self) -> bool:
         """Whether this patch is the one on the model."""
         return getattr(self.model, "_vtc", None) is self._patch
@@ -148,7 +156,7 @@ class Handle:
     def remove(self) -> None:
         """Take this patch off; nothing happens when it is not, or no longer, on the model."""
         if self.active:
-            _detach(self.model)
+            remove(self.model)
 
     def __enter__(self) -> Handle:
         if not self.active:  # entered once more, or taken off meanwhile
@@ -158,6 +166,8 @@ class Handle:
     def __exit__(self, *exception: object) -> None:
         if getattr(self.model, "_vtc", None) is self._before:
             return
+        if self._before is not None:
+            _equip(self.model, self._before)
         remove(self.model)
         if self._before is not None:
             _attach(self.model, self._before)
@@ -196,8 +206,10 @@ def apply(
 def remove(model: nn.Module) -> None:
     """Take any patch off `model`; nothing happens when there is none."""
     model = _inner_most(model)
-    if getattr(model, "_vtc", None) is not None:
+    patch = getattr(model, "_vtc", None)
+    if patch is not None:
         _detach(model)
+        patch.text_encoder = None  # its handle may outlive it by far
 
 
 def _inner_most(model: nn.Module) -> nn.Module:
@@ -293,12 +305,8 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
         probed=probed,
         has_cls=has_cls,
     )
+    _equip(model, patch)
     kinds = {request.kind for request in requests.values()}
-    if kinds & {"text_embedding", "patch_embedding"}:
-        official = getattr(method, "text_source", "question") == "official"
-        width = adapter.width(base)
-        choice = getattr(method, "text_encoder", None)
-        patch.text_encoder = load_text_encoder(choice, model, width, official)
     if "text_similarity" in kinds or (
         patch.reads_text and getattr(method, "question", None) is None
     ):
@@ -306,8 +314,19 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     return patch
 
 
+def _equip(model: nn.Module, patch: Patch) -> None:
+    """Load the text encoder of a method that reads one, if the patch has none (any more)."""
+    kinds = {request.kind for request in patch.requests.values()}
+    if patch.text_encoder is None and kinds & {"text_embedding", "patch_embedding"}:
+        official = getattr(patch.method, "text_source", "question") == "official"
+        width = patch.adapter.width(model.base_model)
+        choice = getattr(patch.method, "text_encoder", None)
+        patch.text_encoder = load_text_encoder(choice, model, width, official)
+
+
 def _put_on(model: nn.Module, patch: Patch) -> Patch | None:
     """Attach `patch` in place of the patch that is there, which is returned."""
+    _equip(model, patch)
     before = getattr(model, "_vtc", None)
     if before is not None:
         _detach(model)
