@@ -225,6 +225,7 @@ def _times(
     from vtc.eval.reference import prompt
 
     turn = {setting.name: 0 for setting in chosen}
+    held: dict[str, Any] = {}  # text encoders, which would be loaded anew for every prompt
     serial = itertools.count()
 
     def prefill(setting: Setting) -> float:
@@ -239,7 +240,8 @@ def _times(
 
         if setting == chosen[0]:  # the plain model, nothing attached
             return stopwatch(forward)
-        with vtc.compress(model, methods[setting.name], processor=processor):
+        with vtc.compress(model, methods[setting.name], processor=processor) as run:
+            held[setting.name] = run.text_encoder
             return stopwatch(forward)
 
     cases = {setting.name: functools.partial(prefill, setting) for setting in chosen}

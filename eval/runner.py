@@ -16,6 +16,7 @@ from vtc.eval.records import Answer, Setting
 from vtc.eval.settings import FULL
 from vtc.eval.suites.base import Item, Suite
 from vtc.methods.base import Method
+from vtc.pictures import load_image
 
 #: `(setting key, item id)` of answers that are there
 Done = Collection[tuple[str, str]]
@@ -48,6 +49,7 @@ class Runner:
     positions: str = "original"
     _fits: dict[str, int] = field(default_factory=dict, init=False)  # rows, after running out
     _inputs: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False)  # of one batch
+    _held: dict[str, Any] = field(default_factory=dict, init=False)  # text encoders between batches
 
     def check(self, settings: Sequence[Setting]) -> None:
         """Put every method on the model once.
@@ -58,8 +60,8 @@ class Runner:
         if self.template is not None and "{question}" not in self.template:
             raise VTCError(f"prompt: got {self.template!r}, which has no {{question}}")
         for setting in settings:
-            with self.compressed(setting):
-                pass
+            with self.compressed(setting) as run:
+                self._hold(setting, run)
 
     def ask(
         self, batch: Sequence[Item], settings: Sequence[Setting], done: Done
@@ -100,6 +102,7 @@ class Runner:
     def _generate(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
         loaded, inputs = self.loaded, self._prepared(rows)
         with self.compressed(setting) as run:
+            self._hold(setting, run)
             said = answer(loaded.model, loaded.processor, inputs, self.suite.max_new_tokens)
             reports = [] if run is None else list(run.reports)
         if run is None:
@@ -110,6 +113,10 @@ class Runner:
             self._scored(setting, row.item, text, count)
             for row, text, count in zip(rows, said, counts, strict=True)
         ]
+
+    def _hold(self, setting: Setting, run: Any) -> None:
+        if run is not None:
+            self._held[setting.key] = run.text_encoder
 
     def _prepared(self, rows: Sequence[Row]) -> Any:
         """Inputs of the model, made once a batch for all settings: a quarter of a run's time."""
@@ -194,7 +201,7 @@ def _open(batch: Sequence[Item]) -> dict[str, Row | str]:
         try:
             for call in item.images:
                 if call not in known:
-                    known[call] = call().convert("RGB")
+                    known[call] = load_image(call())
             images = tuple(known[call] for call in item.images)
             found[item.id] = Row(replace(item, cluster=item.cluster or _pixels(images)), images)
         except Exception as error:  # whatever a decoder raises at a corrupt file

@@ -211,7 +211,8 @@ def gc2_full(case: Case) -> None:
             for axis, got in enumerate((right - left, bottom - top)):
                 case.expect_value(f"{prefix}unpadded_grid_wh[{axis}]", got, want and want[axis])
         for name, value in gc2_steps(tokens, method).items():
-            tolerance = {"crop_ratios": (1e-12, 0.0), "global_scores_split": (1e-6, 1e-5)}
+            # another CPU's bilinear differs by 2e-6 where scores are near 0
+            tolerance = {"crop_ratios": (1e-12, 0.0), "global_scores_split": (1e-5, 1e-5)}
             atol, rtol = tolerance.get(name, (0.0, 0.0))
             case.expect(prefix + name, value, atol=atol, rtol=rtol)
         case.expect(f"{prefix}out_tile", out.tile)

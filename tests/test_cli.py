@@ -221,3 +221,46 @@ def test_image_tokens_in_the_prompt_are_counted(capsys, images):
         capsys, "run", "--prompt", f"<image><image> {QUESTION}", "--image", images[0]
     )
     assert status != 0 and "prompt: 2 image tokens, 1 images" in err and "Traceback" not in err
+    assert "write it once for each" in err
+
+
+def test_the_image_goes_where_its_token_stands(capsys, images, loaded, monkeypatch):
+    """In the user's words, in the model's template; within a sentence that is said."""
+    seen = []
+    model, processor = loaded
+
+    class Listening:
+        def __getattr__(self, name):
+            return getattr(processor, name)
+
+        def __call__(self, images, text, **more):
+            seen.append(text)
+            return processor(images=images, text=text, **more)
+
+    monkeypatch.setattr(reference, "load_reference", lambda dtype=None: (model, Listening()))
+    argv = ["run", "--image", images[0], "--max-new-tokens", "1"]
+    for text, prompt, told in (
+        ("what ?", "USER: <image>\nwhat ? ASSISTANT:", False),
+        ("a\n<image>\nb", "USER: a\n<image>\nb ASSISTANT:", False),
+        ("what does <image> mean in html ?", None, True),
+        ("USER: <image>\nwhat ? ASSISTANT:", "USER: <image>\nwhat ? ASSISTANT:", False),
+    ):
+        data = run_json(capsys, *argv, "--prompt", text)
+        assert " ".join(seen[-1].split()) == " ".join(
+            (prompt or f"USER: {text} ASSISTANT:").split()
+        )
+        assert [note.startswith("prompt: <image> within") for note in data["notes"]] == [
+            True
+        ] * told
+    status, out, _ = run(capsys, *argv, "--prompt", "what does <image> mean in html ?")
+    assert status == 0 and "note: prompt: <image> within a line" in out
+    run_json(capsys, *argv, "--prompt", "<image> what ?", "--raw")
+    assert seen[-1] == "<image> what ?"
+    status, _, err = run(capsys, *argv, "--prompt", "what ?", "--raw")
+    assert status == 1 and "prompt: 0 image tokens, 1 images" in err
+
+
+def test_the_rule_is_in_the_help(capsys):
+    for name in ("run", "show"):
+        _, out, _ = run(capsys, name, "--help")
+        assert "written once for each image" in out and "--raw" in out

@@ -11,11 +11,12 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from vtc.errors import VTCError
 from vtc.panels import INK, WIDTH, Array, cells_of, font, paint_panel, swatch
 from vtc.report import ImageReport, Report
+from vtc.rgb import from_array, levels, rgb, upright
 
 PAGE, FAINT = (250, 250, 252), (104, 110, 126)
 GAP = 20  # px between panels and around the page
@@ -35,8 +36,8 @@ def visualize(
 
     Args:
         image: the picture the report is about, in any resolution: a PIL image, a file, or an array
-            `[H, W]`, `[H, W, 3]` or `[H, W, 4]` (uint8, or floats in 0..1). For a clip a list of
-            its frames, or an array `[F, H, W, 3]`.
+            `[H, W]`, `[H, W, 3]` or `[H, W, 4]` (bool, whole numbers of 8 or 16 bits, floats in
+            0..1 or 0..255). For a clip a list of its frames, or an array `[F, H, W, 3]`.
         report: what `run.reports` holds, or one of its images.
         index: which image of a `Report`.
         width: widest panel in pixels; smaller pictures are enlarged to it.
@@ -72,7 +73,9 @@ def visualize(
 
 def _frames(image: Picture | Sequence[Picture], report: ImageReport) -> list[Image.Image]:
     """The picture, or the frames of a clip."""
-    if isinstance(image, (list, tuple)) or (isinstance(image, np.ndarray) and image.ndim == 4):
+    if isinstance(image, np.ndarray) and image.ndim == 4 and image.size:
+        image = list(levels(image))  # together: a dark frame alone would be taken for 8 bits
+    if isinstance(image, (list, tuple)):
         pictures = [load_image(frame) for frame in image]
     else:
         pictures = [load_image(image)]  # type: ignore[arg-type]
@@ -83,20 +86,22 @@ def _frames(image: Picture | Sequence[Picture], report: ImageReport) -> list[Ima
 
 
 def load_image(image: Image.Image | str | os.PathLike[str] | Array) -> Image.Image:
-    """An RGB picture from a PIL image, a file (turned upright by its EXIF tag) or an array."""
+    """An RGB picture from a PIL image, a file (turned upright by its EXIF tag) or an array.
+
+    More than 8 bits are scaled, see `vtc.rgb.levels` for what is white in which kind of array.
+
+    Raises:
+        VTCError: the file cannot be read as an image, or the array is none.
+    """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return rgb(image)
     if isinstance(image, np.ndarray):
-        if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-            raise VTCError(f"image: got an array of shape {image.shape}, expected [H, W, channels]")
-        if image.dtype != np.uint8:
-            image = np.clip(np.asarray(image, float) * 255 + 0.5, 0, 255).astype(np.uint8)
-        return Image.fromarray(image.squeeze(-1) if image.shape[2:] == (1,) else image).convert(
-            "RGB"
-        )
+        return from_array(image)
     try:
         with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return upright(opened)
+    except VTCError as error:
+        raise VTCError(f"{error}; in {str(image)!r}") from error
     except UnidentifiedImageError as error:
         raise VTCError(
             f"image: {str(image)!r} is not an image file that Pillow can read"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,21 +65,50 @@ def create(table: Mapping[str, Callable[..., T]], what: str, name: str, **option
     return make(**options)
 
 
+def put(table: dict[str, Any], what: str, name: str, made: Any) -> None:
+    """Put `made` under `name` into a table. The same module read again replaces its own entry.
+
+    Raises:
+        VTCError: the name belongs to another entry, be it one of the same name in another module.
+    """
+    known = table.get(name)
+    if known is not None and _origin(known) != _origin(made):
+        raise VTCError(
+            f"{what}: {name!r} is already registered by {_said(known)}, so {_said(made)} needs "
+            "another name"
+        )
+    table[name] = made
+
+
+def _origin(made: Any) -> tuple[str, str]:
+    """Source and name. A file is one source, be it run as a script or imported."""
+    module, name = _named(made)
+    return getattr(sys.modules.get(module), "__file__", None) or module, name
+
+
+def _said(made: Any) -> str:
+    return ".".join(_named(made))
+
+
+def _named(made: Any) -> tuple[str, str]:
+    made = getattr(made, "func", made)  # what is in a functools.partial
+    kind = made if hasattr(made, "__qualname__") else type(made)
+    return str(made.__module__), str(kind.__qualname__)
+
+
 def register(table: dict[str, Callable[..., T]], name: str) -> Callable[[F], F]:
     """Decorator: put a function or a class of your own under `name` into a table of `vtc.discrete`.
 
     The tables are `quantizers.QUANTIZERS`, `plans.PLANS`, `objectives.OBJECTIVES`, `heads.HEADS`,
-    `presets.TOKENIZERS` and `presets.GENERATORS`; an entry can be used wherever a name is taken.
+    `samplers.SAMPLERS`, `presets.TOKENIZERS` and `presets.GENERATORS`; an entry can be used wherever
+    a name is taken.
 
     Raises:
-        VTCError: the name belongs to another entry.
+        VTCError: the name belongs to another entry, be it one of the same name in another module.
     """
 
     def add(make: F) -> F:
-        known = table.get(name)
-        if known is not None and known.__qualname__ != make.__qualname__:
-            raise VTCError(f"name: {name!r} is already registered by {known.__qualname__}")
-        table[name] = make
+        put(table, "name", name, make)
         return make
 
     return add
@@ -88,15 +118,13 @@ def register_method(cls: M) -> M:
     """Class decorator: make a `Method` available under its `name`.
 
     Raises:
-        VTCError: the class has no name, or the name belongs to another class.
+        VTCError: the class has no name, or the name belongs to another class, be it one of the same
+            name in another module.
     """
     name = getattr(cls, "name", "")
     if not name:
         raise VTCError(f"name: {cls.__qualname__} has none, give the class a `name`")
-    known = _METHODS.get(name)
-    if known is not None and known.__qualname__ != cls.__qualname__:
-        raise VTCError(f"name: {name!r} is already registered by {known.__qualname__}")
-    _METHODS[name] = cls
+    put(_METHODS, "name", name, cls)
     return cls
 
 

@@ -70,6 +70,7 @@ class Run:
         rounds: finished rounds.
         wanted: rounds that were asked for.
         warnings: what casts doubt on the times.
+        held: text encoders by setting, which would be loaded anew in every round.
     """
 
     subject: Subject
@@ -79,6 +80,7 @@ class Run:
     rounds: int = 0
     wanted: int = 0
     warnings: list[str] = field(default_factory=list)
+    held: dict[str, Any] = field(default_factory=dict)
 
     def lines(self) -> list[Line]:
         """A line a setting."""
@@ -292,6 +294,8 @@ def _prepared(run: Run, case: Case) -> Iterator[Any]:
             subject.model, method, processor=subject.processor, positions=run.positions
         )
     with on as handle:
+        if handle is not None:
+            run.held[case.setting.key] = handle.text_encoder
         yield handle
 
 

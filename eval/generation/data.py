@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Subset
 from vtc.errors import VTCError, nearest
 from vtc.eval.generation import render
 from vtc.eval.generation.config import DataSettings
+from vtc.rgb import upright
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -170,18 +171,17 @@ class HubImages(Dataset):
 def picture_to_tensor(picture: Image.Image, size: int) -> Tensor:
     """A PIL picture, squared by a centre crop, as `[3, size, size]` in [-1, 1].
 
-    It is turned as its EXIF note says, 16-bit grey is scaled, and what is transparent becomes white.
+    It is turned as its EXIF note says, more than 8 bits are scaled, and what is transparent becomes
+    white.
     """
     import numpy as np
 
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits; PIL would clip them at 255
-        picture = Image.fromarray((np.asarray(picture) / 257).round().clip(0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
+    if picture.has_transparency_data and not picture.mode.startswith("I"):
+        picture = ImageOps.exif_transpose(picture)
         picture = Image.alpha_composite(
             Image.new("RGBA", picture.size, "white"), picture.convert("RGBA")
         )
-    picture = picture.convert("RGB")
+    picture = upright(picture)
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     box = (left, top, left + side, top + side)

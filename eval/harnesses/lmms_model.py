@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.eval.harnesses.model import Compressed, Generation, Question
+from vtc.pictures import load_image
 
 
 class Model(lmms):
@@ -143,7 +144,7 @@ class Model(lmms):
                     f"task: {task!r} has a {type(image).__name__} among its visuals; this model "
                     "takes images (no video, no sound)"
                 )
-        return Question(text, [image.convert("RGB") for image in images])
+        return Question(text, [load_image(image) for image in images])
 
     def _generation(self, given: dict[str, Any]) -> Generation:
         generation = Generation.read(given)

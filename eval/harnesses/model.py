@@ -8,6 +8,7 @@ from typing import Any
 
 import vtc
 from vtc.commands._model import Loaded, load, prompt
+from vtc.commands._prompt import placed
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.eval.answers import prepare
@@ -180,14 +181,7 @@ class Compressed:
         pieces = question.text.split(PLACE)
         if not count or len(pieces) != count + 1:
             return prompt(processor, "".join(pieces), count)
-        if not getattr(processor, "chat_template", None):
-            return getattr(processor, "image_token", PLACE).join(pieces)
-        content: list[dict[str, str]] = []
-        for piece in pieces:
-            content += [{"type": "text", "text": piece}] if piece else []
-            content.append({"type": "image"})
-        turn = [{"role": "user", "content": content[:-1]}]
-        return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        return placed(processor, pieces)
 
     def _count(self) -> None:
         if self.handle is None:

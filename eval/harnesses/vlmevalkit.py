@@ -29,9 +29,15 @@ Everything that is not listed here goes to VLMEvalKit's run.py, for example --da
 
 
 def question(message: Sequence[Mapping[str, str]]) -> Question:
-    """A VLMEvalKit message, parts of type "image" (a path) and "text", as one user turn."""
+    """A VLMEvalKit message, parts of type "image" (a path) and "text", as one user turn.
+
+    In texts, what would be taken for the place of an image is spelt otherwise.
+    """
     images = [load_image(part["value"]) for part in message if part["type"] == "image"]
-    parts = [PLACE if part["type"] == "image" else part["value"] for part in message]
+    parts = [
+        PLACE if part["type"] == "image" else part["value"].replace(PLACE, "< image >")
+        for part in message
+    ]
     return Question("\n".join(parts), images)
 
 

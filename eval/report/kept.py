@@ -17,6 +17,7 @@ from vtc.errors import VTCError
 from vtc.eval.records import Answer, Setting
 from vtc.eval.report.results import FULL, Results
 from vtc.eval.report.runs import Collected
+from vtc.pictures import load_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -196,7 +197,7 @@ def _subject(
 ) -> Subject:
     from vtc.eval.runner import Row
 
-    row = Row(item, tuple(call().convert("RGB") for call in item.images))
+    row = Row(item, tuple(load_image(call()) for call in item.images))
     panels = [
         _panel(runner, row, label, setting, said[setting.key, item.id])
         for label, setting in settings.items()

@@ -21,7 +21,7 @@ def _load() -> dict[str, type[Suite]]:
         members = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
         for member in members:
             if inspect.isclass(member) and issubclass(member, Suite) and hasattr(member, "name"):
-                found[member.name] = member
+                registry.put(found, "suite", member.name, member)
     return found
 
 

@@ -122,8 +122,8 @@ class TableSuite(Suite):
 
 
 def open_image(table: Sequence[Row], number: int, column: str, folder: Path) -> Image:
-    """The image of a row, turned upright as its EXIF tag says: from a `datasets` record (`bytes` or
-    `path`), bytes, a path, or an image.
+    """The image of a row as RGB, turned upright as its EXIF tag says: from a `datasets` record
+    (`bytes` or `path`), bytes, a path, or an image.
 
     Args:
         folder: what paths are relative to.
@@ -131,7 +131,9 @@ def open_image(table: Sequence[Row], number: int, column: str, folder: Path) -> 
     Raises:
         VTCError: the row has none.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from vtc.rgb import upright
 
     value = table[number][column]
     if isinstance(value, Mapping):
@@ -142,7 +144,7 @@ def open_image(table: Sequence[Row], number: int, column: str, folder: Path) -> 
         value = Image.open(io.BytesIO(value))
     elif isinstance(value, str):
         value = Image.open(folder / value)
-    return ImageOps.exif_transpose(value)
+    return upright(value)
 
 
 def lettered(options: Sequence[str]) -> dict[str, str]:

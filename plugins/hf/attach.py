@@ -23,6 +23,12 @@ _MECHANISMS = {"boundary": entry, "crossed": crossed, "expanded": expanded}
 def sync(model: nn.Module, state: State) -> None:
     """Put on the model what its patches need, or take everything off; `LOCK` is held."""
     patches = state.patches
+    for patch in state.attached:
+        if patch not in patches:
+            patch.text_encoder = None  # its handle may outlive it by far
+    for patch in patches:
+        patch.equip(model)
+    state.attached = patches
     if not patches:
         if state_of(model) is not None:
             take_off_everything(model)

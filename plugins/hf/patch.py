@@ -96,6 +96,15 @@ class Patch:
         """Whether the method reads what is asked."""
         return any(request.kind in TEXT for request in self.requests.values())
 
+    def equip(self, model: nn.Module) -> None:
+        """Load the text encoder of a method that reads one, if the patch has none (any more)."""
+        kinds = {request.kind for request in self.requests.values()}
+        if self.text_encoder is None and kinds & {"text_embedding", "patch_embedding"}:
+            official = getattr(self.method, "text_source", "question") == "official"
+            choice = getattr(self.method, "text_encoder", None)
+            width = self.adapter.width(model.base_model)
+            self.text_encoder = load_text_encoder(choice, model, width, official)
+
     def add_report(
         self, call: Call | None, images: list[ImageReport], rows: list[int], seconds: float
     ) -> None:
@@ -160,7 +169,10 @@ class Handle:
 
     @property
     def text_encoder(self) -> Any:
-        """The text encoder that a text-guided method reads, else None."""
+        """What a text-guided method reads the question with, None for others and once the patch is off.
+
+        Hold on to it where the patch comes off and on often: it is loaded anew when nobody has it.
+        """
         return self._patch.text_encoder
 
     @property
@@ -225,6 +237,7 @@ class Handle:
 
     def _enter(self, frame: FrameType, call: Call | None) -> Block:
         self._used = True
+        self._patch.equip(self.model)
         with LOCK:
             state = state_of(self.model) or State()
             block = Block(self._patch, call, frame)
@@ -421,12 +434,8 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
         probed=probed,
         has_cls=has_cls,
     )
+    patch.equip(model)
     kinds = {request.kind for request in requests.values()}
-    if kinds & {"text_embedding", "patch_embedding"}:
-        official = getattr(method, "text_source", "question") == "official"
-        width = adapter.width(base)
-        choice = getattr(method, "text_encoder", None)
-        patch.text_encoder = load_text_encoder(choice, model, width, official)
     if "text_similarity" in kinds or (
         patch.reads_text and getattr(method, "question", None) is None
     ):

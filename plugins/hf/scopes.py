@@ -119,6 +119,7 @@ class State:
         patch: of `vtc.apply`, None when there are only blocks.
         blocks: open blocks, in the order in which they were entered.
         held: patches of calls under way, whose block may have ended meanwhile.
+        attached: patches that the model carries what they need for.
         own_generate: a `generate` that the instance had before, else None.
     """
 
@@ -126,6 +127,7 @@ class State:
         self.patch = patch
         self.blocks: list[Block] = []
         self.held: list[Patch] = []
+        self.attached: list[Patch] = []
         self.own_generate: Any = None
 
     @property
@@ -195,6 +197,7 @@ class State:
             "patch": scope.patch,
             "blocks": [],
             "held": [],
+            "attached": [] if scope.patch is None else [scope.patch],
             "own_generate": self.own_generate,
         }
 

@@ -14,6 +14,7 @@ from vtc.kernels.attention_received import attention_received
 from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call, Place, Unit, layer_index, places
 from vtc.plugins.hf.probe import Heads
+from vtc.plugins.hf.text_encoder import TextEncoder
 from vtc.tokens import SignalRequest
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ class Signals:
                 out[name] = self._similarity(unit.unpack(packed), text)
                 continue
             if request.kind == "text_embedding":
-                embedding = self.patch.text_encoder.embed(text)
-                out[name] = embedding.to(self.call.output.pooler_output[0].device)
+                encoder, device = self.patch.text_encoder, self.call.output.pooler_output[0].device
+                if isinstance(encoder, TextEncoder):
+                    encoder = encoder.on(device)
+                out[name] = encoder.embed(text).to(device)
                 continue
             if request not in self._done:
                 self._done[request] = self._compute(request)

@@ -1,15 +1,29 @@
-"""The text half of a CLIP or SigLIP model: embeds questions and projects patches into the same space."""
+"""The text half of a CLIP or SigLIP model: embeds questions and projects patches into the same space.
+
+An encoder belongs to the patches that use it. Patches on one device that name the same source share one
+while one of them is on its model; with the last it is gone. It never leaves its device: a vision tower
+elsewhere gets an encoder of its own there.
+"""
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
+
+#: held while something is loaded, copied, tokenized (a fast tokenizer cannot pad for two threads at
+#: once) or put into a cache; not on the instances, which are copied and pickled with their model
+_LOCK = threading.RLock()
+_CACHED = 256  # texts
+_Key = tuple[str, int, bool, torch.device]  # source, width, `whole_padding`, device
 
 
 class TextEncoder:
@@ -24,6 +38,9 @@ class TextEncoder:
             official code of Recoverable Compression does.
     """
 
+    #: the modules, by attribute
+    parts: ClassVar[tuple[str, ...]] = ("text_model", "text_projection", "visual_projection")
+
     def __init__(self, source: str | Path, width: int, whole_padding: bool = False) -> None:
         model = _pretrained("CLIPModel", source)
         self.tokenizer = _tokenizer(source)
@@ -33,29 +50,71 @@ class TextEncoder:
         self.visual_projection = model.visual_projection.requires_grad_(False)
         self.whole_padding = whole_padding
         self.max_length = model.config.text_config.max_position_embeddings
-        self._cache: dict[str, Tensor] = {}
+        self._fresh()
 
+    def _fresh(self) -> None:
+        """Nobody else's yet, with nothing remembered."""
+        self._key: _Key | None = None
+        self._cache: dict[str, Tensor] = {}
+        self._elsewhere: dict[torch.device, TextEncoder] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is, for good."""
+        return next(getattr(self, self.parts[0]).parameters()).device
+
+    def on(self, device: torch.device) -> TextEncoder:
+        """This encoder, or the one of the same weights on another device, where it is needed."""
+        if self.device == device:
+            return self
+        found = self._elsewhere.get(device)
+        if found is None:
+            with _LOCK:
+                key = None if self._key is None else (*self._key[:-1], device)
+                found = self._elsewhere[device] = _shared(key, lambda: self._copy(device))
+        return found
+
+    def _copy(self, device: torch.device) -> TextEncoder:
+        other = copy.copy(self)
+        for part in self.parts:
+            setattr(other, part, copy.deepcopy(getattr(self, part)))
+        other._fresh()
+        return other._settle(device)
+
+    def _settle(self, device: torch.device) -> TextEncoder:
+        """Move there, before anybody has it."""
+        for part in self.parts:
+            getattr(self, part).to(device)
+        return self
+
+    # not inference tensors, which a training run could not read from the cache later
+    @torch.inference_mode(False)
     def embed(self, text: str) -> Tensor:
         """`[P]` embedding of a text, not normalised; remembered for the last texts seen."""
-        if text not in self._cache:
-            if len(self._cache) > 256:
-                self._cache.clear()
-            self._cache[text] = self._embed(text)
-        return self._cache[text]
+        found = self._cache.get(text)
+        if found is None:
+            found = self._embed(text)
+            with _LOCK:
+                while len(self._cache) >= _CACHED:
+                    del self._cache[next(iter(self._cache))]
+                self._cache[text] = found
+        return found
 
     def _padded(self, text: str, device: torch.device) -> Any:
         """Ids and mask `[1, max_length]`, padded to the full length."""
-        return self.tokenizer(
-            text,
-            padding="max_length",
-            truncation=True,
-            max_length=self.max_length,
-            return_tensors="pt",
-        ).to(device)
+        with _LOCK:
+            inputs = self.tokenizer(
+                text,
+                padding="max_length",
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            )
+        return inputs.to(device)
 
     @torch.no_grad()
     def _embed(self, text: str) -> Tensor:
-        inputs = self._padded(text, self.text_projection.weight.device)
+        inputs = self._padded(text, self.device)
         ids = inputs["input_ids"]
         mask = None if self.whole_padding else inputs["attention_mask"]
         hidden = self.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[0]
@@ -67,15 +126,8 @@ class TextEncoder:
 
     def project(self, hidden: Tensor) -> Tensor:
         """Patches `[..., C]` into the shared space, `[..., P]`."""
-        self.to(hidden.device)
-        return self.visual_projection(hidden.to(self.visual_projection.weight.dtype))
-
-    def to(self, device: torch.device) -> None:
-        """Move to the device of the vision tower."""
-        if self.text_projection.weight.device != device:
-            for part in (self.text_model, self.text_projection, self.visual_projection):
-                part.to(device)
-            self._cache.clear()
+        project = self.on(hidden.device).visual_projection
+        return project(hidden.to(project.weight.dtype))
 
 
 class SiglipTextEncoder(TextEncoder):
@@ -90,6 +142,8 @@ class SiglipTextEncoder(TextEncoder):
         width: width C of the vision tower whose patches are projected.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("text_model", "norm", "head")
+
     def __init__(self, source: str | Path, width: int) -> None:
         model = _pretrained("SiglipModel", source)
         vision = getattr(model.vision_model, "vision_model", model.vision_model)
@@ -99,24 +153,22 @@ class SiglipTextEncoder(TextEncoder):
         self.norm = vision.post_layernorm.requires_grad_(False)
         self.head = vision.head.eval().requires_grad_(False)
         self.max_length = model.config.text_config.max_position_embeddings
-        self._cache = {}
+        self._fresh()
 
     @torch.no_grad()
     def _embed(self, text: str) -> Tensor:
         # As it was trained: padded to full length, padding seen, the last place read
-        inputs = self._padded(text, self.norm.weight.device)
+        inputs = self._padded(text, self.device)
         return self.text_model(input_ids=inputs["input_ids"]).pooler_output[0]
 
     def project(self, hidden: Tensor) -> Tensor:
-        self.to(hidden.device)
-        patches = self.norm(hidden.to(self.norm.weight.dtype))
-        return self.head(patches.flatten(0, -2)[:, None]).unflatten(0, hidden.shape[:-1])
+        here: Any = self.on(hidden.device)
+        patches = here.norm(hidden.to(here.norm.weight.dtype))
+        return here.head(patches.flatten(0, -2)[:, None]).unflatten(0, hidden.shape[:-1])
 
-    def to(self, device: torch.device) -> None:
-        if self.norm.weight.device != device:
-            for part in (self.text_model, self.norm, self.head):
-                part.to(device)
-            self._cache.clear()
+
+#: those that somebody uses
+_LOADED: WeakValueDictionary[_Key, TextEncoder] = WeakValueDictionary()
 
 
 class CallableTextEncoder:
@@ -175,16 +227,28 @@ def _make(source: str | Path, width: int, official: bool) -> TextEncoder:
     return TextEncoder(source, width, official)
 
 
-_LOADED: dict[tuple[str, int, bool], TextEncoder] = {}
+@torch.inference_mode(False)  # whatever the caller is in: others may train with it
+def _shared(key: _Key | None, make: Callable[[], TextEncoder]) -> TextEncoder:
+    """The encoder of a key, made where nobody has it; None is nobody else's."""
+    with _LOCK:
+        found = None if key is None else _LOADED.get(key)
+        if found is None:
+            found = make()
+            found._key = key
+            if key is not None:
+                _LOADED[key] = found
+        return found
 
 
 def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool) -> Any:
-    """The text encoder that a text-guided method reads, loaded once and shared.
+    """The text encoder that a text-guided method reads, on the model's device.
+
+    Shared with whoever uses the same one there: the caller owns it, nothing here does.
 
     Args:
         choice: hub id, folder, a pair `(embed, project)` of callables, or None for the `clip` folder
             beside the model's own weights.
-        model: the model to compress, for its folder.
+        model: the model to compress, for its folder and its device.
         width: width of its vision tower.
         official: see `TextEncoder.whole_padding`.
 
@@ -209,10 +273,15 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
             f"text_encoder: got {choice!r}, allowed are a hub id, a folder, or a pair of callables "
             "(embed, project)"
         )
-    key = (str(choice), width, official)
-    if key not in _LOADED:
-        _LOADED[key] = _make(choice, width, official)
-    return _LOADED[key]
+    folder = Path(choice).expanduser()
+    source = str(folder.resolve()) if folder.is_dir() else str(choice)
+    first = next(model.parameters(), None)
+    # an offloaded model has its numbers elsewhere; `on` finds out where it works
+    device = torch.device("cpu") if first is None or first.is_meta else first.device
+    return _shared(
+        (source, width, official, device),
+        lambda: _make(folder if folder.is_dir() else choice, width, official)._settle(device),
+    )
 
 
 def load_tokenizer(processor: Any, model: nn.Module) -> Any:

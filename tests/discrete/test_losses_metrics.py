@@ -34,6 +34,24 @@ def test_reconstruction_with_a_perceptual_term() -> None:
         losses.reconstruction_loss(a, b[:, :, :2])
 
 
+@pytest.mark.parametrize("shape", [(4, 2, 3), (4, 6), (4, 2, 3, 5)])
+def test_focal_loss_is_balanced_by_the_ones_of_each_image(shape: tuple[int, ...]) -> None:
+    """A pair of weights an image, whatever else is in the batch."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator)
+    share = torch.tensor([0.1, 0.5, 0.9, 0.0]).view(-1, *[1] * (len(shape) - 1))
+    bits = (torch.rand(shape, generator=generator) < share).float()
+    got = losses.focal_loss(logits, bits, alpha=-1, gamma=1.0)
+    for image, (x, row) in enumerate(zip(logits.flatten(1), bits.flatten(1), strict=True)):
+        ones = row.sum().item() / row.numel()
+        for place, (logit, bit) in enumerate(zip(x.tolist(), row.tolist(), strict=True)):
+            p = 1 / (1 + math.exp(-logit if bit else logit))  # of what is right
+            expected = (1 - ones if bit else ones) * (1 - p) * -math.log(p)
+            assert got[image].flatten()[place].item() == pytest.approx(expected, abs=1e-6)
+    single = losses.focal_loss(logits[1].flatten(), bits[1].flatten(), alpha=-1, gamma=1.0)
+    assert torch.allclose(single, got[1].flatten()), "one axis is one image"
+
+
 def test_adversarial_parts_fit_together() -> None:
     torch.manual_seed(0)
     discriminator, lecam = adversarial.PatchDiscriminator(width=8, layers=2), adversarial.LeCam()

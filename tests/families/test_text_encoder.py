@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -80,6 +86,143 @@ def test_recoverable_with_siglip(family: str, siglip: Path) -> None:
                 model(**batch)
             kept.append([image.kept for image in run.reports[-1].images])
     assert kept[0] != kept[1], "another question keeps other patches"
+
+
+# -- whose it is -------------------------------------------------------------------------------
+
+
+def towers() -> list[torch.nn.Module]:
+    """Text towers that are alive."""
+    gc.collect()
+    return [thing for thing in gc.get_objects() if type(thing) is tf.SiglipTextModel]
+
+
+def guide(siglip: Path, question: str | None = "left") -> Guided:
+    return Guided(retention=0.5, question=question, text_encoder=str(siglip))
+
+
+def test_an_encoder_lives_as_long_as_it_is_on_a_model(siglip: Path) -> None:
+    """It goes with the patch, also where handles are kept for their reports."""
+    one, two = tiny.build("paligemma"), tiny.build("llava_siglip")
+    before = len(towers())
+    first, second = vtc.apply(one, guide(siglip)), vtc.apply(two, guide(siglip))
+    assert first.text_encoder is second.text_encoder
+    assert len(towers()) == before + 1, "shared while both are on"
+    first.remove()
+    assert first.text_encoder is None and len(towers()) == before + 1
+    vtc.remove(two)
+    assert len(towers()) == before
+    with vtc.compress(one, guide(siglip)) as run:
+        assert len(towers()) == before + 1
+    assert len(towers()) == before and run.reports == []
+    kept = vtc.apply(one, guide(siglip)).text_encoder
+    vtc.remove(one)
+    with vtc.compress(one, guide(siglip)) as run:
+        assert run.text_encoder is kept, "whoever holds it keeps it loaded"
+
+
+def test_a_patch_that_comes_back_has_its_encoder(siglip: Path) -> None:
+    """A handle that is entered again, and a patch that another one hid."""
+    model, batch = tiny.build("paligemma"), tiny.inputs("paligemma", tiny.ONE)
+
+    def kept(run: vtc.Handle) -> list:
+        with torch.no_grad():
+            model(**batch)
+        return [image.kept for image in run.reports[-1].images]
+
+    outer = vtc.apply(model, guide(siglip, "what is red"))
+    expected = kept(outer)
+    with vtc.compress(model, "random", retention=0.5):
+        model(**batch)
+    assert kept(outer) == expected
+    outer.remove()
+    for _ in range(2):
+        with outer:
+            assert kept(outer) == expected
+            with vtc.compress(model, guide(siglip)) as inner, outer:
+                assert kept(outer) == expected
+            assert inner.text_encoder is None
+            assert kept(outer) == expected
+
+
+class Elsewhere(torch.nn.Module):
+    """A model on a device without numbers, which is one more device on any machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+
+def test_devices_do_not_take_it_from_each_other(siglip: Path) -> None:
+    encoder = load_text_encoder(str(siglip), torch.nn.Linear(1, 1), 32, False)
+    before = encoder.embed("left")
+    away = encoder.project(torch.zeros(1, 3, 32, device="meta"))
+    assert away.device.type == "meta", "projected where the patches are"
+    assert encoder.device.type == "cpu" and encoder.embed("left") is before
+    assert encoder.project(torch.zeros(1, 3, 32)).device.type == "cpu"
+    there = encoder.on(torch.device("meta"))
+    assert there.device.type == "meta" and there is encoder.on(torch.device("meta"))
+    assert there.on(torch.device("cpu")) is encoder, "and the way back"
+    offloaded = load_text_encoder(siglip, Elsewhere(), 32, False)
+    assert offloaded is encoder, "where numbers are"
+    assert load_text_encoder(siglip, Elsewhere(), 32, True) is not encoder, "it reads differently"
+
+
+def test_a_relative_path_is_not_another_folder_s(siglip: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a", "b"):
+        shutil.copytree(siglip, tmp_path / name / "clip", ignore=shutil.ignore_patterns("a", "b"))
+    found = []
+    for name in ("a", "b", "a"):
+        monkeypatch.chdir(tmp_path / name)
+        found.append(load_text_encoder("clip", torch.nn.Identity(), 32, False))
+    assert found[0] is found[2] is not found[1]
+
+
+def test_what_is_cached_under_inference_mode_can_be_trained_with(siglip: Path) -> None:
+    with torch.inference_mode():
+        encoder = load_text_encoder(str(siglip), torch.nn.Identity(), 32, False)
+        encoder.embed("left")
+    hidden = torch.randn(1, 3, 32, requires_grad=True)
+    (encoder.project(hidden) @ encoder.embed("left")).sum().backward()
+    assert hidden.grad is not None and hidden.grad.any()
+
+
+def test_threads_load_one_and_read_it_together(siglip: Path) -> None:
+    """Cold, with more texts than are remembered; every answer is that of one thread alone."""
+    texts = [f"what is {word}" for word in ("red", "left", "is")] + [
+        f"left {'is ' * (n % 6)}{n}" for n in range(300)
+    ]
+    barrier = threading.Barrier(4)
+
+    def ask(number: int) -> tuple[SiglipTextEncoder, list[torch.Tensor]]:
+        barrier.wait()
+        encoder = load_text_encoder(str(siglip), torch.nn.Identity(), 32, False)
+        turned = texts[number * 50 :] + texts[: number * 50]
+        said = dict(zip(turned, map(encoder.embed, turned), strict=True))
+        return encoder, [said[text] for text in texts]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, range(4)))
+    assert len({id(encoder) for encoder, _ in found}) == 1
+    assert len(found[0][0]._cache) <= 256
+    alone = SiglipTextEncoder(siglip, 32)
+    for place, text in enumerate(texts):
+        expected = alone.embed(text)
+        for _, said in found:
+            assert torch.equal(said[place], expected)
+
+
+def test_a_copied_model_has_its_own(siglip: Path) -> None:
+    model = tiny.build("paligemma")
+    vtc.apply(model, guide(siglip))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert twin._vtc.patch.text_encoder is not model._vtc.text_encoder
+        assert torch.equal(
+            twin._vtc.patch.text_encoder.embed("left"), model._vtc.text_encoder.embed("left")
+        )
+    vtc.remove(model)
 
 
 def test_wrong_width_is_named(siglip: Path) -> None:

@@ -62,6 +62,17 @@ def test_a_wrong_expectation_is_found_and_named(tmp_path, capsys, name, tensor, 
     assert f"{golden.family(name)} 0/1" in out
 
 
+@pytest.mark.parametrize("shift, status", [(4e-6, 0), (5e-5, 1)])
+def test_another_cpu_s_bilinear_passes(tmp_path, capsys, shift, status):
+    """Its scores differ by 2e-6 where they are near 0, far less than between two patches."""
+    path = copy(tmp_path, "gc2_full_p02_2x2_padrows")
+    tensors = load_file(path)
+    scores = tensors["global_scores_split"]
+    scores[scores.abs().argmin()] += shift
+    save_file(tensors, path)
+    assert golden.main([str(tmp_path)]) == status
+
+
 def test_a_wrong_number_in_the_json_is_found(tmp_path, capsys):
     path = copy(tmp_path, "rc_lof_p02").with_suffix(".json")
     info = json.loads(path.read_text())

@@ -9,7 +9,10 @@ from typing import Any
 
 from PIL import Image
 
+from vtc.commands._prompt import prompt, user_prompt
 from vtc.errors import VTCError
+
+__all__ = ["DTYPES", "Loaded", "find_device", "load", "prompt"]
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -23,22 +26,18 @@ class Loaded:
     processor: Any
     device: Any
 
-    def inputs(self, images: Sequence[Image.Image], text: str) -> Any:
+    def inputs(self, images: Sequence[Image.Image], text: str, raw: bool = False) -> Any:
         """What `model.generate` takes: one prompt with all `images`, on the device.
+
+        Args:
+            images: of the prompt.
+            text: the user's words, or with `raw` the whole prompt; see `_prompt.RULES`.
 
         Raises:
             VTCError: `text` holds image tokens, but not one for each image.
         """
-        shown = text.count(self.image_token)
-        if shown not in (0, len(images)):
-            raise VTCError(f"prompt: {shown} image tokens, {len(images)} images")
-        text = self.prompt(text, len(images))
+        text = user_prompt(self.processor, text, len(images), raw)
         return self.place(self.processor(images=list(images), text=text, return_tensors="pt"))
-
-    @property
-    def image_token(self) -> str:
-        """What stands for an image in a finished prompt."""
-        return getattr(self.processor, "image_token", "<image>")
 
     def place(self, inputs: Any) -> Any:
         """`inputs` on the device, pixels in the model's dtype."""
@@ -47,29 +46,10 @@ class Loaded:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs
 
-    def prompt(self, text: str, images: int) -> str:
-        """`text` in the model's chat template.
-
-        A text that already holds the image token is taken as a finished prompt; without a chat
-        template the image tokens stand in front.
-        """
-        return text if self.image_token in text else prompt(self.processor, text, images)
-
     def decode(self, output: Any, inputs: Any) -> str:
         """The answer in what `generate` returned."""
         new = output[:, inputs["input_ids"].shape[1] :]
         return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
-
-
-def prompt(processor: Any, text: str, images: int) -> str:
-    """`text` as the user's turn in the chat template, behind `images` images; without a chat
-    template the image tokens stand in front."""
-    if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-    return f"{getattr(processor, 'image_token', '<image>')}\n" * images + text
 
 
 def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.commands._arguments import add_model, positive
 from vtc.commands._console import print_json, progress, stdout
 from vtc.commands._model import Loaded, load
+from vtc.commands._prompt import RULES, notes
 from vtc.config import CompressionConfig, add_arguments
 from vtc.methods.base import Method
 from vtc.pictures import load_image
@@ -16,12 +17,16 @@ from vtc.pictures import load_image
 if TYPE_CHECKING:
     from PIL import Image
 
-DESCRIPTION = """\
+DESCRIPTION = (
+    """\
 Ask a model about images. Every image gets its own prompt and its own row; --together puts all of
 them into one prompt. --compare also answers without compression and measures prefill times
 (vision tower, selection and language model up to the first token) side by side, interleaved.
 Settings: --config file < VTC_* environment variables < flags.
+
 """
+    + RULES
+)
 
 
 def add(commands: Any) -> None:
@@ -36,7 +41,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--image", nargs="+", required=True, action="extend", metavar="FILE", help="image files"
     )
-    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--prompt", required=True, help="the question, in the user's words")
+    parser.add_argument("--raw", action="store_true", help="the prompt is finished: no template")
     parser.add_argument("--together", action="store_true", help="all images in one prompt")
     parser.add_argument(
         "--compare", action="store_true", help="also without compression, with prefill times"
@@ -73,11 +79,13 @@ def run(args: argparse.Namespace) -> None:
         ]
     for name, result in zip(names, results, strict=True):
         result["images"] = [str(path) for path in name]
+    told = [] if args.raw else notes(loaded.processor, args.prompt)
     if args.json:
         data = {
             "model": args.model,
             "prompt": args.prompt,
             "config": config.to_dict(),
+            "notes": told,
             "results": [{**r, "report": r["report"].to_dict(details=False)} for r in results],
         }
         for result in data["results"]:
@@ -85,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
                 result["prefill_ratio"] = dataclasses.asdict(result["prefill_ratio"])
         print_json(data)
     else:
-        _print(args, config, results)
+        _print(args, config, results, told)
 
 
 def _ask(
@@ -101,16 +109,19 @@ def _ask(
     import vtc
     from vtc.eval.timing import interleaved, ratio, stopwatch
 
-    inputs = loaded.inputs(images, args.prompt)
+    inputs = loaded.inputs(images, args.prompt, args.raw)
 
     def generate(count: int) -> Any:
         with torch.inference_mode():
             return loaded.model.generate(**inputs, max_new_tokens=count, do_sample=False)
 
+    held: list[Any] = []  # a text encoder that must not be loaded anew in every round
+
     def compressed(count: int, timed: bool = False) -> Any:
         with vtc.compress(
             loaded.model, method, processor=loaded.processor, positions=positions
         ) as handle:
+            held[:] = [handle.text_encoder]
             if timed:
                 return stopwatch(lambda: generate(count), loaded.device)
             return generate(count), handle.reports[-1]
@@ -137,7 +148,10 @@ def _ask(
 
 
 def _print(
-    args: argparse.Namespace, config: CompressionConfig, results: list[dict[str, Any]]
+    args: argparse.Namespace,
+    config: CompressionConfig,
+    results: list[dict[str, Any]],
+    told: list[str],
 ) -> None:
     from rich.markup import escape
     from rich.table import Table
@@ -174,7 +188,8 @@ def _print(
     facts = [args.model, report.method, settings, f"positions {report.positions}"]
     console.print(f"[dim]{escape(' | '.join(fact for fact in facts if fact))}[/dim]")
     console.print(table)
-    for note in dict.fromkeys(note for result in results for note in result["report"].notes):
+    said = [note for result in results for note in result["report"].notes]
+    for note in dict.fromkeys([*told, *said]):
         console.print(f"note: {escape(note)}")
     if args.compare:
         note = (

@@ -9,6 +9,7 @@ from typing import Any
 from vtc.commands._arguments import add_model
 from vtc.commands._console import print_json, stdout
 from vtc.commands._model import load
+from vtc.commands._prompt import RULES, notes
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.pictures import load_image, visualize
@@ -19,7 +20,9 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "show",
         help="paint the tokens that a method keeps over the image",
-        description="Run one prefill and paint kept, merged and dropped patches over the image.",
+        description="Run one prefill and paint kept, merged and dropped patches over the image.\n\n"
+        + RULES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(parser)
     parser.add_argument("--image", required=True, metavar="FILE")
@@ -28,6 +31,7 @@ def add(commands: Any) -> None:
         default="what is in the image?",
         help="the question, read by text-guided methods",
     )
+    parser.add_argument("--raw", action="store_true", help="the prompt is finished: no template")
     parser.add_argument("--output", default="kept.png", metavar="FILE", help="default: kept.png")
     parser.add_argument("--report", metavar="FILE", help="also save the report as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -46,7 +50,8 @@ def run(args: argparse.Namespace) -> None:
     picture = load_image(args.image)
     _check_suffix(args.output)
     loaded = load(args.model, args.device, args.dtype)
-    inputs = loaded.inputs([picture], args.prompt)
+    inputs = loaded.inputs([picture], args.prompt, args.raw)
+    told = [] if args.raw else notes(loaded.processor, args.prompt)
     with (
         vtc.compress(
             loaded.model, method, processor=loaded.processor, positions=config.positions
@@ -60,10 +65,13 @@ def run(args: argparse.Namespace) -> None:
     if args.report:
         report.save_json(args.report)
     if args.json:
-        print_json({"output": str(args.output), "report": report.to_dict(details=False)})
+        found = {"output": str(args.output), "report": report.to_dict(details=False)}
+        print_json({**found, "notes": told})
     else:
         console = stdout()
         console.print(report.table())
+        for note in told:
+            console.print(f"note: {note}", markup=False)
         console.print(f"picture: {args.output}", markup=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -44,7 +45,8 @@ class GeneratorConfig:
         drop: share of samples whose class and context are dropped in training.
         channels: C of continuous latents, 0 for codes.
         objective: what `loss` trains: a name or an `Objective`, see `objectives.create_objective`.
-        sampler: what `sample` runs by default: "ar", "maskgit", "bit_diffusion" or "next_x".
+        sampler: what `sample` runs by default: "ar", "maskgit", "bit_diffusion", "next_x", or a loop of
+            your own in `samplers.SAMPLERS`.
     """
 
     space: CodeSpace
@@ -330,13 +332,14 @@ class Generator(nn.Module):
 
         Args:
             given: labels `[B]`, or a `Condition`.
-            sampler: "ar", "maskgit", "bit_diffusion" or "next_x"; the config's by default.
+            sampler: "ar", "maskgit", "bit_diffusion", "next_x" or a registered one; the config's by
+                default.
             batch: how many, where the condition does not tell.
             guidance: scale, or a `Guidance`; None for the conditional model alone.
             null: the condition that guidance leads away from, of one row or as many; no class and no
                 context by default.
             seed: source of randomness.
-            options: of `samplers.sample_<sampler>`, see `samplers.check_options`.
+            options: of the loop, see `samplers` and `samplers.check_options`.
 
         Returns:
             ids int64 `[B, N, K]`, or latents `[B, N, C]`, in raster order.
@@ -346,7 +349,7 @@ class Generator(nn.Module):
         """
         sampler = sampler or self.config.sampler
         samplers.check_options(sampler, options)
-        if (sampler == "next_x") != bool(self.config.channels):
+        if not samplers.fits(sampler, bool(self.config.channels)):
             made = "latents" if self.config.channels else "codes"
             raise VTCError(
                 f"sampler: got {sampler!r}, which does not make the {made} of this model"
@@ -375,27 +378,31 @@ class Generator(nn.Module):
         noise: Noise,
         options: dict[str, Any],
     ) -> Tensor:
-        common = {"guidance": guidance, "seed": noise, **options}
-        if sampler == "ar":
-            step = Stepper(self, given, batch * (1 if guidance is None else 2))
-            return self.plan.restore(samplers.sample_ar(step, self.space, batch, **common))
-        common["device"] = self.start.device
-        if sampler == "maskgit":
-            ids = samplers.sample_maskgit(
-                lambda ids, unknown: self.masked_logits(ids, unknown, given),
-                self.space,
-                batch,
-                **common,
-            )
-            return self.plan.restore(ids)
-        if sampler == "bit_diffusion":
-            bits = samplers.sample_bit_diffusion(
-                lambda bits, t: self.flip_logits(bits, t, given), self.space, batch, **common
-            )
-            return self.plan.restore(bits)
-        common["dtype"] = self.start.dtype
-        model = GroupStepper(self, given)
-        return samplers.sample_next_x(model, self.plan, self.config.channels, batch, **common)
+        latents = bool(self.config.channels)
+        # made when a loop asks for it: a head may not go with every kind of step
+        offers: dict[str, Callable[[], Any]] = {
+            "step": lambda: Stepper(self, given, batch * (1 if guidance is None else 2)),
+            "predict": lambda: lambda ids, unknown: self.masked_logits(ids, unknown, given),
+            "denoise": lambda: lambda bits, t: self.flip_logits(bits, t, given),
+            "model": lambda: GroupStepper(self, given) if latents else self,
+            "generator": lambda: self,
+            "given": lambda: given,
+            "space": lambda: self.space,
+            "plan": lambda: self.plan,
+            "channels": lambda: self.config.channels,
+            "batch": lambda: batch,
+            "guidance": lambda: guidance,
+            "seed": lambda: noise,
+            "device": lambda: self.start.device,
+            "dtype": lambda: self.start.dtype,
+        }
+        loop = samplers.SAMPLERS[sampler]
+        made = loop(**samplers.arguments(sampler, offers), **options)
+        wanted = (batch, self.space.tokens, self.config.channels or self.space.subcodes)
+        if not isinstance(made, Tensor) or tuple(made.shape) != wanted:
+            got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise VTCError(f"sampler: {sampler!r} made {got}, expected {list(wanted)}")
+        return made if latents else self.plan.restore(made)
 
 
 class Stepper:

@@ -194,7 +194,7 @@ def focal_loss(
         logits: any shape.
         bits: targets in {0, 1}.
         alpha: weight of ones, `1 - alpha` that of zeros; None for neither; -1 balances both by
-            their rate in the batch.
+            their rate in each image `[B, ...]` (a tensor of one axis is one image).
         gamma: exponent of the miss.
     """
     loss = F.binary_cross_entropy_with_logits(logits, bits, reduction="none")
@@ -202,5 +202,7 @@ def focal_loss(
     loss = loss * miss**gamma
     if alpha is None:
         return loss
-    share = 1 - bits.mean() if alpha == -1 else alpha
+    share: Tensor | float = alpha
+    if alpha == -1:
+        share = 1 - bits.to(loss.dtype).mean(tuple(range(int(bits.dim() > 1), bits.dim())), True)
     return loss * torch.where(bits > 0.5, share, 1 - share)

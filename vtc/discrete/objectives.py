@@ -28,7 +28,8 @@ class Objective:
     """What a generator learns. A subclass says how hard each position was in `terms`.
 
     Attributes:
-        latents: whether it is for continuous latents instead of codes.
+        latents: whether it is for continuous latents instead of codes; of a class, or of an
+            instance that learns that from its parts.
     """
 
     latents: ClassVar[bool] = False
@@ -166,6 +167,8 @@ class NextAll(Objective):
 class Mixture(Objective):
     """One of several objectives a batch, drawn by weight: TokenUnify's three are the default.
 
+    It is for what its parts are for, all codes or all latents.
+
     Attributes:
         parts: the objectives, or what `create_objective` makes one of.
         weights: their chances, equal when empty.
@@ -181,6 +184,14 @@ class Mixture(Objective):
         if not parts:
             raise VTCError("parts: got none, a mixture needs at least one objective")
         object.__setattr__(self, "parts", parts)
+        kinds = {bool(part.latents) for part in parts}
+        if len(kinds) > 1:
+            told = ", ".join(
+                f"{type(part).__name__} ({'latents' if part.latents else 'codes'})"
+                for part in parts
+            )
+            raise VTCError(f"parts: got {told}, allowed are all of codes or all of latents")
+        object.__setattr__(self, "latents", kinds.pop())
         if self.weights and len(self.weights) != len(parts):
             raise VTCError(f"weights: got {len(self.weights)} for {len(parts)} objectives")
         if self.weights and not (min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf):

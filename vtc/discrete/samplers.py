@@ -1,6 +1,19 @@
 """Sampling loops. A model is a function here, so that an oracle can stand in for it.
 
 With guidance every loop calls the model on rows `[conditional | unconditional]`, twice the batch.
+
+A loop is told by the names of its parameters what `Generator.sample` is to give it, so that one of your
+own, registered in `SAMPLERS`, runs as those here do:
+
+* of a model of codes: `step`, `predict` or `denoise`, functions as `sample_ar`, `sample_maskgit` and
+  `sample_bit_diffusion` describe them;
+* of a model of latents: `channels`, and as `model` a `GroupModel`, see `sample_next_x`;
+* of both: `generator`, the `Generator` itself (of a model of codes `model` too), `given`, its
+  `Condition` (with guidance of twice the batch), `space`, `plan`, `batch`, `guidance`, `seed`, `device`
+  and `dtype`. A loop that ends in `**options` is given `guidance` and `seed` at least.
+
+Its other parameters need a default; they are the options of `Generator.sample`. Codes come back in the
+order of the plan, int64 `[batch, N, K]`, latents in raster order, `[batch, N, C]`.
 """
 
 from __future__ import annotations
@@ -50,8 +63,15 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
 }
 
-#: What `Generator.sample` gives a loop itself; a loop's other defaults are its options.
-GIVEN = ("guidance", "seed", "device", "dtype")
+#: What `Generator.sample` gives a loop itself, by whether its model makes codes, latents or either; a
+#: loop's other parameters are its options.
+OF_CODES = ("step", "predict", "denoise")
+OF_LATENTS = ("channels",)
+OF_BOTH = (
+    *("model", "generator", "given", "space", "plan"),
+    *("batch", "guidance", "seed", "device", "dtype"),
+)
+GIVEN = (*OF_CODES, *OF_LATENTS, *OF_BOTH)
 
 
 def _check(**options: Any) -> None:
@@ -68,12 +88,42 @@ def check_options(sampler: str, options: Mapping[str, Any]) -> None:
         options: by name.
 
     Raises:
-        VTCError: the sampler is unknown, takes no such option, or not such a value.
+        VTCError: the sampler is unknown, takes no such option, or not such a value; or it is one of
+            your own that asks for something else than the module says.
     """
-    parameters = inspect.signature(entry(SAMPLERS, "sampler", sampler)).parameters
-    takes = [n for n, p in parameters.items() if p.default is not p.empty and n not in GIVEN]
-    refuse_unknown(sampler, options, takes)
-    _check(**options)
+    loop = entry(SAMPLERS, "sampler", sampler)
+    parameters = inspect.signature(loop).parameters
+    catch_all, takes = False, []
+    for name, parameter in parameters.items():
+        catch_all |= parameter.kind is parameter.VAR_KEYWORD
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        known = name in GIVEN or parameter.default is not parameter.empty
+        if not known or parameter.kind is parameter.POSITIONAL_ONLY:
+            raise VTCError(
+                f"sampler: {sampler!r} asks for {name!r}; by its name a loop is given "
+                f"{', '.join(GIVEN)}, and its options need a default"
+            )
+        if name not in GIVEN:
+            takes.append(name)
+    refuse_unknown(sampler, [name for name in options if not catch_all or name in GIVEN], takes)
+    if loop.__module__ == __name__:  # what another loop calls by these names is its own business
+        _check(**options)
+
+
+def arguments(sampler: str, offers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """What a loop is given: those of `offers`, by `GIVEN` name, that its parameters ask for."""
+    parameters = inspect.signature(SAMPLERS[sampler]).parameters
+    asks = set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        asks |= {"guidance", "seed"}
+    return {name: offer() for name, offer in offers.items() if name in asks}
+
+
+def fits(sampler: str, latents: bool) -> bool:
+    """Whether a loop is for models of latents, or of codes; one that does not tell is for both."""
+    asks = inspect.signature(entry(SAMPLERS, "sampler", sampler)).parameters
+    return not any(name in asks for name in (OF_CODES if latents else OF_LATENTS))
 
 
 # -- from logits to codes ---------------------------------------------------------------------------
@@ -420,7 +470,7 @@ def sample_next_x(
     return plan.merge(parts).to(dtype)
 
 
-#: The loops by name, as `Generator.sample` calls them.
+#: The loops by name; `vtc.registry.register` adds others.
 SAMPLERS: dict[str, Callable[..., Tensor]] = {
     "ar": sample_ar,
     "maskgit": sample_maskgit,

@@ -20,6 +20,7 @@ from vtc.errors import VTCError
 from vtc.functional.anyres import Layout, pack_layout
 from vtc.plugins.hf.positions import POLICIES
 from vtc.plugins.hf.probe import Record
+from vtc.registry import put
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -324,11 +325,15 @@ def find(module: nn.Module, paths: Sequence[str], what: str) -> tuple[nn.Module,
 
 
 def register_adapter(*class_names: str) -> Callable[[A], A]:
-    """Class decorator: use the adapter for these transformers classes and their subclasses."""
+    """Class decorator: use the adapter for these transformers classes and their subclasses.
+
+    Raises:
+        VTCError: another adapter has one of them.
+    """
 
     def decorate(cls: A) -> A:
         for name in class_names:
-            _ADAPTERS[name] = cls
+            put(_ADAPTERS, "adapter", name, cls)
         return cls
 
     return decorate

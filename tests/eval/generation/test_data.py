@@ -114,6 +114,8 @@ def test_pictures_of_all_kinds(tmp_path: Path) -> None:
 
     grey = Image.fromarray(np.full((8, 8), 30_000, np.uint16))
     assert read(grey) == pytest.approx(2 * 30_000 / 65_535 - 1, abs=5e-3)
+    for mode, value in (("I", 102), ("F", 102.0), ("F", 0.4)):  # 8 bits in wide numbers
+        assert picture_to_tensor(Image.new(mode, (8, 8), value), 8) == pytest.approx(-0.2, abs=5e-3)
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     assert (read(clear) == 1).all()  # white, not red
     half = read(Image.new("RGBA", (8, 8), (255, 0, 0, 128)))

@@ -77,6 +77,8 @@ def test_a_message_keeps_the_places_of_its_images(tmp_path):
     asked = vlmevalkit.question(message)
     assert asked.text == "first\n<image>\nsecond\n<image>"
     assert [image.size for image in asked.images] == [(4, 4)] * 2
+    message = [message[1], {"type": "text", "value": "What does <image> mean?"}]
+    assert vlmevalkit.question(message).text == "<image>\nWhat does < image > mean?"
 
 
 def test_every_setting_has_a_name_of_its_own():

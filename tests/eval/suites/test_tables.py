@@ -1,11 +1,16 @@
 """The loaders of the hub datasets on small files of the same form."""
 
+import functools
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from PIL import Image, UnidentifiedImageError
 
 from tests.eval.suites.hub import HUB, Table, picture
 from vtc.errors import VTCError
 from vtc.eval.records import Answer
+from vtc.eval.runner import _open
 from vtc.eval.suites import create_suite, list_suites
 
 WORD = "\nAnswer the question using a single word or phrase."
@@ -267,6 +272,17 @@ def test_images_by_path_bytes_and_a_corrupt_one(hub, tmp_path):
     assert first.images[0]().getpixel((0, 0)) == (200, 0, 0)
     with pytest.raises(UnidentifiedImageError):
         second.images[0]()
+
+
+def test_images_of_16_bits_are_scaled(hub, tmp_path):
+    """Read by the suite, and by the runner from whatever a suite opens."""
+    Image.fromarray(np.full((4, 6), 30_000, np.uint16)).save(tmp_path / "a.png")
+    rows = [{**CHART.rows[0], "image": "a.png"}]
+    file = Table("a.parquet", {**CHART.types, "image": "string"}, rows).write(tmp_path)
+    (item,) = create_suite("chartqa", data=str(file)).items()
+    assert item.images[0]().getpixel((0, 0)) == (117, 117, 117)  # 30000 / 65535 of 255
+    item = replace(item, images=(functools.partial(Image.open, tmp_path / "a.png"),))
+    assert _open([item])[item.id].images[0].getpixel((0, 0)) == (117, 117, 117)
 
 
 @pytest.mark.parametrize("kind", ["string", "binary"])
