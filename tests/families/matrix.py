@@ -83,9 +83,9 @@ def text_encoder(width: int) -> Any:
     return embed, lambda hidden: hidden.float() @ project.to(hidden.device)
 
 
-def method_of(name: str, family: str, video: bool) -> Method:
-    """The method at retention 0.5; clips get a budget per frame every other time."""
-    options: dict[str, Any] = {"retention": 0.5}
+def method_of(name: str, family: str, video: bool, retention: float = 0.5) -> Method:
+    """The method; clips get a budget per frame every other time."""
+    options: dict[str, Any] = {"retention": retention}
     if name == "recoverable":
         from vtc.plugins.hf.adapters import adapter_for
 

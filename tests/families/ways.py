@@ -27,7 +27,6 @@ NEW = 3
 TOLERANCE = {
     torch.float64: (2e-4, 1e-4),  # some rotary embeddings are float32 always
     torch.float32: (2e-3, 1e-3),
-    torch.bfloat16: (0.0, 0.0),  # see `near`
 }
 
 
@@ -63,7 +62,7 @@ def holds(setting: Setting, checks: list[Check]) -> None:
 def near(got: Tensor, want: Tensor, what: str = "") -> None:
     """The logits are alike, as far as their precision goes."""
     assert got.shape == want.shape, f"{what}: {tuple(got.shape)}, by hand {tuple(want.shape)}"
-    if got.dtype == torch.bfloat16:
+    if want.dtype == torch.bfloat16:  # of which `generate` makes float32
         off = (got.float() - want.float()).norm(dim=-1) / want.float().norm(dim=-1)
         assert float(off.max()) < 0.1, f"{what}: {float(off.max()):.3f} of the logits' norm"
         return
@@ -102,6 +101,11 @@ def cache_of(output: Any) -> Any:
     """The cache in an output of either form."""
     values = output.values() if isinstance(output, dict) else output
     return next(value for value in values if isinstance(value, Cache))
+
+
+def cache_given(call: dict[str, Any]) -> Any:
+    """The cache among the arguments of a call, under either name."""
+    return next((call[name] for name in ("cache", "past_key_values") if name in call), None)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -171,7 +175,7 @@ def whole(
     setting: Setting, batch: dict[str, Any], more: list[list[int]], pixels: bool = False
 ) -> dict[str, Any]:
     """The conversation with text behind it, as `generate` takes it; `pixels`: with what it shows."""
-    new = torch.tensor(more, device=DEVICE)
+    new = torch.tensor(more, dtype=torch.long, device=DEVICE)
     out = {k: v for k, v in batch.items() if pixels or k.endswith("token_type_ids")}
     out["input_ids"] = torch.cat([batch["input_ids"], new], 1)
     out["attention_mask"] = longer(batch["attention_mask"], new.shape[1])
