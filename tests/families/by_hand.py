@@ -7,7 +7,7 @@ and masks are put together here, one row at a time and without padding.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Short:
         positions: `[1, S]`, or `[4, 1, S]` with M-RoPE.
         types: token types by argument name, `[1, S]` each.
         columns: the column of the long row that each token stands for.
+        sources: the column that gives each token its position.
         features: modality -> compressed features, one `[M, D]` an image or clip.
         deep: modality -> level -> the same rows for deeper decoder layers.
     """
@@ -44,6 +45,7 @@ class Short:
     positions: Tensor
     types: dict[str, Tensor]
     columns: list[int]
+    sources: list[int] = field(default_factory=list)
     features: dict[str, list[Tensor]] = field(default_factory=dict)
     deep: dict[str, list[list[Tensor]]] = field(default_factory=dict)
 
@@ -68,11 +70,12 @@ def record(model: nn.Module, method: Method, batch: dict[str, Any]) -> Seen:
 
 @torch.no_grad()
 def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str) -> Short:
-    """The short prompt of a batch of one row."""
+    """The short prompt of a batch of one row; columns that its mask hides are not in it."""
     base = model.model
     seen = iter(record(model, method, batch))
     given = batch["input_ids"][0]
     ids = given.tolist()
+    shown = batch["attention_mask"][0].bool().tolist()
     long = long_positions(model, batch)
     slots: dict[int, list[tuple[Tensor, int]]] = {}  # tokens may share an anchor
     runs: dict[str, list[int]] = {}
@@ -91,8 +94,9 @@ def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str
         places, start = runs[kind], 0
         while start < len(places):
             tokens, out = next(seen)
-            length = len(tokens.layout)
-            mine = packed[start : start + length]
+            left = [shown[place] for place in places[start : start + tokens_of(tokens)]]
+            length = len(left)
+            mine = packed[start : start + length][left]
             check_features(tokens, mine, method)
             features = []
             for k in range(len(out)):
@@ -103,30 +107,53 @@ def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str
                 else:
                     features.append(out.features[k])
             anchors = out.anchor.tolist()
+            mine_at = [p for p, is_left in zip(places[start:], left, strict=False) if is_left]
             for k, slot in enumerate(sorted(anchors)):
-                slots.setdefault(places[start + slot], []).append(
-                    (features[k], places[start + anchors[k]])
-                )
+                slots.setdefault(mine_at[slot], []).append((features[k], mine_at[anchors[k]]))
             short.features[kind].append(torch.stack(features))
             for level, rows in enumerate(levels):
-                short.deep[kind][level].append(rows[start : start + length][out.anchor])
+                short.deep[kind][level].append(rows[start : start + length][left][out.anchor])
             start += length
     embed = model.get_input_embeddings()
     embeds, columns, sources = [], [], []
     for column, token in enumerate(ids):
-        text = [] if token in (tiny.IMAGE, tiny.VIDEO) else [(embed(given[column]), column)]
+        visual = token in (tiny.IMAGE, tiny.VIDEO) or not shown[column]
+        text = [] if visual else [(embed(given[column]), column)]
         for vector, source in slots.get(column, text):
             embeds.append(vector.to(model.dtype))
             columns.append(column)
             sources.append(source)
     short.embeds = torch.stack(embeds)[None]
     short.ids = batch["input_ids"][:, columns]
-    short.columns = columns
+    short.columns, short.sources = columns, sources
     short.positions = short_positions(long, sources, policy)
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in batch:
             short.types[name] = batch[name][:, columns]
     return short
+
+
+def tokens_of(tokens: VisualTokens) -> int:
+    """The placeholders of an image, those that the mask hides included."""
+    return len(tokens.layout) + len(tokens.hidden)
+
+
+@torch.no_grad()
+def followed(model: nn.Module, short: Short, batch: dict[str, Any], policy: str) -> Short:
+    """The short prompt of `batch`, one row that is that of `short` with text behind it."""
+    start = short.columns[-1] + 1 if short.columns else 0
+    columns = list(range(start, batch["input_ids"].shape[1]))
+    more = model.get_input_embeddings()(batch["input_ids"][:, columns]).to(model.dtype)
+    every, sources = [*short.columns, *columns], [*short.sources, *columns]
+    return replace(
+        short,
+        embeds=torch.cat([short.embeds, more], 1),
+        ids=batch["input_ids"][:, every],
+        positions=short_positions(long_positions(model, batch), sources, policy),
+        types={name: batch[name][:, every] for name in short.types},
+        columns=every,
+        sources=sources,
+    )
 
 
 def same_width(out: CompressedTokens, packed: Tensor) -> bool:
@@ -163,7 +190,7 @@ def long_positions(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
         arguments = {n: batch[n] for n in names if n in batch}
         return model.model.get_rope_index(batch["input_ids"], **arguments)[0][:, 0]
-    return torch.arange(batch["input_ids"].shape[1], device=DEVICE)
+    return (batch["attention_mask"][0].cumsum(0) - 1).clamp(min=0)
 
 
 def short_positions(long: Tensor, sources: list[int], policy: str) -> Tensor:

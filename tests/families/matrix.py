@@ -4,7 +4,8 @@
     python -m tests.families.matrix --modes forward greedy --sides left   # a quick look
     python -m tests.families.matrix --only qwen internvl                  # some families
 
-A cell holds when the compressed model gives what `by_hand` gives, row by row, from a padded batch.
+A cell holds when the compressed model gives what `by_hand` gives, row by row, from a padded batch. Ways
+to call beside one forward or `generate` are in `ways.py` and have a table of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ import transformers
 from torch import Tensor
 
 import vtc
-from tests.families import by_hand, docowl, mllama, tiny
+from tests.families import by_hand, docowl, mllama, tiny, ways
+from tests.families.samples import Setting
 from vtc.methods.base import Method
 
 NEW = 4
@@ -48,6 +50,8 @@ METHODS = (
     "recoverable",
     "tokenflex",
 )
+#: those that run in every way of `ways.py`: one that selects, one that merges, one that reads signals
+WAY_METHODS = ("uniform", "pool", "globalcom2")
 
 
 def cases() -> list[tuple[str, bool]]:
@@ -79,9 +83,9 @@ def text_encoder(width: int) -> Any:
     return embed, lambda hidden: hidden.float() @ project.to(hidden.device)
 
 
-def method_of(name: str, family: str, video: bool) -> Method:
-    """The method at retention 0.5; clips get a budget per frame every other time."""
-    options: dict[str, Any] = {"retention": 0.5}
+def method_of(name: str, family: str, video: bool, retention: float = 0.5) -> Method:
+    """The method; clips get a budget per frame every other time."""
+    options: dict[str, Any] = {"retention": retention}
     if name == "recoverable":
         from vtc.plugins.hf.adapters import adapter_for
 
@@ -142,6 +146,8 @@ def cell(family: str, video: bool, method: str, mode: str, side: str, positions:
     Raises:
         AssertionError: the compressed model differs from the reference.
     """
+    if mode in ways.WAYS:
+        return way(family, video, method, mode, side, positions)
     if family in INSIDE:
         return _inside(family, method, mode, positions)
     reason = upstream(family, video, mode, side)
@@ -177,6 +183,33 @@ def cell(family: str, video: bool, method: str, mode: str, side: str, positions:
         want = expected(family, video, method, plain, positions, row)
         assert tuple(got[row]) == want, f"row {row}: {got[row]}, by hand {list(want)}"
     return "ok"
+
+
+def way(family: str, video: bool, method: str, name: str, side: str, positions: str) -> str:
+    """`cell` for a way of `ways.py`; what the bare model gets wrong is of interest where we fail."""
+    model, chosen = model_of(family), method_of(method, family, video)
+    try:
+        ways.run(Setting(family, model, chosen, positions), name, video, side)
+    except vtc.VTCError:
+        raise
+    except Exception:
+        reason = upstream_way(family, video, name, side)
+        if not reason:
+            raise
+        return f"upstream: {reason}"
+    return "ok"
+
+
+@functools.cache
+def upstream_way(family: str, video: bool, name: str, side: str) -> str:
+    """Why the bare model cannot be called in this way, empty where it can."""
+    try:
+        ways.run(Setting(family, model_of(family), None), name, video, side)
+    except AssertionError:
+        return "other logits than for each sample alone"
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return ""
 
 
 def _run(model: Any, batch: dict[str, Any], mode: str) -> Tensor:
@@ -270,7 +303,11 @@ def run_case(job: Job) -> Cells:
     transformers.logging.set_verbosity_error()  # it warns of right padding, which we repair
     out: Cells = {}
     for mode in modes:
+        if mode in ways.WAYS and (method not in WAY_METHODS or family in INSIDE):
+            continue
         for side in sides:
+            if mode in ways.ONE_SIDED and side != SIDES[0]:
+                continue
             for positions in POSITIONS if method != "none" else ("original",):
                 try:
                     if method == "none":
@@ -324,6 +361,8 @@ fallback.
 
 def table(results: dict[tuple[str, bool, str], Cells], minutes: float) -> str:
     """The support table as Markdown."""
+    called = {job: _cells(cells, ways.WAYS) for job, cells in results.items()}
+    results = {job: _cells(cells, MODES) for job, cells in results.items()}
     keys = [key for cells in results.values() for key in cells]
     modes, sides = (list(dict.fromkeys(key[i] for key in keys)) for i in (0, 1))
     methods = list(dict.fromkeys(method for _, _, method in results if method != "none"))
@@ -331,7 +370,7 @@ def table(results: dict[tuple[str, bool, str], Cells], minutes: float) -> str:
         _HEAD.format(
             version=transformers.__version__,
             torch=torch.__version__.split("+")[0],
-            cells=sum(map(len, results.values())),
+            cells=sum(map(len, [*results.values(), *called.values()])),
             minutes=minutes,
             modes=", ".join(modes),
             sides=", ".join(sides),
@@ -363,7 +402,88 @@ def table(results: dict[tuple[str, bool, str], Cells], minutes: float) -> str:
     if remarks:
         lines += ["", "Remarks:", ""]
         lines += [f"{number}. {text}" for text, number in remarks.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *ways_table(called)]) + "\n"
+
+
+_WAYS_HEAD = """
+## Ways to call
+
+Beside one forward or one `generate` over a batch. Every cell stands for the methods {methods}, the
+position policies and, where there is padding, both sides of it. It holds when the logits of every row,
+and of every step of decoding, are those of the language model alone on the prompt shortened by hand;
+two turns are compared with the whole conversation, packed samples with each of them alone.
+
+| column | what is called |
+|---|---|
+{ways}
+
+| mark | meaning |
+|---|---|
+| yes | it holds |
+| yes and a number | it holds but for what the remark says |
+| refused | an error says that it cannot be done and why |
+| - | not possible without `vtc` either |
+| **no** | a bug |
+
+Mllama and DocOwl1.5, whose placeholders stay as they are, were not called in these ways.
+"""
+
+
+def _cells(cells: Cells, modes: Any) -> Cells:
+    return {key: text for key, text in cells.items() if key[0] in modes}
+
+
+def ways_table(called: dict[tuple[str, bool, str], Cells]) -> list[str]:
+    """The table of families and ways, as lines of Markdown; none where no way was run."""
+    names = list(dict.fromkeys(key[0] for cells in called.values() for key in cells))
+    if not names:
+        return []
+    said = [f"| {n} | {' '.join(str(ways.WAYS[n].__doc__).split())} |" for n in names]
+    used = list(dict.fromkeys(job[2] for job, cells in called.items() if cells))
+    methods = ", ".join(f"`{method}`" for method in used)
+    lines = [
+        _WAYS_HEAD.format(methods=methods, ways="\n".join(said)),
+        "| family | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+    ]
+    remarks: dict[str, int] = {}
+    for family, video in dict.fromkeys(job[:2] for job, cells in called.items() if cells):
+        marks = []
+        for name in names:
+            cells = {
+                (method, *key[1:]): text
+                for (f, v, method), some in called.items()
+                for key, text in some.items()
+                if (f, v, key[0]) == (family, video, name)
+            }
+            marks.append(_way_mark(cells, remarks))
+        lines.append(f"| {family}{' + clips' * video} | " + " | ".join(marks) + " |")
+    if remarks:
+        lines += ["", "Remarks:", "", *(f"{number}. {text}" for text, number in remarks.items())]
+    return lines
+
+
+def _way_mark(cells: Cells, remarks: dict[str, int]) -> str:
+    """What the table says of one family and way: never a bare yes where a cell does not hold."""
+    if not cells:
+        return ""
+    soft: dict[str, list[tuple[str, ...]]] = {}
+    for key, text in cells.items():
+        if text != "ok":
+            soft.setdefault(text, []).append(key)
+    if any(text.startswith("FAILED") for text in soft):
+        return "**no**"
+    notes = []
+    for text, keys in soft.items():
+        where = ""
+        for at, what in ((0, "methods"), (1, "padding"), (2, "positions")):
+            every, mine = ({key[at] for key in some} for some in (cells, keys))
+            if mine != every:
+                where += f"{what} {', '.join(sorted(mine))}: "
+        notes.append(str(remarks.setdefault(where + text, len(remarks) + 1)))
+    whole = "yes" if "ok" in cells.values() else ""
+    refused = "refused" if all(text.startswith("refused") for text in soft) else "-"
+    return " ".join([whole or refused, *notes]) if notes else "yes"
 
 
 def _timed(job: Job) -> tuple[Cells, float]:
@@ -388,7 +508,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="file for the table; default: the screen")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of family names")
     parser.add_argument("--methods", nargs="*", default=["none", *METHODS])
-    parser.add_argument("--modes", nargs="*", default=list(MODES))
+    parser.add_argument("--modes", nargs="*", default=[*MODES, *ways.WAYS])
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--resume", type=Path, help="JSON file of finished cells to go on from")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vtc
-from tests.families import by_hand, matrix, tiny
+from tests.families import by_hand, matrix, tiny, ways
 from tests.families.by_hand import Output
 from tests.hf.tiny import snapshot
 
@@ -39,6 +39,19 @@ def test_one_method_of_every_family(family: str, video: bool, method: str) -> No
     for positions in matrix.POSITIONS:
         holds(family, video, method, "forward", "left", positions)
     holds(family, video, method, "greedy", "left", "original")
+
+
+@pytest.mark.parametrize("number,family,video", [(n, *c) for n, c in enumerate(matrix.cases())])
+def test_ways_to_call(number: int, family: str, video: bool) -> None:
+    """A few ways of every family, each way with a few of them."""
+    names = list(ways.WAYS)
+    for name in names[number % 4 :: 4]:
+        side = matrix.SIDES[number // 4 % 2] if name not in ways.ONE_SIDED else "left"
+        method = "uniform" if family == tiny.UNKNOWN else matrix.WAY_METHODS[number % 3]
+        try:
+            matrix.way(family, video, method, name, side, matrix.POSITIONS[number % 3])
+        except vtc.VTCError as error:  # an older transformers
+            pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("family,video", CASES)
@@ -134,5 +147,6 @@ def _wants_tensor(output: Any) -> bool:
 @pytest.mark.parametrize("family,video", CASES)
 def test_whole_matrix(family: str, video: bool, method: str) -> None:
     """All cells of a family and a method."""
-    cells = matrix.run_case((family, video, method, tuple(matrix.MODES), matrix.SIDES))
+    modes = (*matrix.MODES, *ways.WAYS)
+    cells = matrix.run_case((family, video, method, modes, matrix.SIDES))
     assert not {key: text for key, text in cells.items() if text.startswith("FAILED")}
