@@ -24,6 +24,7 @@ from vtc.plugins.hf.adapters.base import PIXELS, layer_index
 from vtc.plugins.hf.compaction import Compaction
 from vtc.plugins.hf.hooks import hang, take_off
 from vtc.plugins.hf.positions import check_policy
+from vtc.plugins.hf.selfcheck import check_once
 from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
 from vtc.registry import create_method
 from vtc.report import ImageReport, Report
@@ -190,6 +191,7 @@ def apply(
     patch = _plan(model, resolved, policy, processor)
     if patch.positions != policy and (positions is not None or policy != "original"):
         raise VTCError(f"positions: got {policy!r}, but {patch.notes[0]}")
+    check_once(model)
     return Handle(model, patch, _put_on(model, patch))
 
 
