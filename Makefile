@@ -3,9 +3,14 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 # One thread a process, one process a core: small models gain nothing from threads
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+# The first transformers that is supported, and what setup.py allows: the last minor version that CI ran
 OLDEST := 5.18.0
+RANGE  := $(shell sed -n 's/.*"\(transformers[<>=][^"]*\)".*/\1/p' setup.py)
+# What touches transformers, the one thing that differs between the versions
+MODELS := tests/families tests/hf tests/reference tests/eval tests/test_cli.py tests/test_demo.py \
+	tests/test_doctor.py tests/test_visualize.py
 
-.PHONY: demo test test-slow test-oldest matrix golden report kernels style clean
+.PHONY: demo test test-slow test-oldest test-newest matrix golden report kernels style clean
 
 demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
@@ -16,9 +21,13 @@ test: $(VENV)/.ready         ## everything but the slow tests
 test-slow: $(VENV)/.ready    ## the slow tests alone
 	$(PYTEST) -m slow
 
-test-oldest: $(VENV)/oldest/.ready   ## the model families on the oldest transformers that is supported
+test-oldest: $(VENV)/oldest/.ready   ## what touches models, on the oldest transformers that is supported
 	PYTHONPATH=$(VENV)/oldest $(RUN) -c "import transformers as t; assert t.__version__ == '$(OLDEST)', t"
-	PYTHONPATH=$(VENV)/oldest $(PYTEST) tests/families tests/hf
+	PYTHONPATH=$(VENV)/oldest $(PYTEST) $(MODELS)
+
+test-newest: $(VENV)/newest/.ready   ## the same on what a plain install resolves to
+	PYTHONPATH=$(VENV)/newest $(RUN) -c "import transformers as t; print('transformers', t.__version__)"
+	PYTHONPATH=$(VENV)/newest $(PYTEST) $(MODELS)
 
 matrix: $(VENV)/.ready       ## every family, method and way to run, and the table of what holds
 	$(RUN) -m tests.families.matrix --output docs/support.md --jobs 2
@@ -48,7 +57,11 @@ $(VENV)/.ready: setup.py constraints.txt
 	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test]"
 	touch $@
 
-# A second environment: the first one with the oldest transformers in front of it
+# Two more environments: the first one with another transformers in front of it
 $(VENV)/oldest/.ready: $(VENV)/.ready
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/oldest "transformers==$(OLDEST)"
+	touch $@
+
+$(VENV)/newest/.ready: $(VENV)/.ready
+	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/newest "$(RANGE)"
 	touch $@

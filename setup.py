@@ -68,7 +68,7 @@ setup(
     },
     install_requires=[
         "torch>=2.6",
-        "transformers>=5.18,<6",
+        "transformers>=5.18,<5.25",
         "numpy>=1.26",
         "pillow>=10.1",
         "safetensors>=0.4.3",

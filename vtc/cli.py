@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vtc import __version__
-from vtc.commands import demo, methods, run, show
+from vtc.commands import demo, doctor, methods, run, show
 from vtc.commands._status import run_command
 
 EPILOG = """\
@@ -17,6 +17,7 @@ examples:
   vtc run --model reference --image page.png --prompt "how many circles are there?" \\
           --method globalcom2 --retention 0.25 --compare
   vtc show --image photo.jpg --method globalcom2 --retention 0.25 --output kept.png
+  vtc doctor --model llava-hf/llava-1.5-7b-hf       whether compression is right on a model, here
 """
 
 
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vtc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (methods, run, show, demo):
+    for module in (methods, run, show, demo, doctor):
         module.add(commands)
     return parser
 

@@ -34,6 +34,7 @@ from vtc.plugins.hf.scopes import (
     note_left,
     state_of,
 )
+from vtc.plugins.hf.selfcheck import check_once
 from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
 from vtc.registry import create_method
 from vtc.report import ImageReport, Report
@@ -318,6 +319,7 @@ def plan(
     patch = _plan(model, resolved, policy, processor)
     if patch.positions != policy and (positions is not None or policy != "original"):
         raise VTCError(f"positions: got {policy!r}, but {patch.notes[0]}")
+    check_once(model)
     return Handle(model, patch)
 
 

@@ -38,6 +38,14 @@ def _tokens(model, inputs) -> int:
     return int((inputs["input_ids"] == model.config.image_token_id).sum())
 
 
+def _language_flops(text, prompt) -> tuple[int, int]:
+    """What the formula says, and the same with the rotary angles, which older transformers make by a
+    product of matrices."""
+    axes = 3 if "mrope_section" in (text.rope_parameters or {}) else 1
+    flops = language_flops(text, prompt)
+    return flops, flops + axes * prompt * HEAD
+
+
 def test_a_prompt_has_as_many_placeholders_as_the_model_wants(case):
     inputs = case.inputs(0)
     expected = CASES[case.name][1]
@@ -65,7 +73,7 @@ def test_counts_are_what_the_formulas_say(case, method):
     text = case.model.config.text_config
     figures = found.figures
     assert figures["vision_flops"] == encoder_flops(case.model.config, inputs, found.layers)
-    assert figures["prefill_flops"] == language_flops(text, prompt)
+    assert figures["prefill_flops"] in _language_flops(text, prompt)
     assert figures["kv_cache"] == 2 * text.num_hidden_layers * KV * HEAD * prompt * 4
     parts = [figures[f"{stage}_flops"] for stage in ("vision", "selection", "prefill")]
     assert figures["flops"] == sum(parts)
@@ -111,8 +119,8 @@ def test_the_language_model_alone_runs_on_embeddings():
     model = subject("llava-1.5-7b", Depth(2, 2))
     found = passes.counted(model, passes.embeddings(model, 50), 0)
     assert found.figures["vision_flops"] == 0 and found.encoder is None
-    expected = language_flops(model.model.config.text_config, 50)
-    assert found.figures["prefill_flops"] == found.figures["flops"] == expected
+    assert found.figures["prefill_flops"] == found.figures["flops"]
+    assert found.figures["flops"] in _language_flops(model.model.config.text_config, 50)
 
 
 def test_times_have_every_figure_and_add_up():

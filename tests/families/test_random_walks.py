@@ -212,7 +212,7 @@ class Run:
 
     @property
     def _left(self) -> bool:
-        """Where the short rows stand: on the caller's side; where nothing was padded they end together."""
+        """Whether the short rows stand on the left: the caller's side; unpadded ones end together."""
         lengths = {len(s.ids) for s in self.samples}
         return self.walk.side == "left" or len(lengths) == 1
 
