@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.commands._arguments import add_place
 from vtc.commands._console import print_json, progress, stdout
 from vtc.commands._model import Loaded, find_device, load
+from vtc.commands._prompt import user_prompt
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.methods.base import Method
@@ -252,8 +253,9 @@ def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     from vtc.plugins.hf.checks import Subject, first_line
 
     images = [_picture(112, 168), _picture(196, 112)]
-    texts = [loaded.prompt(text, 1) for text in ("what is in the picture?", "how many circles?")]
-    rows = [dict(loaded.inputs([image], text)) for image, text in zip(images, texts, strict=True)]
+    words = ("what is in the picture?", "how many circles?")
+    texts = [user_prompt(loaded.processor, text, 1) for text in words]
+    rows = [dict(loaded.inputs([i], word)) for i, word in zip(images, words, strict=True)]
     batch: dict[str, Any] | str
     try:
         batch = dict(loaded.place(prepare(loaded.processor, [[i] for i in images], texts)))
