@@ -25,10 +25,15 @@ def forwards(model: nn.Module) -> Iterator[Mapping[str, inspect.Parameter]]:
             yield inspect.signature(own).parameters
         except (TypeError, ValueError):
             pass
-    for cls in type(model).__mro__:
-        if cls is nn.Module:
+    yield from forwards_of(type(model))
+
+
+def forwards_of(cls: type) -> Iterator[Mapping[str, inspect.Parameter]]:
+    """The same of a class."""
+    for each in cls.__mro__:
+        if each is nn.Module:
             return
-        function = cls.__dict__.get("forward")
+        function = each.__dict__.get("forward")
         if inspect.isfunction(function):
             parameters = _parameters(function)
             yield {name: p for name, p in parameters.items() if name != "self"}

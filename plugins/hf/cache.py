@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -25,8 +25,15 @@ NAMES = ("cache", "past_key_values")
 
 def name(model: nn.Module) -> str:
     """What `model`'s forward calls its cache."""
-    for each in (model, getattr(model, "base_model", model)):
-        for parameters in arguments.forwards(each):
+    inner = type(getattr(model, "base_model", model))
+    return _name(type(model), type(model).forward, inner)
+
+
+@lru_cache(maxsize=64)
+def _name(cls: type, forward: Any, inner: type) -> str:
+    """By class, not by call: a decoding step has no time to read signatures."""
+    for each in (cls, inner):
+        for parameters in arguments.forwards_of(each):
             for known in NAMES:
                 if known in parameters:
                     return known
@@ -50,7 +57,7 @@ def renamed(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
         VTCError: two different caches.
     """
     here = [known for known in NAMES if known in kwargs]
-    if not here:
+    if not here or here == [name(model)]:
         return kwargs
     caches = [kwargs[known] for known in here if kwargs[known] is not None]
     if len(caches) > 1 and caches[0] is not caches[1]:

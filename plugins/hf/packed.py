@@ -113,7 +113,9 @@ def one_sample(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     if mask is None and held is None:
         out["attention_mask"] = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)
-    if uses_flash(model) and len(inputs) == 1 and fresh > 1 and (mask is None or bool(mask.all())):
+    if len(inputs) > 1 or fresh == 1 or not uses_flash(model):
+        return out
+    if mask is None or bool(mask.all()):
         whole = fresh + cache.length(held)
         q, k = (
             torch.tensor([0, n], dtype=torch.int32, device=inputs.device) for n in (fresh, whole)
