@@ -84,7 +84,7 @@ class Run:
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "processes": group.count,
             "batch_size": self.batch_size,
-            **manifest.machine(self.loaded.device),
+            **manifest.machine(self.loaded.device, self.loaded.model),
             "code": facts["code"],
         }
         if (self.folder / MANIFEST).exists():

@@ -34,11 +34,12 @@ def code() -> dict[str, Any]:
     }
 
 
-def machine(device: Any) -> dict[str, Any]:
+def machine(device: Any, instance: Any) -> dict[str, Any]:
     """Where it ran.
 
     Args:
         device: the torch device of the model.
+        instance: the model, which may run on a number of threads of its own.
     """
     import torch
 
@@ -51,7 +52,7 @@ def machine(device: Any) -> dict[str, Any]:
         "device": place.type,
         "device_name": name,
         "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": getattr(instance, "threads", torch.get_num_threads)(),
     }
 
 

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from vtc.eval.reference import load_reference
 from vtc.eval.reference.packing import PAD, TEXT, Packed, answer_states, exact, pack, patch_features
 from vtc.eval.reference.scene import GRID_WEIGHTS, KINDS, Scene, make_scene
+from vtc.eval.reference.threads import one_thread
 from vtc.eval.reference.tiles import SIDE
 from vtc.eval.reference.tokenizer import build_tokenizer
 from vtc.eval.reference.train_language import by_grid
@@ -208,6 +209,7 @@ def measure(
     return {"questions": len(hits["all"]), **{k: float(np.mean(v)) for k, v in hits.items()}}
 
 
+@one_thread()
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

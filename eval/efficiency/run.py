@@ -171,7 +171,7 @@ def measure(
         **(facts or {}),
         "code": manifest.code(),
         "model": manifest.model(subject.name, subject.model),
-        "machine": manifest.machine(subject.device),
+        "machine": manifest.machine(subject.device, subject.model),
         "load_average": [os.getloadavg()[0]],
     }
     write_manifest(folder, details)

@@ -157,6 +157,8 @@ def load_reference(
 ) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
     """The trained model in evaluation mode, and its processor.
 
+    It runs on one thread whoever calls it, see :mod:`vtc.eval.reference.threads`.
+
     ``dtype`` is a torch floating-point type, float32 by default. ``path`` replaces the shipped
     checkpoint by a folder of the same layout.
     """
@@ -167,6 +169,8 @@ def load_reference(
         LlavaNextProcessor,
         PreTrainedTokenizerFast,
     )
+
+    from .threads import on_one_thread
 
     dtype = torch.float32 if dtype is None else dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -185,4 +189,4 @@ def load_reference(
         image_token=IMAGE,
         num_additional_image_tokens=1,
     )
-    return model.eval(), processor
+    return on_one_thread(model).eval(), processor

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from .model import checkpoint_path, load_reference
 from .questions import TYPES
 from .scene import SPLITS, Scene, scenes
+from .threads import one_thread
 from .tiles import normalise, split_tiles, token_layout
 from .train_language import measure, random_keep, uniform_keep
 
@@ -145,6 +146,7 @@ def study(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 yield row | with_groups(measure(model, alone, keep, retention))
 
 
+@one_thread()
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -22,6 +22,7 @@ from vtc.eval.answers import answer, batches
 from .model import load_reference
 from .questions import TYPES, is_correct, majority
 from .scene import SPLITS, Scene, scenes
+from .threads import one_thread
 from .tokenizer import chat
 from .train_language import measure
 
@@ -105,6 +106,7 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+@one_thread()
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
