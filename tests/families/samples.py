@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,18 +48,45 @@ class Sample:
 
     def then(self, ids: Sequence[int]) -> Sample:
         """The sample with text behind it."""
-        return Sample([*self.ids, *ids], self.turns, self.prefix, (), self.stem or self)
+        return Sample([*self.ids, *ids], self.turns, self.prefix, self.hidden, self.stem or self)
 
     def shows(self, other: Sample) -> Sample:
         """The sample with another one behind it, as a later turn brings it."""
-        return Sample([*self.ids, *other.ids], [*self.turns, *other.turns], self.prefix)
+        turns = [*self.turns, *other.turns]
+        return Sample([*self.ids, *other.ids], turns, self.prefix, self.hidden)
+
+    def behind(self, ids: Sequence[int]) -> Sample:
+        """The sample with text in front of it."""
+        ids = [*ids, *self.ids]
+        hidden = tuple(column + len(ids) - len(self.ids) for column in self.hidden)
+        return Sample(ids, self.turns, self.prefix + len(ids) - len(self.ids), hidden)
+
+    def masked(self, columns: Sequence[int]) -> Sample:
+        """The sample with some of its columns hidden by the mask."""
+        return Sample(self.ids, self.turns, self.prefix, tuple(columns))
+
+    @cached_property
+    def seen(self) -> Sample:
+        """The sample without what is hidden whole."""
+        if self.stem is not None:
+            seen = self.stem.seen
+            return self if seen is self.stem else seen.then(self.ids[len(self.stem.ids) :])
+        gone = [n for n in range(len(self.items)) if set(self.places(n)) <= set(self.hidden)]
+        if not gone:
+            return self
+        out, left = self, [column for column in self.hidden]
+        for number in reversed(gone):
+            left = [column for column in left if column not in out.places(number)]
+            assert not left, "what is hidden in part beside what is hidden whole"
+            out = out.without(number)
+        return out
 
     def without(self, number: int) -> Sample:
         """The sample as if one of its images were not there."""
         gone = set(self.places(number))
         ids = [token for column, token in enumerate(self.ids) if column not in gone]
-        items = [item for n, item in enumerate(self.items) if n != number]
-        return Sample(ids, [items], len(ids))
+        turns = [[item for item in turn if item is not self.items[number]] for turn in self.turns]
+        return Sample(ids, turns, self.prefix - len(gone))
 
     def places(self, number: int) -> list[int]:
         """The columns of an image's placeholders."""
@@ -205,6 +233,7 @@ class Setting:
     def short(self, sample: Sample) -> by_hand.Short:
         """The sample shortened by hand."""
         assert self.method is not None
+        sample = sample.seen
         if sample.stem is not None:
             short, one = self.short(sample.stem), self.batch([sample])
             return by_hand.followed(self.model, short, one, self.positions)
@@ -223,7 +252,10 @@ class Setting:
         if self.method is None:
             return self.model(**self.batch([sample])).logits[0], list(range(len(sample.ids)))
         short = self.short(sample)
-        return by_hand.logits(self.model, short), short.columns
+        columns = list(range(len(sample.ids)))
+        if sample.seen is not sample:
+            columns = [column for column in columns if column not in sample.hidden]
+        return by_hand.logits(self.model, short), [columns[column] for column in short.columns]
 
 
 def plain(model: nn.Module, one: dict[str, Any], policy: str) -> by_hand.Short:

@@ -35,7 +35,8 @@ CHUNK = 10
 FAST, SLOW = 200, 2000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 #: what one call is
-SINGLE = ("forward", "generate", "no cache", "beams", "packed", "completions", "labels")
+SINGLE = ("forward", "generate", "no cache", "beams", "packed")
+SINGLE += ("completions", "columns", "labels", "embeds")
 #: what the owner of a cache may do between two calls
 MOVES = ("nothing", "reset", "crop", "repeat", "select", "reorder", "deepcopy", "picture")
 #: what may follow
@@ -69,16 +70,15 @@ class Walk:
     steps: tuple[str, ...]
     masks: bool
     return_dict: bool
-
-    @property
-    def ragged(self) -> bool:
-        return len(self.rows) > 1
+    hide: str
 
 
 def draw(number: int) -> Walk:
     """The walk of a number."""
     rng = random.Random(number)
     names = list(tiny.FAMILIES)
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):
+        names.remove("smolvlm")  # refused: takes whole tiles only
     family = names[number // CHUNK % len(names)]
     video = "video" in tiny.FAMILIES[family].kinds and rng.random() < 0.3
     dtype = rng.choices(list(DTYPES), [6, 1, 1])[0]
@@ -96,7 +96,17 @@ def draw(number: int) -> Walk:
     single = rng.choice(SINGLE) if rng.random() < 0.45 else None
     if single == "packed" and family in UNPACKED:
         single = "forward"
+    if single == "embeds" and family.startswith("qwen"):  # whose positions are read from ids
+        single = "forward"
     cache = rng.choice(("own", "output", "static"))
+    first = rng.choice(("forward", "generate", "prefix"))
+    if first == "prefix" and (family in NO_PICTURES or cache == "output"):
+        first = "forward"
+    hide = rng.choices(("nothing", "whole", "part"), (6, 1, 1))[0]
+    if not rows[-1] or single == "packed" or (hide == "part" and family.startswith("qwen")):
+        hide = "nothing"
+    if family == "llava_onevision" and len(rows[-1]) > 1:  # one picture less is packed otherwise
+        hide = "nothing"
     moves, steps = [], []
     for _ in range(rng.choice((1, 1, 2))):
         allowed = set(MOVES)
@@ -117,13 +127,14 @@ def draw(number: int) -> Walk:
         tuple(rows),
         rng.choice(matrix.SIDES),
         single,
-        rng.choice(("forward", "generate")),
+        first,
         cache,
         rng.choice(("cache", "past_key_values")),
         () if single else tuple(moves),
         () if single else tuple(steps),
-        len(rows) > 1 or rng.random() < 0.5,
+        len(rows) > 1 or hide != "nothing" or rng.random() < 0.5,
         rng.random() < 0.7,
+        hide,
     )
 
 
@@ -172,14 +183,22 @@ class Run:
         self.rng = random.Random(-walk.number)
         rows = enumerate(walk.rows)
         self.samples = [sample_of(walk.family, shown, row + walk.number % 2) for row, shown in rows]
+        if walk.hide != "nothing":
+            last = self.samples[-1]
+            places = last.places(len(last.items) - 1)
+            some = places if walk.hide == "whole" else places[len(places) // 3 : len(places) // 2]
+            self.samples[-1] = last.masked(some)
         self.batch: dict[str, Any] = {}
         self.cache: Any = None
         self.pending = 0
+        self.front: list[int] = []
         self.checks: list[Check] = []
 
     def go(self) -> None:
         with torch.no_grad():
             after = []
+            if self.walk.first == "prefix" and self.walk.single is None:
+                self._prefix()
             with self.setting.block():
                 if self.walk.single is not None:
                     after = [getattr(self, "_" + self.walk.single.replace(" ", "_"))()]
@@ -189,6 +208,28 @@ class Run:
                 if check is not None:
                     check()
             ways.holds(self.setting, self.checks)
+
+    def _prefix(self) -> None:
+        """The bare model reads a system prompt ahead of time."""
+        (self.front,) = ways.text(self.walk.number, 1, 6)
+        self.cache = self._new_cache()
+        many = torch.tensor([self.front] * len(self.samples), device=DEVICE)
+        self.model(input_ids=many, **{ways.cache_name(): self.cache}, use_cache=True)
+
+    def _behind_front(self, call: dict[str, Any], how: str) -> dict[str, Any]:
+        """The call with the system prompt in front: of the mask, and in `generate` of the tokens too."""
+        front = torch.tensor([self.front] * len(self.samples), device=DEVICE)
+        self.samples = [s.behind(self.front) for s in self.samples]
+        before = {"attention_mask": torch.ones_like(front), "input_ids": front}
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+            if name in self.batch:
+                some = before.get(name, torch.zeros_like(front))
+                self.batch[name] = torch.cat([some, self.batch[name]], 1)
+        whole = how == "generate"
+        names = [
+            name for name in self.batch if name in call and (whole or name == "attention_mask")
+        ]
+        return call | {name: self.batch[name] for name in names}
 
     # single calls; what they return is called outside of the block
 
@@ -203,6 +244,24 @@ class Run:
         out = self.model(**self._call(), return_dict=self.walk.return_dict)
         self._rows(ways.logits_of(out))
 
+    def _embeds(self) -> None:
+        call = self._call()
+        call["inputs_embeds"] = self.model.get_input_embeddings()(call.pop("input_ids"))
+        self._rows(ways.logits_of(self.model(**call, return_dict=self.walk.return_dict)))
+
+    def _columns(self) -> None:
+        call = self._call()
+        width = call["input_ids"].shape[1]
+        gaps = [width - len(s.ids) if self.walk.side == "left" else 0 for s in self.samples]
+        ends = [gap + len(s.ids) for gap, s in zip(gaps, self.samples, strict=True)]
+        common = range(max(gaps), min(ends))
+        keep = [self.rng.choice(common) for _ in range(self.rng.randint(1, 5))]
+        asked = torch.tensor([c - self.rng.choice((0, width)) for c in keep], device=DEVICE)
+        got = ways.logits_of(self.model(**call, logits_to_keep=asked))
+        for row, s in enumerate(self.samples):
+            mine = [column - gaps[row] for column in keep]
+            self.checks.append(Check(got[row], s, mine, f"row {row}"))
+
     def _rows(self, got: Tensor, left: bool | None = None) -> None:
         left = self._left if left is None else left
         for row, s in enumerate(self.samples):
@@ -212,7 +271,7 @@ class Run:
 
     @property
     def _left(self) -> bool:
-        """Whether the short rows stand on the left: the caller's side; unpadded ones end together."""
+        """Where the short rows stand: on the caller's side; they end together where none was padded."""
         lengths = {len(s.ids) for s in self.samples}
         return self.walk.side == "left" or len(lengths) == 1
 
@@ -277,17 +336,24 @@ class Run:
         first = self.batch["attention_mask"].cumsum(1) <= 1  # predicted from nothing
         labels = call["input_ids"].masked_fill(visual | first, -100)
         labels = labels.masked_fill(self.batch["attention_mask"] == 0, -100)
-        out = self.model(**call, labels=labels, return_dict=self.walk.return_dict)
+        ask = {}
+        if (
+            self.rng.random() < 0.5 and self.walk.family not in NO_PICTURES
+        ):  # which have their own loss
+            end = torch.full_like(labels[:, :1], -100)
+            ask["shift_labels"] = torch.cat([labels[:, 1:], end], 1)
+        out = self.model(**call, labels=labels, **ask, return_dict=self.walk.return_dict)
         loss = out["loss"] if isinstance(out, dict) else out[0]
         logits = out["logits"] if isinstance(out, dict) else out[1]
-        padded = bool((self.batch["attention_mask"] == 0).any())
+        padded = len({len(s.ids) for s in self.samples}) > 1
         self._rows(logits, left=padded and self.walk.side == "left")
 
         def compare() -> None:
             losses = []
             for row, s in enumerate(self.samples):
                 want, columns = self.setting.alone(s)
-                mine = labels[row][self.batch["attention_mask"][row].bool()][columns]
+                gap = labels.shape[1] - len(s.ids) if self.walk.side == "left" else 0
+                mine = labels[row, gap:][columns]
                 each = torch.nn.functional.cross_entropy(
                     want[:-1].float(), mine[1:], reduction="none", ignore_index=-100
                 )
@@ -320,8 +386,14 @@ class Run:
 
     def start(self, how: str) -> None:
         """The first call, which fills the cache."""
-        call = self._call() | self._given(self.cache or self._new_cache())
-        self._filled(call, how)
+        call = self._call()
+        if how == "prefix" and not self.front:  # a second start, behind a reset
+            how = "forward"
+        elif how == "prefix":
+            how = self.rng.choice(("forward", "generate"))
+            call = self._behind_front(call, how)
+        cache = self.cache if self.cache is not None else self._new_cache()
+        self._filled(call | self._given(cache), how)
 
     def _filled(self, call: dict[str, Any], how: str) -> None:
         own = ways.cache_given(call)
@@ -346,6 +418,7 @@ class Run:
         rows = list(range(len(self.samples)))
         if move == "reset":
             self.cache.reset()
+            self.front = []
             self.samples = [
                 sample_of(self.walk.family, shown, row + 5)
                 for row, shown in enumerate(self.walk.rows)
@@ -431,9 +504,13 @@ class Run:
         self.samples = [s.then(ids) for s, ids in zip(self.samples, more, strict=True)]
         self.batch = ways.whole(self.setting, self.batch, more)
         call = dict(self.batch)
-        if not self.walk.masks:
+        if not self._padding_said(call):
             del call["attention_mask"]
         self._filled(call | self._given(self.cache), "generate")
+
+    def _padding_said(self, call: dict[str, Any]) -> bool:
+        """Whether to give a mask: without one, `generate` hides padding tokens that it made itself."""
+        return self.walk.masks or bool((call["input_ids"] == tiny.PAD).any())
 
 
 # -- tests --------------------------------------------------------------------------------------------
