@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vtc.errors import VTCError
 from vtc.functional.ragged import behind_each_other, side_by_side
 from vtc.plugins.hf.adapters.base import PIXELS, Call, Unit, layers_read, places
+from vtc.plugins.hf.compaction import image_runs, reading_order
 from vtc.plugins.hf.content import content_seeds
 from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
@@ -36,6 +37,7 @@ class Encoded:
         lengths: uncompressed visual tokens of each image.
         anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
         reports: one an image.
+        numbers: of each image among all images and clips of the prompts, in reading order.
         identity: True when no image lost a token.
         seconds: host time from the end of the encoder to the compressed tokens, signals included.
     """
@@ -45,6 +47,7 @@ class Encoded:
     lengths: list[int]
     anchors: list[Tensor]
     reports: list[ImageReport]
+    numbers: list[int]
     identity: bool
     seconds: float
 
@@ -66,6 +69,7 @@ def encode(
             is asked about; called only for methods that read text.
     """
     with _awake(base):  # behind the encoders as well, for the newline
+        shown = _on_the_host(kwargs, placeholders)
         calls = []
         for modality, placeholder in placeholders.items():
             if kwargs.get(PIXELS[modality]) is None:
@@ -73,13 +77,38 @@ def encode(
             call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
             began = time.perf_counter()
             calls.append((call, patch.adapter.units(call), time.perf_counter() - began))
-        count = sum(len(units) for _, units, _ in calls)
+        numbers = _numbers([(call.modality, units) for call, units, _ in calls], shown)
+        count = sum(map(len, numbers))
         done: list[Encoded] = []
-        for call, units, seconds in calls:
-            first = sum(len(encoded.lengths) for encoded in done)
-            done.append(compress_call(patch, call, units, questions, first, count))
+        for (call, units, seconds), mine in zip(calls, numbers, strict=True):
+            done.append(compress_call(patch, call, units, questions, mine, count))
             done[-1].seconds += seconds
     return done
+
+
+def _on_the_host(
+    kwargs: dict[str, Any], placeholders: dict[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """The placeholders where images and clips stand among each other, read before the encoders have
+    work queued; None where there is one kind alone."""
+    both = [m for m in placeholders if kwargs.get(PIXELS[m]) is not None]
+    return {m: placeholders[m].cpu() for m in both} if len(both) > 1 else None
+
+
+def _numbers(
+    calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor] | None
+) -> list[list[int]]:
+    """The number of each image and clip of each call, as the prompts show them."""
+    if shown is None:
+        return [list(range(len(units))) for _, units in calls]
+    runs = [
+        run
+        for modality, units in calls
+        for run in image_runs(shown[modality], [len(unit.layout) for unit in units])
+    ]
+    rank = {image: number for number, image in enumerate(reading_order(runs))}
+    left = iter(range(len(runs)))
+    return [[rank[next(left)] for _ in units] for _, units in calls]
 
 
 def _run_encoder(
@@ -116,7 +145,7 @@ def compress_call(
     call: Call,
     units: list[Unit],
     questions: Callable[[str, list[int]], list[str]],
-    first: int,
+    numbers: Sequence[int],
     count: int,
 ) -> Encoded:
     """Compress what one encoder call made.
@@ -124,7 +153,7 @@ def compress_call(
     Args:
         units: the images or clips of the call.
         questions: see `encode`.
-        first: how many images and clips of the prompt other calls made before.
+        numbers: of each among all images and clips of the prompts, in reading order.
         count: of all calls.
     """
     start = time.perf_counter()
@@ -140,16 +169,17 @@ def compress_call(
     texts = questions(call.modality, lengths) if patch.reads_text else None
     signals = Signals(patch, call)
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
+    methods = [patch.method.for_image(number, count) for number in numbers]
 
     changed = []
     for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
-        if patch.method.for_image(first + index, count).is_identity(image):
+        if methods[index].is_identity(image):
             continue
         changed.append(index)
         text = None if texts is None else texts[index]
         captured = signals.of(place, text, units[index], parts[index])
         tokens[index] = replace(image, signals=captured)
-    outs = patch.method.compress_all(tokens, first, count)
+    outs = patch.method.compress_all(tokens, count=count, numbers=numbers)
     anchors = [out.anchor for out in outs]
     _to_language(patch, call, units, outs, parts, changed)
     call.output.pooler_output = parts
@@ -157,10 +187,14 @@ def compress_call(
     seconds = time.perf_counter() - start
     fit = patch.adapter.fit(call.base, call.modality)
     reports = [
-        ImageReport.from_tokens(image, out, seconds / len(units), fit=fit)
-        for image, out in zip(tokens, outs, strict=True)
+        ImageReport.from_tokens(
+            image, out, seconds / len(units), fit=fit, asked=method.asked(image)
+        )
+        for method, image, out in zip(methods, tokens, outs, strict=True)
     ]
-    return Encoded(call.modality, call.output, lengths, anchors, reports, not changed, seconds)
+    return Encoded(
+        call.modality, call.output, lengths, anchors, reports, list(numbers), not changed, seconds
+    )
 
 
 def _visual_tokens(
@@ -218,8 +252,9 @@ def _to_language(
         projected = any(out.projected for out in some)
         if fused and projected:
             raise VTCError(
-                f"projector: a trained one cannot take the place of {type(call.base).__name__}'s, "
-                "behind which this image is scaled down; allowed here is None"
+                f"projector: one of the method's own cannot take the place of "
+                f"{type(call.base).__name__}'s, behind which this image is scaled down; 'pool' can "
+                "work on it"
             )
         features = side_by_side([out.features for out in some])
         if vision and not fused and not projected:

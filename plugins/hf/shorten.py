@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import PIXELS
-from vtc.plugins.hf.compaction import Compaction, build_compaction, image_runs, rows_of
+from vtc.plugins.hf.compaction import (
+    Compaction,
+    build_compaction,
+    image_runs,
+    reading_order,
+    rows_of,
+)
 from vtc.plugins.hf.encode import encode
 from vtc.plugins.hf.positions import prompt_positions, short_positions
 from vtc.plugins.hf.question import asked
@@ -106,8 +112,11 @@ def shorten(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Short
     done = encode(patch, base, kwargs, ids, placeholders, questions)
     runs = [run for e in done for run in image_runs(shown[e.modality], e.lengths)]
     if done:
-        reports = [report for e in done for report in e.reports]
-        patch.add_report(reports, rows_of(runs, length), sum(e.seconds for e in done))
+        reports, rows = [report for e in done for report in e.reports], rows_of(runs, length)
+        order = reading_order(runs)
+        patch.add_report(
+            [reports[i] for i in order], [rows[i] for i in order], sum(e.seconds for e in done)
+        )
 
     new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
     if done:

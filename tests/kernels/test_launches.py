@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import vtc
+from tests.families.tiny import projector
 from tests.hf import tiny
 from tests.kernels.pretend import Launches, OnDevice, PretendDevice, taken_back
 from tests.methods.images import image, make
@@ -166,10 +167,11 @@ def count_calls(monkeypatch, module, name: str) -> list[Launches]:
 @pytest.mark.parametrize("name", ["random", "pool", "globalcom2", "token_correlation", "tokenflex"])
 def test_the_plug_in_adds_nothing_that_grows(name, monkeypatch):
     model = tiny.build("next-clip")
+    options = {"projector": projector(model)} if name == "tokenflex" else {}
     selections = count_calls(monkeypatch, encode, "compress_call")
     plans = count_calls(monkeypatch, shorten, "build_compaction")
     found = set()
-    with vtc.compress(model, name, retention=0.5), torch.no_grad():
+    with vtc.compress(model, name, retention=0.5, **options), torch.no_grad():
         for rows in ([[(40, 60)]] * 2, [[(40, 60)]] * 4, [[(40, 60)] * 3, [(40, 60)]]):
             batch = tiny.inputs("next-clip", rows)
             model(**batch)
