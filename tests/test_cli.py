@@ -167,7 +167,11 @@ ERRORS = [
     (["run", "--image", "{image}", *ASK, "--retention", "1.5"], "--retention: got 1.5"),
     (["run", "--image", "{image}", *ASK, "--retention", ".5,.2"], "got 2 values"),
     (["run", "--image", "{image}", *ASK, "--tokens", "x"], "--tokens: got 'x'"),
-    (["run", "--image", "{image}", *ASK, "--method", "random", "--tokens", "9999"], "has 320"),
+    (
+        ["run", "--image", "{image}", *ASK, "--method", "random", "--tokens", "9999"]
+        + ["--option", "strict=true"],
+        "has 320",
+    ),
     (
         ["run", "--image", "{image}", *ASK, "--method", "globalcom2", "--option", "tua=1"],
         "did you mean 'tau'?",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vtc.checks import thorough
+from vtc.checks import passed, thorough
 from vtc.errors import VTCError
 from vtc.functional.budget import apportion
 from vtc.functional.geometry import Geometry, tables
@@ -211,24 +211,27 @@ class ImageBatch:
         # -1, a separator's source, reads the last entry
         mask = torch.cat([keep.flatten(), separator])[self.tables.origin[0]]
         place = where_true(mask, sum(lengths))
-        if place.device.type == "cpu" or thorough(self.shapes, place.device):
-            self._check_kept(place, kept, lengths)
+        key = type(self.methods[0]), self.shapes, place.device
+        if place.device.type == "cpu" or thorough(*key):
+            self._check_kept(mask, place, kept, lengths)
+            passed(*key)
         out = self.gather(place, lengths, separators)
         return [one.noted(n, *TAKEN, *PLACES) for one, n in zip(out, kept, strict=True)]
 
-    def _check_kept(self, place: Tensor, kept: Sequence[int], lengths: Sequence[int]) -> None:
-        """Whether places in rising order belong to the images whose `lengths` they are."""
-        stop = [len(shape.source) for shape in self.shapes]
-        ends = list(itertools.accumulate(lengths))
-        first = [end - length for end, length in zip(ends, lengths, strict=True)]
-        edges = read(place)[[*first, *(end - 1 for end in ends)]].tolist()
-        begin = 0
-        for nth, length in enumerate(stop):
-            if not begin <= edges[nth] <= edges[len(stop) + nth] < begin + length:
-                raise VTCError(
-                    f"kept: got {list(kept)}, but the mask keeps other numbers of patches"
-                )
-            begin += length
+    def _check_kept(
+        self, mask: Tensor, place: Tensor, kept: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        """Whether `kept` says how many of each image's patches the mask keeps."""
+        right = int(read(mask).numpy().sum()) == sum(lengths)
+        start = begin = 0
+        places = read(place).numpy()  # in rising order
+        for length, shape in zip(lengths, self.shapes, strict=True):
+            end = begin + len(shape.source)
+            if right and length:
+                right = bool(begin <= places[start] <= places[start + length - 1] < end)
+            start, begin = start + length, end
+        if not right:
+            raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers of patches")
 
     @property
     def separators(self) -> list[int]:

@@ -18,7 +18,7 @@ VARIABLE = "VTC_CHECK"
 
 
 def thorough(*key: Any) -> bool:
-    """Whether everything is to be looked at: with `VTC_CHECK=1`, and the first time `key` is seen.
+    """Whether everything is to be looked at: with `VTC_CHECK=1`, and until `key` has `passed`.
 
     Raises:
         VTCError: `VTC_CHECK` is neither 0 nor 1.
@@ -26,12 +26,17 @@ def thorough(*key: Any) -> bool:
     setting = os.environ.get(VARIABLE, "")
     if setting not in ("", "0", "1"):
         raise VTCError(f"{VARIABLE}: got {setting!r}, allowed are 0, 1 or nothing")
-    new = _new(key)
-    first, new[0] = new[0], False
-    return first or setting == "1"
+    return setting == "1" or not _state(key)
+
+
+def passed(*key: Any) -> None:
+    """Everything was looked at, and was right."""
+    state = _state(key)
+    if not state:
+        state.append(True)
 
 
 @lru_cache(maxsize=512)
-def _new(key: tuple[Any, ...]) -> list[bool]:
-    """One True for every key, until `thorough` takes it."""
-    return [True]
+def _state(key: tuple[Any, ...]) -> list[bool]:
+    """Empty until the key has passed."""
+    return []

@@ -255,7 +255,7 @@ class CompressedTokens:
         return {
             name
             for name, (value, version) in noted.items()
-            if getattr(self, name) is value and version in (None, value._version)
+            if getattr(self, name) is value and (version is None or version == value._version)
         }
 
     def noted(self, patches: int | None, *right: str) -> CompressedTokens:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtc.checks import thorough
+from vtc.checks import passed, thorough
 from vtc.errors import VTCError
 from vtc.functional.ragged import read, side_by_side
 from vtc.tokens import PLACES, TAKEN, CompressedTokens, VisualTokens
@@ -45,13 +45,16 @@ def check(methods: Sequence[Method], images: Sequence[VisualTokens], outs: Any) 
         _check_shapes(method, image, out)
     asked = [None if m.counts_itself else m.budget(i) for m, i in zip(methods, images, strict=True)]
     shapes, kind = tuple(image.geometry for image in images), outs[0].features
-    everything = thorough(type(method), shapes, tuple(asked), kind.dtype, kind.device)
+    key = type(method), shapes, tuple(asked), kind.dtype, kind.device
+    everything = thorough(*key)
     if everything or kind.device.type == "cpu":
         right = set() if everything else set.intersection(*(out.untouched for out in outs))
         if not right.issuperset(PLACES):
             _check_places(method, images, outs)
         _check_merges(method, images, outs)
+        _check_signals(method, images)
         _check_numbers(method, images, outs, right)
+        passed(*key)
     for each, image, out, budget in zip(methods, images, outs, asked, strict=True):
         _check_count(each, image, out, budget)
 
@@ -161,6 +164,19 @@ def _check_merges(
             raise VTCError(f"{who} with a {name} that is out of range")
 
 
+def _check_signals(method: Method, images: Sequence[VisualTokens]) -> None:
+    """Warn of signals that are no numbers: they are the model's, but nothing follows from them."""
+    names = set.intersection(*(set(image.signals) for image in images))
+    sums = {name: _sum([image.signals[name] for image in images]) for name in sorted(names)}
+    broken = [name for name, total in sums.items() if math.isnan(total)]
+    if broken:
+        warnings.warn(
+            f"signals: {', '.join(broken)} of the model, which method {method.name!r} goes by, are not "
+            "all numbers; did they overflow in half precision?",
+            stacklevel=2,
+        )
+
+
 def _check_numbers(
     method: Method,
     images: Sequence[VisualTokens],
@@ -170,9 +186,7 @@ def _check_numbers(
     """Weights are finite, and so are features that were made of finite ones."""
     values = [[getattr(out, name) for out in outs] for name in TAKEN if name not in right]
     values.append([out.merged.weight for out in outs if out.merged is not None])
-    # a sum is not finite where one of its terms is not: one pass, nothing stored
-    sums = [side_by_side(list(map(_plain, v))).sum(dtype=torch.float32) for v in values if v]
-    if not all(math.isfinite(read(total).numpy()) for total in sums):
+    if not all(math.isfinite(_sum(some)) for some in values if some):
         for image, out in zip(images, outs, strict=True):
             _find_spoilt(method, image, out)
 
@@ -206,9 +220,10 @@ def _find_spoilt(method: Method, tokens: VisualTokens, out: CompressedTokens) ->
     )
 
 
-def _plain(values: Tensor) -> Tensor:
-    """Without its graph; slices of one tensor stay slices."""
-    return values.detach() if values.requires_grad else values
+def _sum(parts: Sequence[Tensor]) -> float:
+    """The sum, which is not finite where one of its terms is not: one pass, and nothing stored."""
+    plain = [part.detach() if part.requires_grad else part for part in parts]
+    return float(read(side_by_side(plain).sum(dtype=torch.float32)).numpy())
 
 
 def _host(parts: Sequence[Tensor]) -> Any:
