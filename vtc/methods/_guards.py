@@ -109,7 +109,7 @@ def _check_places(
     """Tiles, patches and anchors in range, and a place of its own for every patch."""
     who = f"method {method.name!r} returned"
     lengths = np.array([len(out) for out in outs])
-    tile, patch, anchor = (_host([getattr(out, name) for out in outs]) for name in PLACES)
+    tile, patch, anchor = _host([[getattr(out, name) for out in outs] for name in PLACES])
     tiles, patches = zip(*(image.features.shape[:2] for image in images), strict=True)
     packed = [len(image.geometry.source) for image in images]
     bounds = {"tile": (-1, tiles), "patch": (-1, patches), "anchor": (0, packed)}
@@ -155,20 +155,18 @@ def _check_merges(
     if not merged:
         return
     sizes = [len(index.output) for index in merged]
-    for name, ends in (
-        ("output", [index.num_outputs for index in merged]),
-        ("source", [index.num_sources for index in merged]),
-    ):
-        value = _host([getattr(index, name) for index in merged])
+    found = _host([[index.output for index in merged], [index.source for index in merged]])
+    most = [[index.num_outputs for index in merged], [index.num_sources for index in merged]]
+    for name, value, ends in zip(("output", "source"), found, most, strict=True):
         if ((value < 0) | (value >= np.repeat(ends, sizes))).any():
             raise VTCError(f"{who} with a {name} that is out of range")
 
 
 def _check_signals(method: Method, images: Sequence[VisualTokens]) -> None:
     """Warn of signals that are no numbers: they are the model's, but nothing follows from them."""
-    names = set.intersection(*(set(image.signals) for image in images))
-    sums = {name: _sum([image.signals[name] for image in images]) for name in sorted(names)}
-    broken = [name for name, total in sums.items() if math.isnan(total)]
+    names = sorted(set.intersection(*(set(image.signals) for image in images)))
+    sums = _sums([[image.signals[name] for image in images] for name in names])
+    broken = [name for name, total in zip(names, sums, strict=True) if math.isnan(total)]
     if broken:
         warnings.warn(
             f"signals: {', '.join(broken)} of the model, which method {method.name!r} goes by, are not "
@@ -186,7 +184,7 @@ def _check_numbers(
     """Weights are finite, and so are features that were made of finite ones."""
     values = [[getattr(out, name) for out in outs] for name in TAKEN if name not in right]
     values.append([out.merged.weight for out in outs if out.merged is not None])
-    if not all(math.isfinite(_sum(some)) for some in values if some):
+    if not all(map(math.isfinite, _sums([some for some in values if some]))):
         for image, out in zip(images, outs, strict=True):
             _find_spoilt(method, image, out)
 
@@ -220,12 +218,15 @@ def _find_spoilt(method: Method, tokens: VisualTokens, out: CompressedTokens) ->
     )
 
 
-def _sum(parts: Sequence[Tensor]) -> float:
-    """The sum, which is not finite where one of its terms is not: one pass, and nothing stored."""
-    plain = [part.detach() if part.requires_grad else part for part in parts]
-    return float(read(side_by_side(plain).sum(dtype=torch.float32)).numpy())
+def _sums(groups: Sequence[Sequence[Tensor]]) -> list[float]:
+    """The sum of each, which is not finite where a term is not: one pass, and nothing stored."""
+    if not groups:
+        return []
+    plain = ([part.detach() if part.requires_grad else part for part in some] for some in groups)
+    sums = [side_by_side(some).sum(dtype=torch.float32) for some in plain]
+    return read(torch.stack(sums)).tolist()
 
 
-def _host(parts: Sequence[Tensor]) -> Any:
-    """Whole numbers of all images behind each other, as a NumPy array."""
-    return read(side_by_side(parts)).numpy()
+def _host(groups: Sequence[Sequence[Tensor]]) -> Any:
+    """Whole numbers of all images behind each other, a row of a NumPy array for each group."""
+    return read(torch.stack([side_by_side(some) for some in groups])).numpy()
