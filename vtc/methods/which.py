@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.registry import create_method, list_methods
+
+_ASKING: ContextVar[bool] = ContextVar("vtc_which", default=False)
 
 
 def which(works: Callable[[Method], bool]) -> list[str]:
@@ -14,15 +17,20 @@ def which(works: Callable[[Method], bool]) -> list[str]:
 
     `"none"`, methods that need an option, and those for which `works` raises `VTCError` are left out.
     """
-    found = []
-    for name in list_methods():
-        try:
-            method = create_method(name)
-            method.check()
-            if name != "none" and works(method):
-                found.append(name)
-        except (VTCError, TypeError):
-            continue
+    if _ASKING.get():  # a method that is asked refuses, and looks for others to name
+        return []
+    found, token = [], _ASKING.set(True)
+    try:
+        for name in list_methods():
+            try:
+                method = create_method(name)
+                method.check()
+                if name != "none" and works(method):
+                    found.append(name)
+            except (VTCError, TypeError):
+                continue
+    finally:
+        _ASKING.reset(token)
     return found
 
 
