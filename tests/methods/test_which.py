@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
-import torch
 
 import vtc
 from tests.families import tiny
 from tests.methods.images import METHODS, image, make
 from vtc import SignalRequest, VisualTokens, VTCError, registry
 from vtc.methods.base import Method
+from vtc.methods.tokenflex import TokenFlex
 from vtc.methods.which import quoted, which, without_cls, without_signals
 
 
@@ -79,23 +79,15 @@ def test_messages_name_what_is_registered(others: None) -> None:
         VTCError, match="needs cls_query, .* no CLS token; 'attentive' work without"
     ):
         OnlyCls().requests(has_cls=False)
-    shrunk = VisualTokens(
-        torch.ones(5, 16, 16), (4, 4), (2, 2), (64, 64), torch.zeros(16), shrink=5
-    )
-    with pytest.raises(VTCError, match="patches are no rectangle; 'blind' can work on it"):
-        from vtc.methods.tokenflex import TokenFlex
-
-        TokenFlex(projector=make_plain()).compress(shrunk)
+    family = "llava_onevision_shrunk"
+    model, batch = tiny.build(family), tiny.inputs(family, [[tiny.A]])
+    with vtc.compress(model, TokenFlex(retention=0.5, projector=tiny.projector(model))):
+        with pytest.raises(VTCError, match="patches are no rectangle; 'blind' can work on it"):
+            model(**batch)
     model, batch = tiny.build(tiny.UNKNOWN), tiny.inputs(tiny.UNKNOWN, [[tiny.A]])
     with pytest.warns(UserWarning), vtc.compress(model, Attentive(retention=0.5)):
         with pytest.raises(VTCError, match="needs an adapter; 'blind' work without"):
             model(**batch)
-
-
-def make_plain() -> Any:
-    from tests.methods.images import Plain
-
-    return Plain()
 
 
 @pytest.mark.parametrize("name", METHODS)
