@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 import vtc
-from tests.families import mllama, tiny
+from tests.families import matrix, mllama, tiny
+from vtc import CompressedTokens, Method
+from vtc.batch import ImageBatch
 from vtc.report import Report
 
 VIDEO = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "video_llava", "llava_next_video"]
@@ -207,6 +211,38 @@ def test_what_a_grid_leaves_is_said(options: dict[str, Any]) -> None:
         if image.note:
             assert str(wanted) in image.note and str(image.patches_after) in image.note
             assert any(note.endswith(image.note) and str(number) in note for note in report.notes)
+
+
+@dataclass
+class Spoilt(Method):
+    """Keeps the first patch of each tile or frame, and hands `change` of it on."""
+
+    change: Callable[[CompressedTokens], CompressedTokens] = lambda out: out
+    name: ClassVar[str] = "spoilt"
+
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        valid = batch.tables.valid
+        kept = [sum(n > 0 for n in shape.available) for shape in batch.shapes]
+        return [self.change(o) for o in batch.keep(valid & (valid.cumsum(1) == 1), kept)]
+
+
+@pytest.mark.parametrize("family", ["mllama", "docowl", "qwen2_vl", "llava_next", "llava"])
+def test_guards_hold_on_every_way_through_a_model(family: str) -> None:
+    """Cross-attention, placeholders for tiles, frames of clips, crops."""
+    model = matrix.model_of(family)
+    inside = matrix.INSIDE.get(family)
+    rows = [[CLIP, A]] if family == "qwen2_vl" else [[A]]
+    batch = inside.inputs() if inside else tiny.inputs(family, rows)
+    for change, message in (
+        (lambda out: out.replace(features=out.features * torch.nan), "are not a number"),
+        (lambda out: out.replace(anchor=out.anchor + 10**6), "anchor outside"),
+        (lambda out: out.replace(tile=out.tile + 99), "tile outside"),
+    ):
+        with torch.no_grad(), vtc.compress(model, Spoilt(0.5, video="frame", change=change)):
+            with pytest.raises(vtc.VTCError, match=message):
+                model(**batch)
+    with torch.no_grad(), vtc.compress(model, Spoilt(0.5, video="frame")):
+        assert model(**batch).logits.isfinite().all()
 
 
 def test_other_budgets_that_are_not_met_are_said() -> None:
