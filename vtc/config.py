@@ -47,9 +47,10 @@ class CompressionConfig:
 
     Attributes:
         method: a name of `vtc.list_methods()`; `"none"` leaves a model untouched.
-        retention: share of patch tokens to keep, in (0, 1], or one share per image of a call. None
-            leaves it to the method.
-        tokens: absolute number of patch tokens instead, or one number per image.
+        retention: share of patch tokens to keep, in (0, 1], or one share per image of a call, row by
+            row and left to right, clips among them. None leaves it to the method.
+        tokens: absolute number of patch tokens instead, or one number per image. Where an image has
+            fewer all stay, with the option `strict` it is an error.
         positions: `"original"` keeps the positions of the uncompressed prompt, `"contiguous"`
             numbers what is left without gaps, `"regrid"` closes the gaps on every axis.
         options: further hyper-parameters of the method, by name.

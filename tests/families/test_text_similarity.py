@@ -12,7 +12,7 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import vtc
-from tests.families import matrix, mllama, tiny
+from tests.families import docowl, matrix, mllama, tiny
 from tests.hf.methods import keep_best
 from vtc import CompressedTokens, Method, VisualTokens
 from vtc.functional.similarity import token_similarity
@@ -88,6 +88,15 @@ def test_recoverable_without_a_text_tower(family: str, tokenizer: Any) -> None:
         kept.append([image.kept for image in images])
     if math.prod(images[0].patch_grid) > 4:  # else there is not much to choose from
         assert kept[0] != kept[1], "another question keeps other patches"
+
+
+def test_recoverable_on_docowl(tokenizer: Any) -> None:
+    """Its tower comes from no CLIP model either."""
+    model, batch = docowl.build(), docowl.inputs()
+    guided = dict(retention=0.5, text_score="similarity", question="left")
+    with torch.no_grad(), vtc.compress(model, "recoverable", processor=tokenizer, **guided) as run:
+        assert model(**batch).logits.isfinite().all()
+    assert all(i.patches_after == i.patches_before // 2 for i in run.reports[-1].images)
 
 
 def test_an_empty_question_prefers_nothing(tokenizer: Any) -> None:

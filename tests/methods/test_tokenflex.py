@@ -184,6 +184,18 @@ def test_a_projector_for_another_tower_is_refused(projector):
         make("tokenflex", side=4, projector=projector).compress(wide)
 
 
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x[None], lambda x: x.repeat(2, 1)])
+def test_a_projector_that_changes_the_number_of_tokens_is_refused(change):
+    class Odd(torch.nn.Module):
+        config = object()  # not one of ours
+
+        def project(self, pooled):
+            return change(pooled)
+
+    with pytest.raises(VTCError, match=r"projector: Odd.project made \(.* of \(16, 16\)"):
+        make("tokenflex", side=4, projector=Odd()).compress(image())
+
+
 def test_what_was_asked_for_is_known_where_a_grid_cannot_meet_it():
     square, oblong = image(), image((4, 16))
     crops = image(crops=(2, 2), size=(500, 500))

@@ -284,8 +284,7 @@ class TokenFlex(Method):
         plan = _plan(batch.shapes, side, batch.features.device)
         valid = batch.tables.valid
         pooled, _ = adaptive_pool(batch.features, batch.patch_grid, (side, side), valid)
-        features = pooled.flatten(0, 1)[plan.bin]
-        features = self._projector_on(features).project(features).to(batch.features.dtype)
+        features = self._projected(pooled.flatten(0, 1)[plan.bin]).to(batch.features.dtype)
         out = assemble(
             batch,
             plan.place,
@@ -300,22 +299,29 @@ class TokenFlex(Method):
         )
         return [one.replace(projected=True) for one in out]
 
-    def _projector_on(self, features: Tensor) -> Any:
-        """The projector, moved to where the features are.
+    def _projected(self, pooled: Tensor) -> Tensor:
+        """`[M, C]` through the projector, which is moved to where the features are.
 
         Raises:
-            VTCError: it was made for features of another width.
+            VTCError: it was made for features of another width, or returns another number of tokens.
         """
-        made_for = getattr(self.projector, "config", {}).get("vision_width", features.shape[-1])
-        if made_for != features.shape[-1]:
+        config = getattr(self.projector, "config", None)
+        made_for = config.get("vision_width") if isinstance(config, dict) else None
+        if made_for not in (None, pooled.shape[-1]):
             raise VTCError(
                 f"projector: got one for vision features of width {made_for}, this model's have "
-                f"width {features.shape[-1]}"
+                f"width {pooled.shape[-1]}"
             )
         weight = next(iter(self.projector.parameters()), None)
-        if weight is not None and weight.device != features.device:
-            self.projector.to(features.device)
-        return self.projector
+        if weight is not None and weight.device != pooled.device:
+            self.projector.to(pooled.device)
+        out = self.projector.project(pooled)
+        if out.dim() != 2 or len(out) != len(pooled):
+            raise VTCError(
+                f"projector: {type(self.projector).__name__}.project made {tuple(out.shape)} of "
+                f"{tuple(pooled.shape)}, expected as many tokens"
+            )
+        return out
 
 
 @dataclass(frozen=True, eq=False)
