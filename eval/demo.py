@@ -118,11 +118,9 @@ def settings(methods: Sequence[str], retentions: Sequence[float]) -> list[Settin
     return list(dict.fromkeys(rows))
 
 
-def build(setting: Setting) -> Method:
-    """The method of a setting, made for the reference model."""
-    from vtc.eval.reference import method_options
-
-    options = method_options().get(setting.method, {})
+def build(setting: Setting, model: Any) -> Method:
+    """The method of a setting, with the options that the model brings."""
+    options = vtc.model_defaults(model).get(setting.method, {})
     return vtc.create_method(setting.method, retention=setting.retention, **options)
 
 
@@ -156,7 +154,7 @@ def measure(
     every = [question for batch in sample for question in batch.questions]
     if not every:
         raise VTCError(f"scenes: got {scenes}, which gives no questions")
-    methods = {setting.name: build(setting) for setting in chosen}
+    methods = {setting.name: build(setting, model) for setting in chosen}
     rows, notes = [], []
     for setting in chosen:
         row, said = _accuracy(model, processor, setting, methods[setting.name], sample, step)

@@ -78,7 +78,7 @@ def reports(
     out = {}
     for setting in chosen:
         with (
-            vtc.compress(model, build(setting), processor=processor) as run,
+            vtc.compress(model, build(setting, model), processor=processor) as run,
             torch.inference_mode(),
         ):
             model(**inputs, logits_to_keep=1)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vtc
 import vtc.eval.reference as reference
 from vtc.cli import main
 from vtc.commands import _model
 from vtc.commands.methods import describe
-from vtc.registry import list_methods
+from vtc.registry import create_method, list_methods
 from vtc.report import Report
 
 QUESTION = "how many circles are there ?"
@@ -80,6 +81,18 @@ def test_every_option_is_explained(name):
     assert [option["name"] for option in row["options"] if not option["text"]] == []
 
 
+@pytest.mark.parametrize("name", list_methods())
+def test_signals_are_those_that_are_asked_for(capsys, name):
+    """What `vtc methods` shows is what a model is asked for, not a list beside it."""
+    (row,) = run_json(capsys, "methods", name)
+    requests = create_method(name).requests().values()
+    assert row["signals"] == list(dict.fromkeys(request.kind for request in requests))
+    status, out, _ = run(capsys, "methods", name)
+    assert status == 0 and f"signals: {', '.join(row['signals']) or 'none'}" in " ".join(
+        out.split()
+    )
+
+
 # -- run -----------------------------------------------------------------------------------------
 
 
@@ -142,6 +155,44 @@ def test_sources_of_the_settings(capsys, images, tmp_path, monkeypatch):
     assert data["results"][0]["report"]["positions"] == "contiguous"
 
 
+def test_the_projector_that_ships_is_taken(capsys, images, loaded, tmp_path):
+    """`run` and `show` give what the model gives with the projector named, not plain pooling."""
+    model, processor = loaded
+    folder = str(reference.checkpoint_path() / "tokenflex")
+    argv = ["--image", images[0], "--prompt", QUESTION, "--method", "tokenflex", "--tokens", "80"]
+    (plain,) = run_json(capsys, "run", *argv)["results"]
+    (named,) = run_json(capsys, "run", *argv, "--option", f"projector={folder}")["results"]
+    inputs = _model.Loaded("reference", model, processor, model.device).inputs(
+        [Image.open(images[0]).convert("RGB")], QUESTION
+    )
+    with vtc.compress(model, "tokenflex", tokens=80, projector=folder):
+        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert plain["answer"] == named["answer"] == said[0].strip()
+    assert plain["report"]["settings"]["projector"] == "TokenFlexProjector"
+    data = run_json(capsys, "show", *argv, "--output", str(tmp_path / "kept.png"))
+    assert data["report"]["settings"]["projector"] == "TokenFlexProjector"
+
+
+def test_run_says_where_a_budget_is_more_than_there_is(capsys, images):
+    argv = ["run", "--image", *images, "--prompt", QUESTION, "--method", "random"]
+    data = run_json(capsys, *argv, "--tokens", "310")
+    found = [result["report"]["images"][0] for result in data["results"]]
+    assert [image["patches_after"] for image in found] == [310, found[1]["patches_before"]]
+    said = f"asked for 310 patch tokens, there are {found[1]['patches_before']}, and all stay"
+    assert [image["note"] for image in found] == ["", said]
+    status, out, _ = run(capsys, *argv, "--tokens", "310")
+    assert status == 0 and f"note: image 0: {said}" in " ".join(out.split())
+    status, _, err = run(capsys, *argv, "--tokens", "310", "--option", "strict=true")
+    assert status == 1 and "tokens: got 310, but the image has" in err
+
+
+def test_a_budget_without_a_method_is_said_to_do_nothing(capsys, images):
+    argv = ["run", "--image", images[0], "--prompt", QUESTION, "--retention", "0.5"]
+    (result,) = run_json(capsys, *argv)["results"]
+    assert "asked for 160 patch tokens, 320 of 320 are left" in result["report"]["notes"][0]
+
+
 # -- show ----------------------------------------------------------------------------------------
 
 
@@ -167,7 +218,11 @@ ERRORS = [
     (["run", "--image", "{image}", *ASK, "--retention", "1.5"], "--retention: got 1.5"),
     (["run", "--image", "{image}", *ASK, "--retention", ".5,.2"], "got 2 values"),
     (["run", "--image", "{image}", *ASK, "--tokens", "x"], "--tokens: got 'x'"),
-    (["run", "--image", "{image}", *ASK, "--method", "random", "--tokens", "9999"], "has 320"),
+    (
+        ["run", "--image", "{image}", *ASK, "--method", "random", "--tokens", "9999"]
+        + ["--option", "strict=true"],
+        "has 320",
+    ),
     (
         ["run", "--image", "{image}", *ASK, "--method", "globalcom2", "--option", "tua=1"],
         "did you mean 'tau'?",

@@ -30,6 +30,7 @@ _EXPORTS = {
     "apply": "vtc.api",
     "remove": "vtc.api",
     "apply_from_config": "vtc.api",
+    "model_defaults": "vtc.api",
     "Report": "vtc.report",
     "visualize": "vtc.pictures",
 }

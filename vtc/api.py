@@ -26,7 +26,8 @@ def apply(
 
     Args:
         model: a Hugging Face vision-language model.
-        method: name, `Method` instance, or `CompressionConfig`.
+        method: name, `Method` instance, or `CompressionConfig`. Options that are not given are those
+            that the model brings, see `model_defaults`; of an instance, fields that are None.
         processor: processor or tokenizer; text-guided methods read the question with it. By default
             the one beside the model's weights.
         positions: `"original"` keeps every token's position (default), `"contiguous"` numbers the
@@ -80,6 +81,22 @@ def remove(model: Any) -> None:
     from vtc.plugins.hf import patch
 
     patch.remove(model)
+
+
+def model_defaults(model: Any) -> dict[str, dict[str, Any]]:
+    """Options of methods that come with a model, by method.
+
+    They are read beside its weights: from `vtc_defaults.json`, e.g.
+    `{"tokenflex": {"projector": "./projector"}}` with paths from `./` on, and from the folders that
+    methods look for, e.g. `tokenflex` with what `TokenFlexProjector.save` wrote. `apply` and `compress`
+    take them by themselves; options that a caller gives go before them.
+
+    Raises:
+        VTCError: the file cannot be read, or gives a budget, which is the caller's.
+    """
+    from vtc.plugins.hf import defaults
+
+    return defaults.model_defaults(model)
 
 
 def apply_from_config(model: Any, config: CompressionConfig, *, processor: Any = None) -> Any:

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vtc.checks import passed, thorough
+from vtc.errors import VTCError
 from vtc.functional.budget import apportion
 from vtc.functional.geometry import Geometry, tables
-from vtc.functional.ragged import side_by_side, where_true
-from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens
+from vtc.functional.ragged import read, side_by_side, where_true
+from vtc.tokens import PLACES, TAKEN, CompressedTokens, MergeIndex, VisualTokens
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -208,22 +210,44 @@ class ImageBatch:
             keep: bool `[S, N]`, no padding among them.
             kept: how many that are of each image.
         """
-        lengths = self._lengths(kept)
+        separators = self.separators
+        lengths = [k + s for k, s in zip(kept, separators, strict=True)]
         separator = keep.new_ones(1)
         # -1, a separator's source, reads the last entry
         mask = torch.cat([keep.flatten(), separator])[self.tables.origin[0]]
         place = where_true(mask, sum(lengths))
-        return self.gather(place, lengths, len(self.tables.separators))
+        key = type(self.methods[0]), self.shapes, place.device
+        if place.device.type == "cpu" or thorough(*key):
+            self._check_kept(mask, place, kept, lengths)
+            passed(*key)
+        out = self.gather(place, lengths, separators)
+        return [one.noted(n, *TAKEN, *PLACES) for one, n in zip(out, kept, strict=True)]
 
-    def _lengths(self, kept: Sequence[int]) -> list[int]:
-        separators = [len(shape.source) - shape.patches for shape in self.shapes]
-        return [k + s for k, s in zip(kept, separators, strict=True)]
+    def _check_kept(
+        self, mask: Tensor, place: Tensor, kept: Sequence[int], lengths: Sequence[int]
+    ) -> None:
+        """Whether `kept` says how many of each image's patches the mask keeps."""
+        right = int(read(mask).numpy().sum()) == sum(lengths)
+        start = begin = 0
+        places = read(place).numpy()  # in rising order
+        for length, shape in zip(lengths, self.shapes, strict=True):
+            end = begin + len(shape.source)
+            if right and length:
+                right = bool(begin <= places[start] <= places[start + length - 1] < end)
+            start, begin = start + length, end
+        if not right:
+            raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers of patches")
+
+    @property
+    def separators(self) -> list[int]:
+        """Separators of each image, as it was packed."""
+        return [len(shape.source) - shape.patches for shape in self.shapes]
 
     def gather(
         self,
         place: Tensor,
         lengths: Sequence[int],
-        separators: int,
+        separators: Sequence[int],
         *,
         features: Tensor | None = None,
         weight: Tensor | None = None,
@@ -234,20 +258,25 @@ class ImageBatch:
         Args:
             place: int64 `[M]`.
             lengths: tokens of each image, M together.
-            separators: how many of them are separators.
+            separators: how many of each image's are separators.
             features: `[M, D]`, instead of the tokens' own; newlines are put in all the same.
             weight: `[M]`, 1 each by default.
             merged: of each image.
         """
         source, tile, patch, own = self.tables.origin[:, place].unbind()
+        right = [
+            *(["features"] if features is None else []),
+            *(["weight"] if weight is None else []),
+        ]
         if features is None:
             features = self.features.flatten(0, 1)[source.clamp(min=0)]
-        if separators:  # in place: the tokens were gathered a moment ago, by whoever made them
-            rows = where_true(source < 0, separators)
+        if any(separators):  # in place: the tokens were gathered a moment ago, by whoever made them
+            rows = where_true(source < 0, sum(separators))
             features.index_copy_(0, rows, self._newlines(place[rows], features))
         if weight is None:
             weight = torch.ones_like(source, dtype=torch.float32)
         sizes = list(lengths)
         columns = (x.split(sizes) for x in (features, tile, patch, own, weight))
         index = [None] * len(self) if merged is None else merged
-        return [CompressedTokens(*parts) for parts in zip(*columns, index, strict=True)]
+        out = [CompressedTokens(*parts) for parts in zip(*columns, index, strict=True)]
+        return [one.noted(len(one) - n, *right) for one, n in zip(out, separators, strict=True)]

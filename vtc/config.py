@@ -34,7 +34,7 @@ VARIABLES = {
     "VTC_OPTIONS": "options",
 }
 #: variables of other parts of `vtc`, never taken for a misspelling
-OTHER_VARIABLES = ("VTC_KERNELS",)
+OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK")
 #: the two ways to state a budget; setting one replaces the other
 BUDGET = {"retention": "tokens", "tokens": "retention"}
 # PyYAML follows YAML 1.1, where 1e-3 without a dot is a string
@@ -47,9 +47,10 @@ class CompressionConfig:
 
     Attributes:
         method: a name of `vtc.list_methods()`; `"none"` leaves a model untouched.
-        retention: share of patch tokens to keep, in (0, 1], or one share per image of a call. None
-            leaves it to the method.
-        tokens: absolute number of patch tokens instead, or one number per image.
+        retention: share of patch tokens to keep, in (0, 1], or one share per image of a call, row by
+            row and left to right, clips among them. None leaves it to the method.
+        tokens: absolute number of patch tokens instead, or one number per image. Where an image has
+            fewer all stay, with the option `strict` it is an error.
         positions: `"original"` keeps the positions of the uncompressed prompt, `"contiguous"`
             numbers what is left without gaps, `"regrid"` closes the gaps on every axis.
         options: further hyper-parameters of the method, by name.
@@ -73,15 +74,24 @@ class CompressionConfig:
             if key in self.options:
                 raise VTCError(f"options: {key!r} is not an option, give it as {key!r} itself")
 
-    def create(self) -> Method:
+    def create(self, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
         """The configured method.
+
+        Args:
+            defaults: options that come with the model, by method, see `vtc.model_defaults`; those of
+                the configuration go before them.
 
         Raises:
             VTCError: unknown method, unknown option, or a value out of range.
         """
         return create_method(
-            self.method, **{"retention": self.retention, "tokens": self.tokens, **self.options}
+            self.method, **{**(defaults or {}).get(self.method, {}), **self.fields()}
         )
+
+    def fields(self) -> dict[str, Any]:
+        """What is given of the method's fields: the budget, where there is one, and the options."""
+        budget = {"retention": self.retention, "tokens": self.tokens}
+        return {**{k: v for k, v in budget.items() if v is not None}, **self.options}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a file with them gives the same configuration."""

@@ -37,8 +37,12 @@ COUNTS = (
     ),
     "retention",
     "per_tile_retention",
+    "asked",
+    "note",
     "seconds",
 )
+#: most lines that images add to the notes of a report
+MOST_NOTES = 4
 #: how tiles are strung together, keywords of `pack_layout`
 PACKING = ("frames", "order", "shrink", "lead", "tail")
 
@@ -66,6 +70,8 @@ class ImageReport:
         seconds: time spent in the selection of the call, divided by its images.
         sample: row of the batch that the image belongs to.
         hidden: packed tokens that the prompt's attention mask hides; they are no part of the counts.
+        asked: patch tokens that the setting asked for, be they there or not; None where the method
+            counts by itself.
     """
 
     patch_grid: tuple[int, int]
@@ -87,6 +93,9 @@ class ImageReport:
     seconds: float = 0.0
     sample: int = 0
     hidden: tuple[int, ...] = ()
+    asked: int | None = None
+    #: patch tokens `(before, left)`, where both are known without a look at the device
+    _known: tuple[int, int] | None = field(default=None, repr=False)
 
     @classmethod
     def from_tokens(
@@ -96,8 +105,14 @@ class ImageReport:
         seconds: float = 0.0,
         sample: int = 0,
         fit: str = "crop",
+        asked: int | None = None,
     ) -> ImageReport:
-        """The report of one call of `Method.compress`; holds no features."""
+        """The report of one call of `Method.compress`; holds no features.
+
+        Args:
+            asked: `Method.asked` of these tokens.
+        """
+        left = out.num_patches
         return cls(
             patch_grid=tokens.patch_grid,
             tile_grid=tokens.tile_grid,
@@ -118,6 +133,8 @@ class ImageReport:
             seconds=seconds,
             sample=sample,
             hidden=tokens.hidden,
+            asked=asked,
+            _known=None if left is None else (tokens.num_patches, left),
         )
 
     # -- counts ------------------------------------------------------------------------------
@@ -156,6 +173,11 @@ class ImageReport:
     def retention(self) -> float:
         """Share of patch tokens that are left."""
         return self.patches_after / max(self.patches_before, 1)
+
+    @property
+    def note(self) -> str:
+        """What became of a budget that was not met to the token; empty where it was."""
+        return _note(self.asked, self.patches_before, self.patches_after)
 
     @property
     def num_tiles(self) -> int:
@@ -283,6 +305,7 @@ class ImageReport:
             weight=torch.tensor(data["weight"], dtype=torch.float),
             **packing,
             **{key: data[key] for key in ("newline", "unpad", "fit", "seconds", "sample")},
+            asked=data.get("asked"),  # reports were saved before they said so
         )
         if data["hidden"]:
             report.hidden = tuple(data["hidden"])
@@ -298,6 +321,14 @@ class ImageReport:
         return report
 
 
+def _note(asked: int | None, before: int, left: int) -> str:
+    if asked is None or asked == left:
+        return ""
+    if asked > before == left:
+        return f"asked for {asked} patch tokens, there are {before}, and all stay"
+    return f"asked for {asked} patch tokens, {left} of {before} are left"
+
+
 @dataclass(eq=False)
 class Report:
     """One prefill: its images and the settings that held for them.
@@ -308,7 +339,8 @@ class Report:
         settings: its hyper-parameters as plain values.
         seconds: time spent in selection, all images together.
         positions: how position ids were given, `"original"`, `"contiguous"` or `"regrid"`.
-        notes: what a reader should know, e.g. that a stand-in for a missing signal was used.
+        notes: what a reader should know, e.g. that a stand-in for a missing signal was used, or
+            which images were not left with the number of tokens that was asked for.
     """
 
     images: list[ImageReport] = field(default_factory=list)
@@ -317,6 +349,24 @@ class Report:
     seconds: float = 0.0
     positions: str = "original"
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.notes = list(dict.fromkeys([*self.notes, *self._budget_notes()]))
+
+    def _budget_notes(self) -> list[str]:
+        """The notes of images, alike ones together, as far as nothing has to be read for them."""
+        found: dict[str, list[int]] = {}
+        for number, image in enumerate(self.images):
+            note = "" if image._known is None else _note(image.asked, *image._known)
+            if note:
+                found.setdefault(note, []).append(number)
+        if len(found) > MOST_NOTES:
+            count = sum(map(len, found.values()))
+            return [f"{count} images have another number of patch tokens than was asked for"]
+        return [
+            f"image{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {note}"
+            for note, numbers in found.items()
+        ]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -198,6 +199,23 @@ class MergeIndex:
         return torch.where(count.reshape(shape) > 0, mean, torch.full_like(mean, fill))
 
 
+class Gathered(NamedTuple):
+    """What is known of tokens without a look at them, from whoever put them together.
+
+    It holds of the very tensors noted here, as long as nothing writes to them.
+
+    Attributes:
+        patches: how many of the tokens stand for patches, None where that is not known.
+        patch: the tensor that this is said of.
+        right: fields that are right as they were made, each with its tensor and that one's version;
+            None in `torch.inference_mode`, where writing is not counted.
+    """
+
+    patches: int | None
+    patch: Tensor
+    right: Mapping[str, tuple[Tensor, int | None]]
+
+
 @dataclass(frozen=True)
 class CompressedTokens:
     """The tokens that go on to the language model, in order.
@@ -211,6 +229,7 @@ class CompressedTokens:
         merged: the sources of merged tokens, None when tokens are only selected.
         projected: True when `features` already have the language model's width although the
             method works before the projector.
+        gathered: what is known without asking the device; filled in by what puts tokens together here.
     """
 
     features: Tensor
@@ -220,9 +239,34 @@ class CompressedTokens:
     weight: Tensor
     merged: MergeIndex | None = None
     projected: bool = False
+    gathered: Gathered | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return int(self.features.shape[0])
+
+    @property
+    def num_patches(self) -> int | None:
+        """How many tokens stand for patches; None where only the device knows."""
+        known = self.gathered
+        if known is not None and known.patch is self.patch and known.patches is not None:
+            return known.patches
+        return int(self.is_patch.sum()) if self.patch.device.type == "cpu" else None
+
+    @property
+    def untouched(self) -> set[str]:
+        """Fields that are as they were made, and were right then."""
+        noted = {} if self.gathered is None else self.gathered.right
+        return {
+            name
+            for name, (value, version) in noted.items()
+            if getattr(self, name) is value and (version is None or version == value._version)
+        }
+
+    def noted(self, patches: int | None, *right: str) -> CompressedTokens:
+        """These tokens with what is known of them, see `Gathered`."""
+        values = {name: getattr(self, name) for name in right}
+        marks = {k: (v, None if v.is_inference() else v._version) for k, v in values.items()}
+        return self.replace(gathered=Gathered(patches, self.patch, marks))
 
     @property
     def is_patch(self) -> Tensor:
@@ -232,6 +276,12 @@ class CompressedTokens:
     def replace(self, **changes: object) -> CompressedTokens:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+#: fields of tokens that were taken from the input one by one
+TAKEN = ("features", "weight")
+#: fields that say where tokens stood
+PLACES = ("tile", "patch", "anchor")
 
 
 def packed_index(tokens: VisualTokens) -> Tensor:
@@ -249,7 +299,8 @@ def keep_patches(tokens: VisualTokens, keep: Tensor) -> CompressedTokens:
     kept = ~layout.is_patch
     kept[layout.is_patch] = keep.cpu()[layout.tile[layout.is_patch], layout.patch[layout.is_patch]]
     anchor = kept.nonzero().squeeze(1)
-    return gather_tokens(tokens, layout.tile[anchor], layout.patch[anchor], anchor)
+    out = gather_tokens(tokens, layout.tile[anchor], layout.patch[anchor], anchor)
+    return out.noted(out.num_patches, *TAKEN, *PLACES)
 
 
 def gather_tokens(
@@ -262,6 +313,7 @@ def gather_tokens(
     """
     features = tokens.features
     device, width = features.device, features.shape[-1]
+    patches = int((patch >= 0).sum()) if patch.device.type == "cpu" else None
     tile, patch, anchor = (x.to(device) for x in (tile, patch, anchor))
     out = features[tile.clamp(min=0), patch.clamp(min=0)]
     separator = patch < 0
@@ -270,7 +322,8 @@ def gather_tokens(
     else:
         fill = out.new_zeros(width)
     out = torch.where(separator[:, None], fill, out)
-    return CompressedTokens(out, tile, patch, anchor, torch.ones(len(tile), device=device))
+    weight = torch.ones(len(tile), device=device)
+    return CompressedTokens(out, tile, patch, anchor, weight).noted(patches, *TAKEN)
 
 
 def nothing_of(tokens: VisualTokens) -> CompressedTokens:
@@ -350,6 +403,7 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
             sum(map(len, tile)),
             tokens.features.shape[0] * patches,
         )
+    counts = [part.num_patches for part in parts]
     return CompressedTokens(
         features=torch.cat(features),
         tile=torch.cat(tile),
@@ -358,4 +412,4 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
         weight=torch.cat(weight),
         merged=merged,
         projected=all(part.projected for part in parts),
-    )
+    ).noted(None if None in counts else sum(count for count in counts if count is not None))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import vtc
 from vtc.commands._arguments import names, positive
 from vtc.commands._console import progress, stdout
 from vtc.commands._model import load
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
             suite=suite,
             items=items[suite.name],
             settings=chosen,
-            defaults=_defaults(args.model),
+            defaults=vtc.model_defaults(loaded.model),
             template=args.prompt,
             positions=args.positions,
             batch_size=args.batch_size,
@@ -183,15 +184,6 @@ def _items(suite: Suite, limit: int | None) -> Sequence[Item]:
     if not items:
         raise VTCError(f"suite: {suite.name!r} has no questions in this data")
     return items
-
-
-def _defaults(model: str) -> dict[str, dict[str, Any]]:
-    """Fields of methods that come with a model."""
-    if model != "reference":
-        return {}
-    from vtc.eval.reference import method_options
-
-    return method_options()
 
 
 # -- progress ----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+import vtc
 from vtc.errors import VTCError
 from vtc.eval.efficiency.shapes import Depth, Shape, build, shape
 
@@ -215,7 +216,6 @@ def from_checkpoint(
     from vtc.commands._model import load
     from vtc.eval.efficiency.memory import weight_bytes
     from vtc.eval.efficiency.stages import parts
-    from vtc.eval.reference import method_options
 
     loaded = load(name, device, dtype)
     _, _, towers, decoder = parts(loaded.model)
@@ -227,16 +227,14 @@ def from_checkpoint(
         text = " ".join(words[i % len(words)] for i in range(max(question - 1, 0)))
         return dict(loaded.inputs([shown], f"{text} {serial % 1000:03d}"))
 
-    def options(method: str) -> dict[str, Any]:
-        return method_options().get(method, {}) if name == "reference" else {}
-
+    brought = vtc.model_defaults(loaded.model)
     weights, depth = weight_bytes([loaded.model]), Depth(len(decoder), len(towers))
     return Subject(
         name=name if not Path(name).is_dir() else Path(name).name,
         model=loaded.model,
         device=loaded.device,
         inputs=inputs,
-        options=options,
+        options=lambda method: brought.get(method, {}),
         processor=loaded.processor,
         depth=depth,
         true_depth=depth,

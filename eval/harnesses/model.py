@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import vtc
@@ -105,11 +105,6 @@ class Compressed:
         Raises:
             VTCError: no such model, or it cannot have the method.
         """
-        if pretrained == "reference":
-            from vtc.eval.reference import method_options
-
-            options = {**method_options().get(config.method, {}), **config.options}
-            config = replace(config, options=options)
         loaded = load(pretrained, device, dtype)
         handle = vtc.apply_from_config(loaded.model, config, processor=loaded.processor)
         return cls(loaded, handle)

@@ -6,7 +6,7 @@ them.
 
 from __future__ import annotations
 
-from .model import checkpoint_path, load_reference, method_options
+from .model import checkpoint_path, load_reference
 from .questions import Question, is_correct
 from .scene import Item, Scene, scenes
 from .tokenizer import chat as prompt
@@ -18,7 +18,6 @@ __all__ = [
     "checkpoint_path",
     "is_correct",
     "load_reference",
-    "method_options",
     "prompt",
     "scenes",
 ]

@@ -20,11 +20,6 @@ def checkpoint_path() -> Path:
     return Path(__file__).resolve().parent / "checkpoint"
 
 
-def method_options() -> dict[str, dict[str, Any]]:
-    """Fields that methods need with this model, by method: TokenFLEX's projector is shipped."""
-    return {"tokenflex": {"projector": str(checkpoint_path() / "tokenflex")}}
-
-
 def vision_config(width: int = 128, layers: int = 5) -> Any:
     """CLIP vision tower: 64 px tiles, 8 px patches, a CLS token."""
     from transformers import CLIPVisionConfig

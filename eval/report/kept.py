@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import vtc
 from vtc.errors import VTCError
 from vtc.eval.records import Answer, Setting
 from vtc.eval.report.results import FULL, Results
@@ -165,7 +166,6 @@ def _runner(
 ) -> Runner:
     from vtc.commands._model import load
     from vtc.eval import manifest
-    from vtc.eval.reference import method_options
     from vtc.eval.runner import Runner
     from vtc.eval.settings import create
 
@@ -178,7 +178,7 @@ def _runner(
                 f"model: its {part} is {now[part]!r}, the run was made with "
                 f"{facts['model'].get(part)!r}"
             )
-    defaults = method_options() if name == "reference" else {}
+    defaults = vtc.model_defaults(loaded.model)
     prompt = facts["generation"]["prompt"]
     return Runner(
         loaded,

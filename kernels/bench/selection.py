@@ -17,6 +17,7 @@ from vtc.eval.timing import interleaved, ratio, spread, stopwatch
 from vtc.kernels import cls_attention
 from vtc.kernels.bench.sizes import LAYERS, Sizes, normal
 from vtc.methods.base import Method
+from vtc.methods.tokenflex import TokenFlexProjector
 from vtc.registry import create_method, list_methods
 from vtc.tokens import CompressedTokens, VisualTokens
 
@@ -135,6 +136,16 @@ def methods() -> list[str]:
     return [name for name in list_methods("*") if name != "none"]
 
 
+def method_of(
+    name: str, retention: float, sizes: Sizes, device: torch.device, dtype: torch.dtype
+) -> Method:
+    """The method; where it projects tokens itself, with a projector that was not trained."""
+    if name != "tokenflex":
+        return create_method(name, retention=retention)
+    projector = TokenFlexProjector(sizes.vision, sizes.width).to(device, dtype)
+    return create_method(name, retention=retention, projector=projector)
+
+
 def language_model(
     sizes: Sizes, layers: int, device: torch.device, dtype: torch.dtype
 ) -> torch.nn.Module:
@@ -182,6 +193,7 @@ def selections(
     visual = images * (1 if crops is None else 1 + crops[0] * crops[1]) * sizes.side**2
     embeds = normal(device, dtype, batch, visual, sizes.width)
     layers = model.config.num_hidden_layers
+    made = {name: method_of(name, retention, sizes, device, dtype) for name in names}
 
     def prefill() -> float:
         with torch.no_grad():
@@ -189,7 +201,7 @@ def selections(
         return seconds * LAYERS / layers
 
     def selection(name: str) -> float:
-        method = create_method(name, retention=retention)
+        method = made[name]
         with torch.no_grad():
             # short on the CPU: the median of a few, beside one prefill
             each = [stopwatch(lambda: encoded.select(method), device) for _ in range(3)]

@@ -82,6 +82,15 @@ def rows_of(runs: Sequence[Tensor], length: int) -> list[int]:
     return (_firsts(runs) // length).tolist()
 
 
+def reading_order(runs: Sequence[Tensor]) -> list[int]:
+    """The images as the prompts show them: row by row, left to right, whatever the modality.
+
+    Args:
+        runs: from `image_runs`.
+    """
+    return _firsts(runs).argsort().tolist() if runs else []
+
+
 def build_compaction(
     real: Tensor, placeholder: Tensor, runs: Sequence[Tensor], anchors: Sequence[Tensor], left: bool
 ) -> Compaction:
@@ -102,8 +111,7 @@ def build_compaction(
     text = is_text.flatten().nonzero().squeeze(1)
     position = text
     if anchors:
-        # in reading order, whatever the modality
-        order = _firsts(runs).argsort().tolist()
+        order = reading_order(runs)
         runs, anchors = [runs[i] for i in order], [anchors[i] for i in order]
         taken = torch.tensor([len(anchor) for anchor in anchors])
         counts = counts.index_add(0, torch.tensor(rows_of(runs, length)), taken)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
+from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import arguments, cache
 from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, adapter_for, places
 from vtc.plugins.hf.content import content_seeds
@@ -120,14 +121,16 @@ def after(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
         method = dataclasses.replace(patch.method.for_image(index, len(shown)), video="frame")
         out[image] = method.compress(tokens)
         seconds = time.perf_counter() - began
-        reports.append(ImageReport.from_tokens(tokens, out[image], seconds))
+        asked = method.asked(tokens)
+        reports.append(ImageReport.from_tokens(tokens, out[image], seconds, asked=asked))
         tiles = int(real[image].sum())
         mine = len(out[image]) // tiles
         uneven = [n for n, _ in reports[-1].per_tile if n + 1 != mine]
         if uneven or (index and mine != count):
             raise VTCError(
                 f"method: {method.name!r} keeps different numbers of patches of the tiles, but "
-                "cross-attention needs one; give it a retention, or use 'uniform' or 'pool'"
+                "cross-attention needs one; give it a retention, or take "
+                f"{quoted(without_signals())}"
             )
         count = mine
     patch.add_report(call.scope.call, reports, rows, time.perf_counter() - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vtc.errors import VTCError
 from vtc.functional.ragged import behind_each_other, side_by_side
 from vtc.plugins.hf.adapters.base import PIXELS, Call, Unit, layers_read, places
+from vtc.plugins.hf.compaction import image_runs, reading_order
 from vtc.plugins.hf.content import content_seeds
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
@@ -38,6 +39,7 @@ class Encoded:
         lengths: uncompressed visual tokens of each image, with those that the prompt's mask hides.
         anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
         reports: one an image.
+        numbers: of each image among all images and clips of the prompts, in reading order.
         identity: True when no image lost a token.
         seconds: host time from the end of the encoder to the compressed tokens, signals included.
     """
@@ -47,6 +49,7 @@ class Encoded:
     lengths: list[int]
     anchors: list[Tensor]
     reports: list[ImageReport]
+    numbers: list[int]
     identity: bool
     seconds: float
 
@@ -71,6 +74,7 @@ def encode(
             hides.
     """
     with _awake(base):  # behind the encoders as well, for the newline
+        shown = _on_the_host(kwargs, placeholders)
         calls = []
         for modality, placeholder in placeholders.items():
             pixels = kwargs.get(PIXELS[modality])
@@ -79,13 +83,38 @@ def encode(
             call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
             began = time.perf_counter()
             calls.append((call, patch.adapter.units(call), time.perf_counter() - began))
-        count = sum(len(units) for _, units, _ in calls)
+        numbers = _numbers([(call.modality, units) for call, units, _ in calls], shown)
+        count = sum(map(len, numbers))
         done: list[Encoded] = []
-        for call, units, seconds in calls:
-            first = sum(len(encoded.lengths) for encoded in done)
-            done.append(compress_call(patch, call, units, questions, first, count, visible))
+        for (call, units, seconds), mine in zip(calls, numbers, strict=True):
+            done.append(compress_call(patch, call, units, questions, mine, count, visible))
             done[-1].seconds += seconds
     return done
+
+
+def _on_the_host(
+    kwargs: dict[str, Any], placeholders: dict[str, Tensor]
+) -> dict[str, Tensor] | None:
+    """The placeholders where images and clips stand among each other, read before the encoders have
+    work queued; None where there is one kind alone."""
+    both = [m for m in placeholders if kwargs.get(PIXELS[m]) is not None]
+    return {m: placeholders[m].cpu() for m in both} if len(both) > 1 else None
+
+
+def _numbers(
+    calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor] | None
+) -> list[list[int]]:
+    """The number of each image and clip of each call, as the prompts show them."""
+    if shown is None:
+        return [list(range(len(units))) for _, units in calls]
+    runs = [
+        run
+        for modality, units in calls
+        for run in image_runs(shown[modality], [len(unit.layout) for unit in units])
+    ]
+    rank = {image: number for number, image in enumerate(reading_order(runs))}
+    left = iter(range(len(runs)))
+    return [[rank[next(left)] for _ in units] for _, units in calls]
 
 
 def _run_encoder(
@@ -123,7 +152,7 @@ def compress_call(
     call: Call,
     units: list[Unit],
     questions: Callable[[str, list[int]], list[str]],
-    first: int,
+    numbers: Sequence[int],
     count: int,
     visible: Callable[[str, list[int]], list[Tensor]] | None = None,
 ) -> Encoded:
@@ -132,7 +161,7 @@ def compress_call(
     Args:
         units: the images or clips of the call.
         questions: see `encode`.
-        first: how many images and clips of the prompt other calls made before.
+        numbers: of each among all images and clips of the prompts, in reading order.
         count: of all calls.
         visible: see `encode`; None where nothing is hidden.
     """
@@ -150,18 +179,17 @@ def compress_call(
     signals = Signals(patch, call)
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
     left = _hide(tokens, None if visible is None else visible(call.modality, lengths))
+    methods = [patch.method.for_image(number, count) for number in numbers]
 
     changed = []
     for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
-        if len(image.layout) == 0 or patch.method.for_image(first + index, count).is_identity(
-            image
-        ):
+        if len(image.layout) == 0 or methods[index].is_identity(image):
             continue
         changed.append(index)
         text = None if texts is None else texts[index]
         captured = signals.of(place, text, units[index], parts[index])
         tokens[index] = replace(image, signals=captured)
-    outs = _compress_all(patch.method, tokens, first, count)
+    outs = _compress_all(patch.method, tokens, numbers, count)
     for index, shown in left.items():  # the method's own places do not count what is hidden
         anchor = outs[index].anchor
         outs[index] = outs[index].replace(anchor=shown.to(anchor.device)[anchor])
@@ -175,10 +203,14 @@ def compress_call(
     seconds = time.perf_counter() - start
     fit = patch.adapter.fit(call.base, call.modality)
     reports = [
-        ImageReport.from_tokens(image, out, seconds / len(units), fit=fit)
-        for image, out in zip(tokens, outs, strict=True)
+        ImageReport.from_tokens(
+            image, out, seconds / len(units), fit=fit, asked=method.asked(image)
+        )
+        for method, image, out in zip(methods, tokens, outs, strict=True)
     ]
-    return Encoded(call.modality, call.output, lengths, anchors, reports, not changed, seconds)
+    return Encoded(
+        call.modality, call.output, lengths, anchors, reports, list(numbers), not changed, seconds
+    )
 
 
 def _hide(tokens: list[VisualTokens], visible: list[Tensor] | None) -> dict[int, Tensor]:
@@ -197,13 +229,13 @@ def _hide(tokens: list[VisualTokens], visible: list[Tensor] | None) -> dict[int,
 
 
 def _compress_all(
-    method: Method, tokens: list[VisualTokens], first: int, count: int
+    method: Method, tokens: list[VisualTokens], numbers: Sequence[int], count: int
 ) -> list[CompressedTokens]:
     """The method's outcome for every image; nothing of one that is hidden whole."""
     seen = [i for i, image in enumerate(tokens) if len(image.layout)]
-    if len(seen) == len(tokens):
-        return method.compress_all(tokens, first, count)
-    some = [method.compress_all([tokens[i]], first + i, count)[0] for i in seen]
+    some = method.compress_all(
+        [tokens[i] for i in seen], count=count, numbers=[numbers[i] for i in seen]
+    )
     outs = [nothing_of(image) for image in tokens]
     for index, out in zip(seen, some, strict=True):
         outs[index] = out
@@ -265,8 +297,9 @@ def _to_language(
         projected = any(out.projected for out in some)
         if fused and projected:
             raise VTCError(
-                f"projector: a trained one cannot take the place of {type(call.base).__name__}'s, "
-                "behind which this image is scaled down; allowed here is None"
+                f"projector: one of the method's own cannot take the place of "
+                f"{type(call.base).__name__}'s, behind which this image is scaled down; 'pool' can "
+                "work on it"
             )
         features = side_by_side([out.features for out in some])
         if vision and not fused and not projected:

@@ -71,7 +71,7 @@ def behind_reducer(reducer: nn.Module, args: Any, kwargs: dict[str, Any], output
     def questions(modality: str, lengths: list[int]) -> list[str]:
         return [current.question(row) for row in rows]
 
-    done = compress_call(patch, call, units, questions, 0, len(units))
+    done = compress_call(patch, call, units, questions, range(len(units)), len(units))
     patch.add_report(current.scope.call, done.reports, rows, done.seconds)
     if done.identity:
         return None

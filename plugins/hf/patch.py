@@ -18,11 +18,13 @@ from torch import nn
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.methods.base import Method
+from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import arguments
 from vtc.plugins.hf.adapters import Adapter, adapter_for
 from vtc.plugins.hf.adapters.base import PIXELS, layer_index
 from vtc.plugins.hf.attach import sync
 from vtc.plugins.hf.compaction import Compaction
+from vtc.plugins.hf.defaults import completed, create_for
 from vtc.plugins.hf.positions import check_policy
 from vtc.plugins.hf.scopes import (
     LOCK,
@@ -36,7 +38,6 @@ from vtc.plugins.hf.scopes import (
 )
 from vtc.plugins.hf.selfcheck import check_once
 from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
-from vtc.registry import create_method
 from vtc.report import ImageReport, Report
 from vtc.tokens import SignalRequest
 
@@ -278,7 +279,8 @@ def apply(
 
     Args:
         model: a transformers vision-language model, or a PEFT model around one.
-        method: name, `Method`, or `CompressionConfig`.
+        method: name, `Method`, or `CompressionConfig`. Options that are not given are those that the
+            model brings (`defaults.py`); a `Method` has those that are not None given.
         processor: processor or tokenizer, read by text-guided methods; by default the one beside the
             model's weights.
         positions: `"original"` (default), `"contiguous"` or `"regrid"`, see `positions.py`. A model
@@ -315,7 +317,7 @@ def plan(
     Args, Raises: as `apply`.
     """
     model = _inner_most(model)
-    resolved, policy = _resolve(method, positions, options)
+    resolved, policy = _resolve(model, method, positions, options)
     patch = _plan(model, resolved, policy, processor)
     if patch.positions != policy and (positions is not None or policy != "original"):
         raise VTCError(f"positions: got {policy!r}, but {patch.notes[0]}")
@@ -357,18 +359,22 @@ def _inner_most(model: nn.Module) -> nn.Module:
 
 
 def _resolve(
-    method: str | Method | CompressionConfig, positions: str | None, options: dict[str, Any]
+    model: nn.Module,
+    method: str | Method | CompressionConfig,
+    positions: str | None,
+    options: dict[str, Any],
 ) -> tuple[Method, str]:
     if isinstance(method, str):
-        return create_method(method, **options), check_policy(positions or "original")
+        return create_for(model, method, options), check_policy(positions or "original")
     if options:
         raise VTCError(
             f"{next(iter(options))}: options go with a method's name; got {type(method).__name__}"
         )
     if isinstance(method, CompressionConfig):
-        return method.create(), check_policy(positions or method.positions)
+        created = create_for(model, method.method, method.fields())
+        return created, check_policy(positions or method.positions)
     if isinstance(method, Method):
-        return method, check_policy(positions or "original")
+        return completed(model, method), check_policy(positions or "original")
     raise VTCError(
         f"method: got {type(method).__name__}, allowed are a name, a Method or a CompressionConfig"
     )
@@ -395,7 +401,7 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     if read and depth == 0:
         raise VTCError(
             f"method: {method.name!r} reads {', '.join(sorted(read))}, but no attention layers are "
-            f"found in the vision tower of {type(model).__name__}; 'uniform', 'pool' and 'random' "
+            f"found in the vision tower of {type(model).__name__}; {quoted(without_signals())} "
             "work without"
         )
     needed = {

@@ -18,7 +18,13 @@ from vtc.errors import VTCError
 from vtc.plugins.hf import cache, packed
 from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.cache import Held
-from vtc.plugins.hf.compaction import Compaction, build_compaction, image_runs, rows_of
+from vtc.plugins.hf.compaction import (
+    Compaction,
+    build_compaction,
+    image_runs,
+    reading_order,
+    rows_of,
+)
 from vtc.plugins.hf.encode import Encoded, encode
 from vtc.plugins.hf.logits import short_places
 from vtc.plugins.hf.positions import (
@@ -188,8 +194,14 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
     done = encode(patch, base, kwargs, prompt.ids, placeholders, questions, visible)
     if done:
         runs = [run for e in done for run in image_runs(shown[e.modality], e.lengths)]
-        reports = [report for e in done for report in e.reports]
-        patch.add_report(scope.call, reports, rows_of(runs, length), sum(e.seconds for e in done))
+        reports, rows = [report for e in done for report in e.reports], rows_of(runs, length)
+        order = reading_order(runs)
+        patch.add_report(
+            scope.call,
+            [reports[i] for i in order],
+            [rows[i] for i in order],
+            sum(e.seconds for e in done),
+        )
 
     new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
     compressed = cache.held(cache.given(kwargs)) is not None

@@ -26,6 +26,10 @@ _CACHED = 256  # texts
 _Key = tuple[str, int, bool, torch.device]  # source, width, `whole_padding`, device
 
 
+#: what works where no text tower fits the vision tower
+_WITHOUT = "'recoverable' takes text_score='similarity', which uses no text tower"
+
+
 class TextEncoder:
     """A CLIP text tower with the two projections of its shared text-image space.
 
@@ -210,7 +214,7 @@ def _fits(source: str | Path, have: int, width: int) -> None:
     if have != width:
         raise VTCError(
             f"text_encoder: got {str(source)!r}, made for vision features of width {have}, but this "
-            f"model's vision tower has width {width}"
+            f"model's vision tower has width {width}; for a tower without a text tower {_WITHOUT}"
         )
 
 
@@ -265,7 +269,8 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
             raise VTCError(
                 "text_encoder: got None, and the checkpoint brings none; give the CLIP model that the "
                 "vision tower comes from, or its SigLIP model, e.g. "
-                "text_encoder='openai/clip-vit-large-patch14-336'"
+                "text_encoder='openai/clip-vit-large-patch14-336'; for a tower that comes from none "
+                f"{_WITHOUT}"
             )
         choice = beside
     if not isinstance(choice, (str, Path)):

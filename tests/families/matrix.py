@@ -28,6 +28,7 @@ import vtc
 from tests.families import by_hand, docowl, mllama, tiny, ways
 from tests.families.samples import Setting
 from vtc.methods.base import Method
+from vtc.plugins.hf.adapters import adapter_for
 
 NEW = 4
 MODES: dict[str, dict[str, Any]] = {
@@ -72,6 +73,31 @@ def model_of(name: str) -> Any:
     return INSIDE[name].build() if name in INSIDE else tiny.build(name)
 
 
+def has_twin(family: str) -> bool:
+    """Whether a text tower was trained with vision towers of this kind."""
+    tower = getattr(model_of(family).config, "vision_config", None)
+    return getattr(tower, "model_type", "") in ("clip_vision_model", "siglip_vision_model")
+
+
+def condition(family: str, method: str) -> str:
+    """What a method needs on a family, and was given here; empty where it works by itself."""
+    if method == "tokenflex":
+        return "with a projector trained for the model; here one that was not trained"
+    if method != "recoverable":
+        return ""
+    if has_twin(family):
+        return (
+            "with a text encoder, here a made-up one: `text_encoder=` takes the CLIP or SigLIP model "
+            "that the vision tower comes from; `text_score='similarity'` needs none"
+        )
+    if family == "mllama":
+        return "with a text encoder of your own alone (`text_encoder=`), here a made-up one"
+    return (
+        "with `text_score='similarity'`, or with a text encoder of your own, here a made-up one: no "
+        "CLIP or SigLIP model goes with this vision tower"
+    )
+
+
 def text_encoder(width: int) -> Any:
     """A made-up shared space: two callables, as a user may give."""
     rng = torch.Generator().manual_seed(5)
@@ -86,12 +112,12 @@ def text_encoder(width: int) -> Any:
 def method_of(name: str, family: str, video: bool, retention: float = 0.5) -> Method:
     """The method; clips get a budget per frame every other time."""
     options: dict[str, Any] = {"retention": retention}
+    model = model_of(family)
     if name == "recoverable":
-        from vtc.plugins.hf.adapters import adapter_for
-
-        model = model_of(family)
         width = adapter_for(model).width(model.base_model)
         options |= dict(question="what is it", text_encoder=text_encoder(width))
+    if name == "tokenflex":
+        options["projector"] = tiny.projector(model)
     if video and METHODS.index(name) % 2:
         options["video"] = "frame"
     return vtc.create_method(name, **options)
@@ -354,7 +380,8 @@ fallback.
 | mark | meaning |
 |---|---|
 | yes | all cells hold |
-| a number | a remark below: refused with a reason, or not possible without `vtc` either |
+| a number | a remark below: refused with a reason, not possible without `vtc` either, or what the \
+method needs beside the model |
 | **no** | a cell fails: a bug |
 """
 
@@ -395,6 +422,9 @@ def table(results: dict[tuple[str, bool, str], Cells], minutes: float) -> str:
                 where = "" if failing == set(modes) else where
                 notes.append(str(remarks.setdefault(where + text, len(remarks) + 1)))
             whole = all("ok" != text for text in cells.values())
+            needed = "" if whole else condition(family, method)
+            if needed:
+                notes.append(str(remarks.setdefault(needed, len(remarks) + 1)))
             mark = "**no**" if bad else "" if notes and whole else "yes"
             marks.append(" ".join([mark, *notes]).strip() or "-")
         name = family + (" + clips" if video else "")

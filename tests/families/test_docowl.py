@@ -46,6 +46,10 @@ def test_retention_one_and_removal() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_equals_tiles_given_by_hand(name: str) -> None:
     """Forward and greedy."""
+    if name == "tokenflex":
+        with pytest.raises(vtc.VTCError, match="projector: .*fuses rows.*'pool' works here"):
+            matrix.cell("docowl", False, name, "forward", "left", "contiguous")
+        return
     for mode in ("forward", "greedy"):
         assert matrix.cell("docowl", False, name, mode, "left", "contiguous") == "ok"
 

@@ -77,6 +77,10 @@ def test_equals_masked_patches(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method(method: str) -> None:
     """Forward and greedy against a tower with patches taken away by hand."""
+    if method == "tokenflex":
+        with pytest.raises(vtc.VTCError, match="projector: .*'pool' works here"):
+            matrix.cell("mllama", False, method, "forward", "left", "original")
+        return
     for mode in ("forward", "greedy"):
         assert matrix.cell("mllama", False, method, mode, "left", "original") == "ok"
 

@@ -50,6 +50,8 @@ from tests.families.models import (  # noqa: F401  (for the tests)
     video_llava,
     vipllava,
 )
+from vtc.methods.tokenflex import TokenFlexProjector
+from vtc.plugins.hf.adapters import adapter_for
 
 #: a family that vtc has no adapter for
 UNKNOWN = "aya_vision"
@@ -97,6 +99,16 @@ def finished(model: Any, attention: str = "sdpa") -> Any:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model.to(DEVICE).eval()
+
+
+def projector(model: Any, seed: int = 0) -> TokenFlexProjector:
+    """A projector for `tokenflex` that fits the model and was not trained."""
+    found = adapter_for(model).projector(model.base_model)
+    layers = [] if found is None else [m for m in found.modules() if hasattr(m, "in_features")]
+    width = layers[0].in_features if layers else 1  # what reads no features needs no width
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TokenFlexProjector(width, model.config.get_text_config().hidden_size)
 
 
 #: rows of `(kind, (height, width))`

@@ -28,14 +28,15 @@ GREEDY = dict(max_new_tokens=3, do_sample=False)
 
 @dataclass
 class Wrong(Method):
-    """Returns something that does not fit, changed by `change`."""
+    """Returns something that does not fit: half of each tile, changed by `change`."""
 
     change: Any = None
 
     name: ClassVar[str] = "wrong"
 
     def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        return self.change(keep_patches(tokens, tokens.valid))
+        keep = tokens.valid & (tokens.valid.cumsum(1) <= tokens.valid.sum(1, keepdim=True) // 2)
+        return self.change(keep_patches(tokens, keep))
 
 
 BAD_APPLY: dict[str, tuple[str, Callable[[nn.Module], Any]]] = {
@@ -200,7 +201,16 @@ BAD_CALL: dict[str, tuple[str, Method, Callable[[dict[str, Any]], None]]] = {
     "too few retentions": ("retention: got 1 values", Norms([0.5]), lambda b: None),
     "too many retentions": ("retention: got 9 values", Norms([0.5] * 9), lambda b: None),
     "too few token counts": ("tokens: got 1 values", Norms(tokens=[5]), lambda b: None),
-    "more tokens than there are": ("tokens: got 999", Norms(tokens=999), lambda b: None),
+    "more tokens than there are": (
+        "tokens: got 999, but the image has",
+        Norms(tokens=999, strict=True),
+        lambda b: None,
+    ),
+    "more tokens than asked for": (
+        "method 'wrong' returned .* patch tokens for an image with .* its budget is 1",
+        Wrong(tokens=1, change=lambda o: o),
+        lambda b: None,
+    ),
     "method that raises": ("on purpose", Breaks(0.5, good=1), lambda b: None),
     "no token left": (
         "no patch token",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import vtc
+from tests.families.tiny import projector
 from tests.hf import tiny
 from vtc.registry import method_class
 
@@ -20,6 +21,8 @@ def test_method_runs(name: str, family: str) -> None:
     if "text_embedding" in method_class(name).signals:
         options = {"text_encoder": ENCODER, "question": "what?"}
     model, batch = tiny.build(family), tiny.inputs(family, tiny.MIXED)
+    if name == "tokenflex":
+        options = {"projector": projector(model)}
     try:
         run = vtc.apply(model, name, retention=0.5, **options)
     except vtc.VTCError as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vtc
+from tests.families.tiny import projector
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS
 
@@ -172,6 +173,8 @@ def test_reports_hold_no_graph(method: Any, options: dict[str, Any]) -> None:
     if isinstance(method, str):
         options = {"retention": 0.5, **options}
     model = tiny.build("llava-clip").train()
+    if method == "tokenflex":
+        options["projector"] = projector(model)
     batch = labelled(tiny.inputs("llava-clip", tiny.MIXED, side="right"))
     with vtc.compress(model, method, processor=Words(), **options):
         model(**batch).loss.backward()

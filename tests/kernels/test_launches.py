@@ -11,10 +11,11 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import vtc
+from tests.families.tiny import projector
 from tests.hf import tiny
 from tests.kernels.pretend import Launches, OnDevice, PretendDevice, taken_back
 from tests.methods.images import image, make
-from vtc import VisualTokens
+from vtc import VisualTokens, checks
 from vtc.kernels import (
     adaptive_pool,
     cosine_topk,
@@ -23,6 +24,7 @@ from vtc.kernels import (
     neighbour_count,
     segmented_topk,
 )
+from vtc.methods.base import Method
 from vtc.plugins.hf import encode, shorten
 
 #: method -> operations on the device around the kernels, calls of kernels, copies to the device, reads
@@ -35,6 +37,17 @@ STATED = {
     "token_correlation": (82, 3, 1, 1),
     "recoverable": (176, 10, 4, 1),
     "tokenflex": (35, 1, 1, 0),
+}
+#: method -> operations and reads that a thorough look at the result adds (`vtc.checks`): for the first
+#: batch of a shape, and for every one with VTC_CHECK=1; docs/kernels.md repeats them too
+LOOKS = {
+    "random": (9, 4),
+    "uniform": (9, 4),
+    "pool": (14, 3),
+    "globalcom2": (12, 3),
+    "token_correlation": (16, 5),
+    "recoverable": (23, 4),
+    "tokenflex": (14, 3),
 }
 TWINS = {
     "adaptive_pool_torch": adaptive_pool,
@@ -65,6 +78,11 @@ def on_device(images: list[VisualTokens]) -> list[VisualTokens]:
 def batch_of(count: int, crops: tuple[int, int], grid: tuple[int, int]) -> list[VisualTokens]:
     images = [image(grid, crops, (600, 500), seed=seed) for seed in range(count)]
     return [replace(tokens, newline=images[0].newline) for tokens in images]
+
+
+def only(tokens: VisualTokens, method: Method) -> VisualTokens:
+    """The image with the signals that the method reads."""
+    return replace(tokens, signals={name: tokens.signals[name] for name in method.requests()})
 
 
 @pytest.fixture
@@ -111,6 +129,29 @@ def test_a_batch_is_the_stated_number_of_operations(name, kernel_calls, monkeypa
             assert torch.equal(taken_back(got.anchor), want.anchor)
             torch.testing.assert_close(taken_back(got.features), want.features)
     assert found == [STATED[name]] * len(SHAPES)
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_a_thorough_look_is_the_stated_number_of_operations(name, kernel_calls, monkeypatch):
+    monkeypatch.setenv("VTC_KERNELS", "torch")
+    method, found = make(name, retention=0.25), []
+    for shape in SHAPES:
+        images = on_device([only(tokens, method) for tokens in batch_of(*shape)])
+        with PretendDevice() as device:
+            method.compress_all(images)  # makes the tables
+        counted = []
+        for look in ("forgotten", "1", "0"):
+            if look == "forgotten":
+                checks._state.cache_clear()
+            monkeypatch.setenv("VTC_CHECK", look.replace("forgotten", "0"))
+            with PretendDevice() as device:
+                method.compress_all(images)
+            assert not device.stops
+            counted.append((sum(device.launches.values()), device.reads))
+        first, checked, later = counted
+        assert first == checked and later == (STATED[name][0], STATED[name][3])
+        found.append(tuple(a - b for a, b in zip(checked, later, strict=True)))
+    assert found == [LOOKS[name]] * len(SHAPES)
 
 
 @pytest.mark.parametrize("name", STATED)
@@ -166,10 +207,11 @@ def count_calls(monkeypatch, module, name: str) -> list[Launches]:
 @pytest.mark.parametrize("name", ["random", "pool", "globalcom2", "token_correlation", "tokenflex"])
 def test_the_plug_in_adds_nothing_that_grows(name, monkeypatch):
     model = tiny.build("next-clip")
+    options = {"projector": projector(model)} if name == "tokenflex" else {}
     selections = count_calls(monkeypatch, encode, "compress_call")
     plans = count_calls(monkeypatch, shorten, "build_compaction")
     found = set()
-    with vtc.compress(model, name, retention=0.5), torch.no_grad():
+    with vtc.compress(model, name, retention=0.5, **options), torch.no_grad():
         for rows in ([[(40, 60)]] * 2, [[(40, 60)]] * 4, [[(40, 60)] * 3, [(40, 60)]]):
             batch = tiny.inputs("next-clip", rows)
             model(**batch)

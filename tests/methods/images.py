@@ -71,7 +71,17 @@ def image(
     )
 
 
+class Plain(torch.nn.Module):
+    """A projector that changes nothing, so that what `tokenflex` pools can be seen."""
+
+    def project(self, pooled: torch.Tensor) -> torch.Tensor:
+        return pooled
+
+
 def make(name: str, **options: Any) -> Method:
+    """The method; `tokenflex` with a projector that changes nothing, unless one is given."""
+    if name == "tokenflex":
+        options = {"projector": Plain(), **options}
     method = create_method(name, **options)
     assert isinstance(method, Method)
     return method

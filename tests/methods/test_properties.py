@@ -77,11 +77,12 @@ def test_separators_all_stay(name, tokens):
     assert int((~out.is_patch).sum()) == int((~tokens.layout.is_patch).sum())
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", EXACT)  # `tokenflex` puts its projector in the place of another
 @pytest.mark.parametrize("crops", [None, (2, 2)])
 def test_retention_one_is_the_identity(name, crops):
     tokens = image(crops=crops)
-    for method in (make(name, retention=1.0), make(name, tokens=tokens.num_patches)):
+    for budget in ({"retention": 1.0}, {"tokens": tokens.num_patches}, {"tokens": 10**6}):
+        method = make(name, **budget)
         assert method.is_identity(tokens)
         out, whole = method.compress(tokens), keep_patches(tokens, tokens.valid)
         assert torch.equal(out.features, whole.features)
@@ -162,6 +163,25 @@ def test_budgets_of_one_call_can_differ_by_image(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_more_tokens_than_patches_is_an_error(name):
+@given(tokens=images(), more=st.sampled_from([1, 7, 10**9]))
+def test_more_tokens_than_patches_are_all_of_them(name, tokens, more):
+    out = make(name, tokens=tokens.num_patches + more).compress(tokens)
+    check(tokens, out)
+    square = tokens.patch_grid[0] == tokens.patch_grid[1]
+    if name != "tokenflex" or (square and tokens.tile_grid is None):
+        assert int(out.is_patch.sum()) == tokens.num_patches
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_more_tokens_than_patches_are_an_error_where_that_is_asked_for(name):
     with pytest.raises(VTCError, match="tokens: got 65, but the image has 64 patch tokens"):
-        make(name, tokens=65).compress(image())
+        make(name, tokens=65, strict=True).compress(image())
+    assert int(make(name, tokens=64, strict=True).compress(image()).is_patch.sum()) == 64
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_images_with_fewer_patches_than_tokens_stand_beside_others(name):
+    """Three sizes in one call: the small ones keep all, the large one its budget, as alone."""
+    batch = [image((4, 4)), image((8, 8)), image((12, 12)), image((4, 4), seed=1)]
+    kept = [int(o.is_patch.sum()) for o in make(name, tokens=64).compress_all(batch)]
+    assert kept == [16, 64, 64, 16]

@@ -8,6 +8,7 @@ import torch
 
 from tests.methods.images import WIDTH, image, make
 from vtc import VTCError
+from vtc.batch import ImageBatch
 from vtc.methods.tokenflex import TokenFlexProjector, sample_token_count, side_of
 
 
@@ -161,6 +162,54 @@ def test_too_large_a_side_is_cut_with_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make("tokenflex", side=8).compress(image())
+
+
+def test_without_a_projector_there_is_no_tokenflex():
+    """Plain pooling is another method: whatever the budget, alone and in a batch."""
+    for options in ({}, {"retention": 0.5}, {"retention": 1.0}, {"tokens": 9}, {"side": 4}):
+        method = make("tokenflex", projector=None, **options)
+        message = r"projector: got None.*train_tokenflex.*TokenFlexProjector\.save.*'pool' works"
+        with pytest.raises(VTCError, match=message):
+            method.compress(image())
+        with pytest.raises(VTCError, match=message):
+            method.compress_all([image(crops=(2, 2)), image()])
+        with pytest.raises(VTCError, match=message):
+            method.compress_batch(ImageBatch([image()], [method]))
+
+
+def test_a_projector_for_another_tower_is_refused(projector):
+    tokens = image()
+    wide = replace(tokens, features=tokens.features.repeat(1, 1, 2))
+    with pytest.raises(VTCError, match="projector: got one for vision features of width 16, .* 32"):
+        make("tokenflex", side=4, projector=projector).compress(wide)
+
+
+@pytest.mark.parametrize("change", [lambda x: x[:-1], lambda x: x[None], lambda x: x.repeat(2, 1)])
+def test_a_projector_that_changes_the_number_of_tokens_is_refused(change):
+    class Odd(torch.nn.Module):
+        config = object()  # not one of ours
+
+        def project(self, pooled):
+            return change(pooled)
+
+    with pytest.raises(VTCError, match=r"projector: Odd.project made \(.* of \(16, 16\)"):
+        make("tokenflex", side=4, projector=Odd()).compress(image())
+
+
+def test_what_was_asked_for_is_known_where_a_grid_cannot_meet_it():
+    square, oblong = image(), image((4, 16))
+    crops = image(crops=(2, 2), size=(500, 500))
+    for tokens, budget, asked, left in (
+        (square, {"retention": 0.5}, 32, 25),
+        (oblong, {"retention": 0.5}, 32, 16),
+        (oblong, {"tokens": 999}, 999, 16),
+        (crops, {"tokens": 1}, 1, 5),
+        (square, {"retention": 1.0}, 64, 64),
+        (square, {"side": 3}, None, 9),
+    ):
+        method = make("tokenflex", **budget)
+        assert method.asked(tokens) == asked
+        assert int(method.compress(tokens).is_patch.sum()) == left
 
 
 def test_side_and_a_budget_exclude_each_other():

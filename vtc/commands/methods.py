@@ -10,6 +10,7 @@ from typing import Any
 
 from vtc.commands._console import print_json, stdout
 from vtc.errors import VTCError, nearest
+from vtc.methods.base import Method
 from vtc.registry import list_methods, method_class
 
 
@@ -58,12 +59,21 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "stage": cls.stage,
-        "signals": list(cls.signals),
+        "signals": _signals(cls),
         "adaptive": cls.adaptive,
         "paper": cls.paper,
         "text": " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
         "options": options,
     }
+
+
+def _signals(cls: type[Method]) -> list[str]:
+    """What the method asks a model for by default; what it says of itself where it needs options."""
+    try:
+        requests = cls().requests()
+    except (VTCError, TypeError):
+        return list(cls.__dict__.get("signals", ()))
+    return list(dict.fromkeys(request.kind for request in requests.values()))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

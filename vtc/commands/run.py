@@ -58,6 +58,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Answer and print."""
+    import vtc
+
     config = CompressionConfig.from_sources(file=args.config, args=args)
     method = config.create()
     pictures = [load_image(path) for path in args.image]
@@ -65,14 +67,16 @@ def run(args: argparse.Namespace) -> None:
     groups = [[picture] for picture in pictures]
     if args.together:
         names, groups = [args.image], [pictures]
-    # a budget per image is checked before the model is loaded, and spread over the prompts
-    each = [method.for_image(index, len(pictures)) for index in range(len(pictures))]
-    methods = [method] if args.together else each
+    for index in range(len(pictures)):  # a budget for each is checked before the model is loaded
+        method.for_image(index, len(pictures))
     with progress(disable=args.json) as bar:
         total = len(groups) * (1 + args.compare * (1 + 2 * (args.rounds + 1)))
         task = bar.add_task(f"loading {args.model}", total=total)
         loaded = load(args.model, args.device, args.dtype)
         bar.update(task, description="answering")
+        method = config.create(vtc.model_defaults(loaded.model))
+        each = [method.for_image(index, len(pictures)) for index in range(len(pictures))]
+        methods = [method] if args.together else each  # budgets are spread over the prompts
         results = [
             _ask(loaded, group, one, config.positions, args, lambda: bar.advance(task))
             for group, one in zip(groups, methods, strict=True)
@@ -196,6 +200,7 @@ def _print(
             "prefill time: median (quartiles) of compressed / uncompressed, "
             f"{args.rounds} interleaved rounds, selection included"
         )
-        if "text_embedding" in config.create().signals:
+        requests = config.create().requests().values()
+        if any(request.kind == "text_embedding" for request in requests):
             note += "; the question was embedded before"
         console.print(f"[dim]{note}[/dim]")

@@ -46,16 +46,14 @@ def run(args: argparse.Namespace) -> None:
     import vtc
 
     config = CompressionConfig.from_sources(file=args.config, args=args)
-    method = config.create()
+    config.create()  # what is wrong is said before the model is loaded
     picture = load_image(args.image)
     _check_suffix(args.output)
     loaded = load(args.model, args.device, args.dtype)
     inputs = loaded.inputs([picture], args.prompt, args.raw)
     told = [] if args.raw else notes(loaded.processor, args.prompt)
     with (
-        vtc.compress(
-            loaded.model, method, processor=loaded.processor, positions=config.positions
-        ) as handle,
+        vtc.compress(loaded.model, config, processor=loaded.processor) as handle,
         torch.inference_mode(),
     ):
         loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)

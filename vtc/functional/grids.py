@@ -31,7 +31,7 @@ def valid_rectangles(valid: Tensor, patch_grid: tuple[int, int]) -> Tensor:
     if bool((gaps & ~empty).any()):
         raise VTCError(
             "image_size: the model scales this image's canvas down, or the prompt's mask hides a part "
-            "of it, so that its patches are no rectangle; methods 'pool' and 'uniform' can work on it"
+            "of it, so that its patches are no rectangle"
         )
     return torch.stack([top, bottom, left, right], 1).masked_fill(empty[:, None], 0)
 

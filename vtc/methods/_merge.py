@@ -49,8 +49,7 @@ def assemble(
     """
     tables = batch.tables
     if separators is None:
-        counts = [len(shape.source) - shape.patches for shape in batch.shapes]
-        separators = tables.separators, counts
+        separators = tables.separators, batch.separators
     where = torch.cat([place, separators[0]])
     if key is None:
         order = where.argsort()
@@ -80,7 +79,6 @@ def assemble(
     columns = (x.split(list(entries)) for x in (output, source, weight))
     sources = [shape.valid.numel() for shape in batch.shapes]
     merged = [MergeIndex(*parts) for parts in zip(*columns, lengths, sources, strict=True)]
-    closing = len(separators[0])
     return batch.gather(
-        where[order], lengths, closing, features=values, weight=sizes, merged=merged
+        where[order], lengths, separators[1], features=values, weight=sizes, merged=merged
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import torch
 
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
+from vtc.methods import _guards
 from vtc.tokens import (
     CompressedTokens,
     SignalRequest,
@@ -24,6 +26,18 @@ from vtc.tokens import (
 )
 
 Compress = Callable[["Method", VisualTokens], CompressedTokens]
+CompressBatch = Callable[["Method", ImageBatch], list[CompressedTokens]]
+
+
+class _Signals:
+    """`Method.signals` of a class that names none: those of its `requests`."""
+
+    def __get__(self, method: Method | None, cls: type[Method]) -> tuple[str, ...]:
+        owner = next(base for base in cls.__mro__ if "requests" in base.__dict__)
+        if owner.__dict__.get("signals") is self:  # `Method`, whose `requests` read what is named
+            return ()
+        requests = (cls() if method is None else method).requests()
+        return tuple(dict.fromkeys(request.kind for request in requests.values()))
 
 
 @dataclass
@@ -37,25 +51,31 @@ class Method:
     A method that can select for many images in the same few operations defines `compress_batch` in
     place of `compress`; both are called through the other where only one is there.
 
-    The results of every subclass are guarded: retention 1.0 is the identity; there is at least one
-    token, lengths match and the dtype is that of the input; `compress` is also held to provenance in
-    range, which costs a look at the device.
+    The results of every subclass are guarded, whichever of the two it defines: retention 1.0 is the
+    identity; there is at least one token and no more patch tokens than the budget, lengths match and
+    the dtype is that of the input; tiles, patches, anchors and merges are in range, and numbers are
+    numbers. The last two cost a look at the device, see `vtc.checks`.
 
     Attributes:
-        retention: share of patch tokens to keep, in (0, 1]; or one share per image of the call.
-            None means `default_retention`, or the method's own count where it is `adaptive`.
-        tokens: absolute number of patch tokens instead, or one number per image of the call.
+        retention: share of patch tokens to keep, in (0, 1]; or one share per image of the call, in
+            the order in which the prompts show them: row by row, left to right, images and clips
+            alike. None means `default_retention`, or the method's own count where it is `adaptive`.
+        tokens: absolute number of patch tokens instead, or one number per image of the call. An
+            image that has fewer keeps all, and its report says so.
         video: "clip". One budget for a whole clip, or the same for every "frame".
+        strict: False. Whether `tokens` beyond what an image has is an error instead.
     """
 
     retention: float | Sequence[float] | None = None
     tokens: int | Sequence[int] | None = None
     video: str = dataclasses.field(default="clip", kw_only=True)
+    strict: bool = dataclasses.field(default=False, kw_only=True)
 
     name: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    #: kinds of `vtc.tokens.SIGNALS` the method reads from the last encoder layer
-    signals: ClassVar[tuple[str, ...]] = ()
+    #: kinds of `vtc.tokens.SIGNALS` the method reads; a class either names them, and reads the last
+    #: encoder layer's, or defines `requests`, from which they are then taken
+    signals: ClassVar[tuple[str, ...]] = _Signals()  # type: ignore[assignment]
     #: signal -> stand-in for vision towers without a CLS token
     without_cls: ClassVar[Mapping[str, str]] = {
         "cls_logits": "attention_received",
@@ -70,6 +90,12 @@ class Method:
     #: True when the method judges patches even where a projector makes one token of several, and reads
     #: `VisualTokens.cell`
     by_patch: ClassVar[bool] = False
+    #: field -> folder beside a model's weights that it is taken from where it is None
+    beside: ClassVar[Mapping[str, str]] = {}
+    #: True when the method projects tokens itself, in place of the model's projector
+    projects: ClassVar[bool] = False
+    #: False when a budget is no bound, because published roundings or a grid come first
+    exact: ClassVar[bool] = True
     default_retention: ClassVar[float] = 0.25
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -78,12 +104,15 @@ class Method:
             raise VTCError(
                 f"stage: {cls.__name__} has {cls.stage!r}, allowed are 'vision' and 'language'"
             )
-        if "compress" in cls.__dict__:
-            cls.compress = _guarded(cls.__dict__["compress"])  # type: ignore[assignment,method-assign]
+        for name, guard in _GUARDS.items():
+            if name in cls.__dict__:
+                setattr(cls, name, guard(cls.__dict__[name]))
 
     def __post_init__(self) -> None:
         if self.video not in ("clip", "frame"):
             raise VTCError(f"video: got {self.video!r}, allowed are clip, frame")
+        if not isinstance(self.strict, bool):
+            raise VTCError(f"strict: got {self.strict!r}, allowed are True and False")
         if self.retention is not None and self.tokens is not None:
             raise VTCError(
                 f"tokens: got {self.tokens!r} beside retention={self.retention!r}, give only one"
@@ -113,17 +142,23 @@ class Method:
         raise VTCError(f"method: {type(self).__name__} must define compress or compress_batch")
 
     def compress_all(
-        self, images: Sequence[VisualTokens], first: int = 0, count: int | None = None
+        self,
+        images: Sequence[VisualTokens],
+        first: int = 0,
+        count: int | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[CompressedTokens]:
         """Compress the images of a call.
 
         Args:
-            images: some or all of them, in order.
-            first: the number of the first among the images of the call.
+            images: some or all of them.
+            first: the number of the first among the images of the call, where they follow each other.
             count: images of the call, for budgets given image by image; None for `len(images)`.
+            numbers: the number of each instead, where others stand between them.
         """
         count = len(images) if count is None else count
-        methods = [self.for_image(first + index, count) for index in range(len(images))]
+        numbers = range(first, first + len(images)) if numbers is None else numbers
+        methods = [self.for_image(number, count) for number in numbers]
         if _by_image(type(self)):
             return [m.compress(image) for m, image in zip(methods, images, strict=True)]
         return self._in_batches(images, methods)
@@ -145,13 +180,6 @@ class Method:
                 out = batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])
             else:
                 out = each[members[0]][1].compress_batch(batch)
-                if not isinstance(out, (list, tuple)) or len(out) != len(members):
-                    raise VTCError(
-                        f"method {self.name!r} returned {type(out).__name__} for a batch, expected "
-                        f"a list of {len(members)} CompressedTokens"
-                    )
-                for i, one in zip(members, out, strict=True):
-                    _check_shapes(self, each[i][0], one)
             done.update(zip(members, out, strict=True))
         results = iter(done[i] for i in range(len(each)))
         return [
@@ -160,6 +188,13 @@ class Method:
         ]
 
     # -- what the plug-in asks ---------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `VTCError` where a part is missing that the method cannot do without.
+
+        Called before a model is touched, and before tokens are compressed: what is missing in a method
+        by itself may come with a model.
+        """
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         """The signals to capture, by the name under which `compress` reads them.
@@ -173,9 +208,11 @@ class Method:
         if not has_cls:
             missing = [n for n in names.values() if n.startswith("cls_")]
             if missing:
+                from vtc.methods.which import quoted, without_cls
+
                 raise VTCError(
                     f"method: {self.name!r} needs {', '.join(missing)}, but this vision tower "
-                    "has no CLS token; 'globalcom2' and 'token_correlation' work without"
+                    f"has no CLS token; {quoted(without_cls())} work without"
                 )
         return {name: SignalRequest(name) for name in dict.fromkeys(names.values())}
 
@@ -208,6 +245,15 @@ class Method:
         """Whether the number of tokens is the method's own."""
         return self.tokens is None and self.retention is None and self.adaptive
 
+    def asked(self, tokens: VisualTokens) -> int | None:
+        """Patch tokens that the setting asks for, be they there or not; None where it leaves that to
+        the method."""
+        if self.counts_itself:
+            return None
+        if self.tokens is None:
+            return self.budget(tokens)
+        return sum(self._number for _ in self._parts(tokens))
+
     def is_identity(self, tokens: VisualTokens) -> bool:
         """Whether the budget asks for every patch of this image."""
         return not self.counts_itself and self.budget(tokens) >= tokens.num_patches
@@ -230,18 +276,31 @@ class Method:
         )
 
     def budget(self, tokens: VisualTokens) -> int:
-        """Patch tokens to keep of this image: `floor(retention * patches)`, at least 1."""
-        if self.tokens is not None:
-            if isinstance(self.tokens, Sequence):
-                raise VTCError("tokens: one number per image needs for_image() first")
-            if self.tokens > tokens.num_patches:
+        """Patch tokens to keep of this image: `floor(retention * patches)`, at least 1, or `tokens`, at
+        most all. Of a clip with a budget for every frame, all frames together."""
+        if self.tokens is None:
+            # 1e-9: 0.29 * 100 is 28.999999999999996 in floating point and means 29
+            return sum(
+                max(1, math.floor(self.ratio * patches + 1e-9)) for patches in self._parts(tokens)
+            )
+        for patches in self._parts(tokens) if self.strict else ():
+            if self._number > patches:
                 raise VTCError(
-                    f"tokens: got {self.tokens}, but the image has {tokens.num_patches} patch "
-                    "tokens"
+                    f"tokens: got {self._number}, but the image has {patches} patch tokens"
                 )
-            return self.tokens
-        # 1e-9: 0.29 * 100 is 28.999999999999996 in floating point and means 29
-        return max(1, math.floor(self.ratio * tokens.num_patches + 1e-9))
+        return sum(min(self._number, patches) for patches in self._parts(tokens))
+
+    def _parts(self, tokens: VisualTokens) -> Sequence[int]:
+        """Patches of what has a budget of its own: the image, or every frame of the clip."""
+        apart = self.video == "frame" and tokens.frames > 1
+        return tokens.geometry.available if apart else (tokens.num_patches,)
+
+    @property
+    def _number(self) -> int:
+        """`tokens` as one number."""
+        if self.tokens is None or isinstance(self.tokens, Sequence):
+            raise VTCError("tokens: one number per image needs for_image() first")
+        return int(self.tokens)
 
     @property
     def ratio(self) -> float:
@@ -283,61 +342,50 @@ def _guarded(compress: Compress) -> Compress:
             return join_frames(tokens, [wrapper(self, frame) for frame in frames_of(tokens)])
         if self.is_identity(tokens):
             return keep_patches(tokens, torch.ones_like(tokens.valid))
+        self.check()
         out = compress(self, tokens)
-        _check_shapes(self, tokens, out)
-        _check_provenance(self, tokens, out)
+        _guards.check([self], [tokens], [out])
         return out
 
     return wrapper
 
 
-def _check_shapes(method: Method, tokens: VisualTokens, out: Any) -> None:
-    """What can be seen without waiting for the device."""
-    who = f"method {method.name!r} returned"
-    if not isinstance(out, CompressedTokens):
-        raise VTCError(f"{who} {type(out).__name__}, expected CompressedTokens")
-    if out.features.dim() != 2:
-        raise VTCError(f"{who} features of shape {tuple(out.features.shape)}, expected [M, width]")
-    count, width = len(out), tokens.features.shape[2]
-    if count == 0:
-        raise VTCError(f"{who} no patch token for an image with {tokens.num_patches} patches")
-    for name in ("tile", "patch", "anchor", "weight"):
-        value = getattr(out, name)
-        if value.shape != (count,):
-            raise VTCError(f"{who} {name} of shape {tuple(value.shape)}, not [{count}]")
-        if name != "weight" and value.dtype != torch.long:
-            raise VTCError(f"{who} {name} of {value.dtype}, expected torch.int64")
-    if not out.projected and (
-        out.features.dtype != tokens.features.dtype or out.features.shape[1] != width
-    ):
-        raise VTCError(
-            f"{who} {out.features.dtype} features of width {out.features.shape[1]}, expected "
-            f"{tokens.features.dtype} of width {width}"
-        )
+def _guarded_batch(compress_batch: CompressBatch) -> CompressBatch:
+    """`compress_batch` with the checks on what it returns."""
+
+    @functools.wraps(compress_batch)
+    def wrapper(self: Method, batch: ImageBatch) -> list[CompressedTokens]:
+        self.check()
+        out = compress_batch(self, batch)
+        _guards.check(batch.methods, batch.images, out)
+        return out
+
+    return wrapper
 
 
-def _check_provenance(method: Method, tokens: VisualTokens, out: CompressedTokens) -> None:
-    """What waits for the device, once."""
-    tiles, patches, _ = tokens.features.shape
-    who = f"method {method.name!r} returned"
-    bounds = {"tile": (-1, tiles), "patch": (-1, patches), "anchor": (0, len(tokens.layout))}
-    low, high = (
-        torch.stack(x) for x in zip(*(getattr(out, n).aminmax() for n in bounds), strict=True)
-    )
-    # newlines may share an anchor, patches may not: two tokens would stand in one place
-    own = torch.where(
-        out.is_patch, out.anchor, -1 - torch.arange(len(out), device=out.anchor.device)
-    )
-    repeated = (own.sort().values.diff() == 0).any()
-    spoilt = out.features.isnan().any() & ~tokens.features.isnan().any()
-    flags = torch.stack([repeated, spoilt.to(repeated.device)]).long()
-    *ends, repeats, nans = torch.cat([low, high, flags]).tolist()
-    for (name, (least, end)), a, b in zip(bounds.items(), ends[:3], ends[3:], strict=True):
-        if a < least or b >= end:
-            raise VTCError(f"{who} {name} outside [{least}, {end})")
-    if ends[4] < 0:
-        raise VTCError(f"{who} no patch token for an image with {tokens.num_patches} patches")
-    if repeats:
-        raise VTCError(f"{who} patch tokens with the same anchor, expected one anchor each")
-    if nans:
-        raise VTCError(f"{who} features that are not a number, made of ones that are")
+def _guarded_all(compress_all: Callable[..., Any]) -> Callable[..., Any]:
+    """`compress_all` of a class of its own, with the checks on what it returns."""
+
+    @functools.wraps(compress_all)
+    def wrapper(
+        self: Method, images: Sequence[VisualTokens], *args: Any, **kwargs: Any
+    ) -> list[CompressedTokens]:
+        given = inspect.signature(Method.compress_all).bind(self, images, *args, **kwargs)
+        given.apply_defaults()
+        numbers, count = given.arguments["numbers"], given.arguments["count"]
+        first = given.arguments["first"]
+        numbers = range(first, first + len(images)) if numbers is None else numbers
+        count = len(images) if count is None else count
+        out = compress_all(self, images, *args, **kwargs)
+        _guards.check([self.for_image(number, count) for number in numbers], images, out)
+        return out
+
+    return wrapper
+
+
+#: what a subclass may define, and how it is guarded
+_GUARDS: dict[str, Callable[[Any], Any]] = {
+    "compress": _guarded,
+    "compress_batch": _guarded_batch,
+    "compress_all": _guarded_all,
+}

@@ -76,7 +76,6 @@ class GlobalCom2(Method):
 
     name: ClassVar[str] = "globalcom2"
     paper: ClassVar[str] = "arXiv 2501.05179"
-    signals: ClassVar[tuple[str, ...]] = ("cls_logits",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,6 +87,12 @@ class GlobalCom2(Method):
         _fields.one_of("newline_rows", self.newline_rows, ("all", "valid"))
         _fields.one_of("single_tile", self.single_tile, ("compress", "official"))
         _fields.layer("layer", self.layer)
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """With `retention` the official roundings come first, and weights of crops that may add up to
+        more; `single_tile="official"` leaves some images as they are."""
+        return self.tokens is not None and self.single_tile == "compress"
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         kind = "cls_logits" if self.score == "logits" else "cls_attention"
@@ -158,7 +163,7 @@ class GlobalCom2(Method):
         order = torch.cat([key.flatten()[source], newline_key]).argsort()
         place = torch.cat([own.packed.flatten()[source], newline])[order]
         lengths = [n + k for n, k in zip(newlines, kept, strict=True)]
-        return batch.gather(place, lengths, sum(newlines))
+        return batch.gather(place, lengths, newlines)
 
     @staticmethod
     def region(tokens: VisualTokens) -> tuple[int, int, int, int]:

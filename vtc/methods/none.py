@@ -17,6 +17,7 @@ class NoCompression(Method):
     """Keeps every token, whatever the budget; runs through the plug-in like any other method."""
 
     name: ClassVar[str] = "none"
+    exact: ClassVar[bool] = False
     default_retention: ClassVar[float] = 1.0
 
     def is_identity(self, tokens: VisualTokens) -> bool:

@@ -103,7 +103,6 @@ class Recoverable(Method):
 
     name: ClassVar[str] = "recoverable"
     paper: ClassVar[str] = "arXiv 2409.01179"
-    signals: ClassVar[tuple[str, ...]] = ("cls_query", "keys", "patch_embedding", "text_embedding")
     stage: ClassVar = "vision"
     adaptive: ClassVar[bool] = True
 

@@ -85,7 +85,6 @@ class TokenCorrelation(Method):
 
     name: ClassVar[str] = "token_correlation"
     paper: ClassVar[str] = "arXiv 2407.14439"
-    signals: ClassVar[tuple[str, ...]] = ("keys", "cls_attention")
     adaptive: ClassVar[bool] = True
     by_patch: ClassVar[bool] = True
 

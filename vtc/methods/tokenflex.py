@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.methods import _fields
 from vtc.methods._merge import assemble
 from vtc.methods.base import Method
+from vtc.methods.which import quoted, without_signals
 from vtc.registry import register_method
 from vtc.tokens import CompressedTokens, VisualTokens
 
@@ -189,9 +190,9 @@ class TokenFlexProjector(nn.Module):
 class TokenFlex(Method):
     """Pools every tile to n x n tokens and projects them with a projector trained for any n.
 
-    With a `projector` the tokens come out in the language model's width and the model's own
-    projector is passed by, at every n. Without one this is an ablation, not TokenFLEX: pooling in
-    front of a projector that never saw pooled tokens.
+    The tokens come out in the language model's width and the model's own projector is passed by, at
+    every n, even where nothing is pooled. There has to be a trained `projector`: pooling in front of
+    one that never saw pooled tokens is another method, see `pool`.
 
     Crops: a bin averages its patches that are not padding, and is dropped when it has none (or
     when, cut by the padding, it shows the same line as its neighbour). The bins of all crops form a
@@ -200,9 +201,10 @@ class TokenFlex(Method):
     patches averaged.
 
     Budget: `side` means n x n tokens a tile. With `retention` or `tokens` n is the largest whose
-    tokens, counted after dropping, do not exceed the budget, and at least 1. n never exceeds the
-    shorter side of the patch grid, so an oblong grid may leave much of the budget: of a tile of
-    8 x 32 = 256 patches at most 8 x 8 = 64 tokens, whatever the retention below 1.
+    tokens, counted after dropping, do not exceed the budget, and at least 1, so that there is at
+    least one token a tile. n never exceeds the shorter side of the patch grid, so an oblong grid may
+    leave much of the budget: of a tile of 8 x 32 = 256 patches at most 8 x 8 = 64 tokens, whatever
+    the retention. Reports say what was asked for and what is left.
 
     Paper: "TokenFLEX: Unified VLM Training for Flexible Visual Tokens Inference"
     (arXiv 2504.03154). No code was published.
@@ -211,7 +213,7 @@ class TokenFlex(Method):
         side: None. n, instead of a budget; more than the shorter side of a tile is cut to that with a
             warning (8, 12 and 16 in the paper).
         projector: None. A `TokenFlexProjector`, any module with its `project`, or the folder it was
-            saved in.
+            saved in; None for what the model brings, e.g. a folder `tokenflex` beside its weights.
     """
 
     side: int | None = None
@@ -220,6 +222,9 @@ class TokenFlex(Method):
     name: ClassVar[str] = "tokenflex"
     paper: ClassVar[str] = "arXiv 2504.03154"
     stage: ClassVar = "vision"
+    exact: ClassVar[bool] = False
+    projects: ClassVar[bool] = True
+    beside: ClassVar[Mapping[str, str]] = {"projector": "tokenflex"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -236,12 +241,24 @@ class TokenFlex(Method):
                 "TokenFlexProjector, a folder it was saved in, or None"
             )
 
+    def check(self) -> None:
+        if self.projector is None:
+            raise VTCError(
+                "projector: got None, and the model brings none; TokenFLEX is a projector trained for "
+                "any number of tokens. Train one as `python -m vtc.eval.train_tokenflex` does for the "
+                "reference model, then give the folder that TokenFlexProjector.save wrote as "
+                "projector=..., or put it as 'tokenflex' beside the model's weights; 'pool' works "
+                "without"
+            )
+
+    @property
+    def counts_itself(self) -> bool:
+        """Whether n is given, not a budget."""
+        return self.side is not None
+
     def is_identity(self, tokens: VisualTokens) -> bool:
-        if self.projector is not None:
-            return False
-        if self.side is not None:
-            return self._side(tokens) >= max(tokens.patch_grid)
-        return super().is_identity(tokens)
+        self.check()
+        return False  # every token goes through another projector
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
         identity, *rest = super().kind(tokens)
@@ -267,10 +284,7 @@ class TokenFlex(Method):
         plan = _plan(batch.shapes, side, batch.features.device)
         valid = batch.tables.valid
         pooled, _ = adaptive_pool(batch.features, batch.patch_grid, (side, side), valid)
-        features = pooled.flatten(0, 1)[plan.bin]
-        if self.projector is not None:
-            projector = self._projector_on(features.device)
-            features = projector.project(features).to(batch.features.dtype)
+        features = self._projected(pooled.flatten(0, 1)[plan.bin]).to(batch.features.dtype)
         out = assemble(
             batch,
             plan.place,
@@ -283,14 +297,31 @@ class TokenFlex(Method):
             separators=(plan.separators, plan.newlines),
             features=features,
         )
-        return [one.replace(projected=self.projector is not None) for one in out]
+        return [one.replace(projected=True) for one in out]
 
-    def _projector_on(self, device: torch.device) -> Any:
-        """The projector, moved to where the features are."""
+    def _projected(self, pooled: Tensor) -> Tensor:
+        """`[M, C]` through the projector, which is moved to where the features are.
+
+        Raises:
+            VTCError: it was made for features of another width, or returns another number of tokens.
+        """
+        config = getattr(self.projector, "config", None)
+        made_for = config.get("vision_width") if isinstance(config, dict) else None
+        if made_for not in (None, pooled.shape[-1]):
+            raise VTCError(
+                f"projector: got one for vision features of width {made_for}, this model's have "
+                f"width {pooled.shape[-1]}"
+            )
         weight = next(iter(self.projector.parameters()), None)
-        if weight is not None and weight.device != device:
-            self.projector.to(device)
-        return self.projector
+        if weight is not None and weight.device != pooled.device:
+            self.projector.to(pooled.device)
+        out = self.projector.project(pooled)
+        if out.dim() != 2 or len(out) != len(pooled):
+            raise VTCError(
+                f"projector: {type(self.projector).__name__}.project made {tuple(out.shape)} of "
+                f"{tuple(pooled.shape)}, expected as many tokens"
+            )
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -346,7 +377,7 @@ def _image_plan(shape: Geometry, side: int) -> _Plan:
     """The plan of a single image, on the CPU; called inside `tables`."""
     (rows, cols), patches = shape.patch_grid, shape.valid.shape[1]
     sides = torch.full((shape.tiles,), side)
-    top, bottom, left, right = valid_rectangles(shape.valid, shape.patch_grid).unbind(1)
+    top, bottom, left, right = _rectangles(shape)
     row_used, row_first, row_last = pooled_axis(rows, sides, side, top, bottom)
     col_used, col_first, col_last = pooled_axis(cols, sides, side, left, right)
     tile, i, j = (row_used[:, :, None] & col_used[:, None, :]).nonzero(as_tuple=True)
@@ -377,6 +408,14 @@ def _image_plan(shape: Geometry, side: int) -> _Plan:
     )
 
 
+def _rectangles(shape: Geometry) -> tuple[Tensor, ...]:
+    """Top, bottom, left and right end of what is not padding, of each tile."""
+    try:
+        return valid_rectangles(shape.valid, shape.patch_grid).unbind(1)
+    except VTCError as error:
+        raise VTCError(f"{error}; {quoted(without_signals())} can work on it") from None
+
+
 @lru_cache(maxsize=512)
 def _token_counts(shape: Geometry) -> list[int]:
     """Tokens of an image at 1 x 1, 2 x 2, ... up to the side of a tile."""
@@ -384,7 +423,7 @@ def _token_counts(shape: Geometry) -> list[int]:
         rows, cols = shape.patch_grid
         most = min(rows, cols)
         side = torch.arange(1, most + 1)[:, None]
-        top, bottom, left, right = valid_rectangles(shape.valid, shape.patch_grid).unbind(1)
+        top, bottom, left, right = _rectangles(shape)
         used_rows = pooled_axis(rows, side, most, top[None], bottom[None])[0].sum(-1)
         used_cols = pooled_axis(cols, side, most, left[None], right[None])[0].sum(-1)
         return (used_rows * used_cols).sum(1).tolist()

@@ -186,6 +186,11 @@ class Adapter:
     #: the position policies that the model allows
     positions: ClassVar[tuple[str, ...]] = POLICIES
 
+    @property
+    def irreplaceable(self) -> str:
+        """Why a method cannot put a projector in the place of the model's, empty where it can."""
+        return self.fuses
+
     # -- where things are --------------------------------------------------------------------
 
     def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
@@ -265,13 +270,14 @@ class Adapter:
         Raises:
             VTCError: the method cannot work on it.
         """
+        if method.projects and self.irreplaceable:
+            raise VTCError(
+                f"projector: one of {method.name!r} cannot take the place of {type(base).__name__}'s "
+                f"own, {self.irreplaceable}; 'pool' works here"
+            )
+        method.check()
         if not self.fuses or method.stage != "vision":
             return []
-        if getattr(method, "projector", None) is not None:
-            raise VTCError(
-                f"projector: a trained one cannot take the place of {type(base).__name__}'s own, "
-                f"{self.fuses}; allowed here is None"
-            )
         return [f"the method works on tokens behind the projector, {self.fuses}"]
 
     def check(self, base: nn.Module) -> None:

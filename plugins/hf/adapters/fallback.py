@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
+from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_fallback
 
 
@@ -15,6 +16,10 @@ from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_fallback
 class Fallback(Adapter):
     """Whatever `get_image_features` returns for an image is a run of tokens: a square grid where their
     number allows it, otherwise one long row."""
+
+    @property
+    def irreplaceable(self) -> str:
+        return "which is not known for this family"
 
     def units(self, call: Call) -> list[Unit]:
         units = []
@@ -30,8 +35,8 @@ class Fallback(Adapter):
         if len(values) != tokens:
             raise VTCError(
                 f"method: it reads signals of {len(values)} patches, but {type(call.base).__name__} "
-                f"makes {tokens} tokens of them in a way that needs an adapter; 'uniform', 'pool' and "
-                "'random' work without"
+                f"makes {tokens} tokens of them in a way that needs an adapter; "
+                f"{quoted(without_signals())} work without"
             )
         return values
 

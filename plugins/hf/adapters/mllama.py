@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+
+if TYPE_CHECKING:
+    from vtc.methods.base import Method
 
 
 @register_adapter("MllamaForConditionalGeneration", "MllamaModel")
@@ -18,6 +21,18 @@ class Mllama(Adapter):
 
     def has_cls(self, base: nn.Module) -> bool:
         return False
+
+    @property
+    def irreplaceable(self) -> str:
+        return "which comes behind what is compressed"
+
+    def notes(self, base: nn.Module, method: Method) -> list[str]:
+        notes = super().notes(base, method)
+        if method.tokens is not None:
+            notes.append(
+                "cross-attention reads as much of every tile: `tokens` is for each of them"
+            )
+        return notes
 
     def token_id(self, config: Any, modality: str) -> int | None:
         return config.image_token_index if modality == "image" else None
