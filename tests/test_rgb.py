@@ -188,7 +188,8 @@ def test_frames_of_a_clip_are_judged_together() -> None:
     clip = np.zeros((2, 100, 100, 3), np.int32)
     clip[0], clip[1] = 200, 60_000
     right = visualize([Image.new("RGB", (100, 100), (v, v, v)) for v in (1, 233)], report)
-    assert np.array_equal(np.asarray(visualize(clip, report)), np.asarray(right))
+    for given in (clip, list(clip), tuple(clip)):
+        assert np.array_equal(np.asarray(visualize(given, report)), np.asarray(right))
 
 
 def test_a_wide_picture_under_a_report() -> None:

@@ -73,6 +73,9 @@ def visualize(
 
 def _frames(image: Picture | Sequence[Picture], report: ImageReport) -> list[Image.Image]:
     """The picture, or the frames of a clip."""
+    if isinstance(image, (list, tuple)) and all(isinstance(frame, np.ndarray) for frame in image):
+        if len({(frame.shape, frame.dtype) for frame in image}) == 1:
+            image = np.stack(image)
     if isinstance(image, np.ndarray) and image.ndim == 4 and image.size:
         image = list(levels(image))  # together: a dark frame alone would be taken for 8 bits
     if isinstance(image, (list, tuple)):
