@@ -109,7 +109,7 @@ def draw(number: int) -> Walk:
         hide == "whole" and sum(map(len, rows)) == 1
     ):  # nothing to compress: the bare model's own call
         hide = "nothing"
-    if family == "llava_onevision" and len(rows[-1]) > 1:  # one picture less is packed otherwise
+    if family.startswith("llava_onevision") and len(rows[-1]) > 1:  # one picture less is packed otherwise
         hide = "nothing"
     moves, steps = [], []
     for _ in range(rng.choice((1, 1, 2))):
