@@ -105,11 +105,9 @@ def draw(number: int) -> Walk:
     hide = rng.choices(("nothing", "whole", "part"), (6, 1, 1))[0]
     if not rows[-1] or single == "packed" or (hide == "part" and family.startswith("qwen")):
         hide = "nothing"
-    if (
-        hide == "whole" and sum(map(len, rows)) == 1
-    ):  # nothing to compress: the bare model's own call
+    if hide == "whole" and sum(map(len, rows)) == 1:  # the bare model's call
         hide = "nothing"
-    if family.startswith("llava_onevision") and len(rows[-1]) > 1:  # one picture less is packed otherwise
+    if family.startswith("llava_onevision") and len(rows[-1]) > 1:  # fewer are packed otherwise
         hide = "nothing"
     moves, steps = [], []
     for _ in range(rng.choice((1, 1, 2))):
