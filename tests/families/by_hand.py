@@ -243,8 +243,9 @@ def generate(model: nn.Module, short: Short, **ask: Any) -> list[int]:
     if gemma or any(short.deep.values()):  # where embeddings are refused, or not all there is
         common["mm_encoder_outputs"] = {
             kind: Output(
-                pooler_output=torch.cat(features)[None] if gemma else list(features),
-                deepstack_features=short.deep[kind] or None,
+                # one entry a prompt: for beams, transformers 5.18 repeats entries one by one
+                pooler_output=torch.cat(features)[None] if gemma else [torch.cat(features)],
+                deepstack_features=[[torch.cat(level)] for level in short.deep[kind]] or None,
             )
             for kind, features in short.features.items()
         }

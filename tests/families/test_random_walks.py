@@ -78,7 +78,7 @@ def draw(number: int) -> Walk:
     rng = random.Random(number)
     names = list(tiny.FAMILIES)
     if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):
-        names.remove("smolvlm")  # refused: takes whole tiles only
+        names = [name for name in names if name not in ("smolvlm", "video_llava")]  # refused
     family = names[number // CHUNK % len(names)]
     video = "video" in tiny.FAMILIES[family].kinds and rng.random() < 0.3
     dtype = rng.choices(list(DTYPES), [6, 1, 1])[0]
@@ -105,7 +105,9 @@ def draw(number: int) -> Walk:
     hide = rng.choices(("nothing", "whole", "part"), (6, 1, 1))[0]
     if not rows[-1] or single == "packed" or (hide == "part" and family.startswith("qwen")):
         hide = "nothing"
-    if family == "llava_onevision" and len(rows[-1]) > 1:  # one picture less is packed otherwise
+    if hide == "whole" and sum(map(len, rows)) == 1:  # the bare model's call
+        hide = "nothing"
+    if family.startswith("llava_onevision") and len(rows[-1]) > 1:  # fewer are packed otherwise
         hide = "nothing"
     moves, steps = [], []
     for _ in range(rng.choice((1, 1, 2))):
@@ -116,6 +118,8 @@ def draw(number: int) -> Walk:
             allowed -= {"picture"}
         moves.append(rng.choice(sorted(allowed)))
         steps.append(rng.choice(STEPS))
+    if hide == "part":  # no rectangle either
+        methods -= {"tokenflex"}
     return Walk(
         number,
         family,
