@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +40,8 @@ class Encoded:
         anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
         reports: one an image.
         numbers: of each image among all images and clips of the prompts, in reading order.
-        identity: True when no image lost a token.
+        identity: True when no image lost a token that is seen.
+        left: of each image that the prompt's mask hides in part, int64 `[L']`, the tokens that are seen.
         seconds: host time from the end of the encoder to the compressed tokens, signals included.
     """
 
@@ -52,6 +53,17 @@ class Encoded:
     numbers: list[int]
     identity: bool
     seconds: float
+    left: dict[int, Tensor] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """Take out what is hidden where no image lost anything else: the prompt is shortened after all,
+        for the sake of other images."""
+        if self.identity and self.left:
+            parts = self.output.pooler_output
+            self.output.pooler_output = [
+                part[self.anchors[i]] if i in self.left else part for i, part in enumerate(parts)
+            ]
+            _gather_deepstack(self.output, self.lengths, self.anchors)
 
 
 def encode(
@@ -195,11 +207,12 @@ def compress_call(
         outs[index] = outs[index].replace(anchor=shown.to(anchor.device)[anchor])
     anchors = [out.anchor for out in outs]
     _to_language(patch, call, units, outs, parts, changed)
+    # where nothing is lost, all stays as the model packed it, what is hidden too; see `settle`
     if changed:
         for index in set(left) - set(changed):
             parts[index] = parts[index][anchors[index]]
+        _gather_deepstack(call.output, lengths, anchors)
     call.output.pooler_output = parts
-    _gather_deepstack(call.output, lengths, anchors)
     seconds = time.perf_counter() - start
     fit = patch.adapter.fit(call.base, call.modality)
     reports = [
@@ -209,7 +222,15 @@ def compress_call(
         for method, image, out in zip(methods, tokens, outs, strict=True)
     ]
     return Encoded(
-        call.modality, call.output, lengths, anchors, reports, list(numbers), not changed, seconds
+        call.modality,
+        call.output,
+        lengths,
+        anchors,
+        reports,
+        list(numbers),
+        not changed,
+        seconds,
+        left,
     )
 
 

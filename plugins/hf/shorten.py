@@ -117,7 +117,7 @@ class Prompt:
         self.batch, self.length = inputs.shape[:2]
         self.device = inputs.device
         mask = _attention_mask(model, kwargs, generating)
-        self.past = _past(model, patch, kwargs, self.batch, mask, self.device)
+        self.past = _past(model, patch, kwargs, self.batch, mask, self.device, generating)
         held = 0 if self.past is None else self.past.columns
         self.first = held if generating else 0
         if generating and self.past is not None and self.length <= held:
@@ -178,6 +178,13 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
     patch, base = scope.patch, model.base_model
     assert patch is not None
     prompt = Prompt(model, patch, kwargs, generating)
+    given = cache.given(kwargs)
+    used = prompt.past is None and bool(getattr(given, "is_initialized", False))
+    if used and patch.adapter.wants_new_cache:
+        raise VTCError(
+            f"{cache.name(model)}: got one that was used and is empty again, which "
+            f"{type(model).__name__} takes for one in use; give a new one"
+        )
     placeholders, length = prompt.placeholders, prompt.length
 
     # one look at the prompts, before the encoders have work queued
@@ -209,6 +216,8 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
         new["mm_encoder_outputs"] = {e.modality: e.output for e in done}
         if all(e.identity for e in done) and not compressed:
             return Short(new)
+    for e in done:
+        e.settle()
     if generating:
         for e in done:
             _join_rows(e.output, rows_of(image_runs(shown[e.modality], e.lengths), length))
@@ -240,10 +249,9 @@ def _compact(
     # Padding on the user's side. Rows that needed none end together, so that logits[:, -1] are the next
     # token's, or start together under labels, so that none is predicted from padding.
     labelled = any(prompt.kwargs.get(key) is not None for key in ("labels", "shift_labels"))
-    if all(host.all(1).tolist()):
-        left = prompt.generating or not labelled
-    else:
-        left = prompt.generating or not all(host[:, 0].tolist())
+    # What a mask hides in the middle of a row is no padding.
+    first_real, last_real = all(host[:, 0].tolist()), all(host[:, -1].tolist())
+    left = prompt.generating or not (first_real if not last_real else labelled and first_real)
     out = build_compaction(host[:, first:], visual[:, first:], runs, anchors, left)
     out = out.to(prompt.device)
     return replace(out, slot=out.slot + first, position=out.position + first)
@@ -302,7 +310,9 @@ def _place(new: dict[str, Any], prompt: Prompt, local: Compaction, numbers: Tens
         whole = _joined(past.compaction, moved)
         valid, columns = whole.valid, columns + ahead
         own = _behind(past.own, explicit)
-        long = _behind(past.long, long) if ahead else long
+        if ahead:
+            goes_on = kwargs.get("position_ids") is None  # else they are the conversation's already
+            long = _behind(past.long, long + (last_of(past.long) + 1)[None, :, None] * goes_on)
     shown = torch.stack(list(prompt.placeholders.values())).any(0)
     visual = local.gather(shown, False)
     if past is not None:
@@ -358,6 +368,7 @@ def _past(
     batch: int,
     mask: Tensor | None,
     device: torch.device,
+    generating: bool = False,
 ) -> Past | None:
     """What the call's cache holds; a cache that was filled without compression holds what it says."""
     held_in = cache.given(kwargs)
@@ -383,8 +394,7 @@ def _past(
         start, next_long = known.after, last_of(known.long) + 1
     else:
         next_long = torch.zeros(batch, dtype=torch.long, device=device)
-        if getattr(model.base_model, "rope_deltas", None) is not None:
-            next_long = next_long + _deltas(model.base_model, batch, device)
+        next_long = next_long + _deltas(model, patch, kwargs, batch, count, device, generating)
         start = next_long[None]
     long = _behind(known.long, (next_long[:, None] + step)[None])
     own = torch.cat([known.own, start[..., None] + step], 2)
@@ -392,9 +402,36 @@ def _past(
     return Past(compaction, columns, long, own, start + seen.sum(1), visual)
 
 
-def _deltas(base: nn.Module, batch: int, device: torch.device) -> Tensor:
-    """What M-RoPE positions are ahead of a count of tokens, `[B]`."""
-    deltas = torch.as_tensor(base.rope_deltas).reshape(-1).to(device)
+def _deltas(
+    model: nn.Module,
+    patch: Patch,
+    kwargs: dict[str, Any],
+    batch: int,
+    count: int,
+    device: torch.device,
+    generating: bool,
+) -> Tensor | int:
+    """What M-RoPE positions are ahead of a count of tokens in a cache that was filled without
+    compression, `[B]`; 0 where they are not.
+
+    transformers keeps the number on the model for the last prompt with images, be it this one's or not.
+    """
+    deltas = getattr(model.base_model, "rope_deltas", None)
+    if deltas is None or not bool(torch.as_tensor(deltas).any()):
+        return 0
+    if kwargs.get("position_ids") is not None:
+        return 0
+    ids = kwargs.get("input_ids")
+    if ids is None or not generating:
+        raise VTCError(
+            "position_ids: got None behind a cache that was filled without compression, which may "
+            "hold images or not; give them, or use generate with the whole conversation"
+        )
+    tokens = [patch.adapter.token_id(model.config, modality) for modality in PIXELS]
+    seen = torch.stack([ids[:, :count] == t for t in tokens if t is not None]).any()
+    if not bool(seen):
+        return 0
+    deltas = torch.as_tensor(deltas).reshape(-1).to(device)
     return deltas.expand(batch) if len(deltas) == 1 else deltas[:batch]
 
 

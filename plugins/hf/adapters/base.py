@@ -183,6 +183,8 @@ class Adapter:
     fuses: ClassVar[str] = ""
     #: whether a layer may attend window by window, so that a tile's patches come in several calls
     windows: ClassVar[bool] = False
+    #: whether the model tells a prompt from a step by a cache that nothing was ever put into
+    wants_new_cache: ClassVar[bool] = False
     #: the position policies that the model allows
     positions: ClassVar[tuple[str, ...]] = POLICIES
 

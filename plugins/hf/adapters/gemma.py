@@ -14,6 +14,7 @@ class PaliGemma(Adapter):
     """Positions are counted from 1, by `generate` itself but not in a plain forward."""
 
     first_position: ClassVar[int] = 1
+    wants_new_cache: ClassVar[bool] = True
 
 
 @register_adapter("Gemma3ForConditionalGeneration", "Gemma3Model")
