@@ -329,7 +329,7 @@ def _place(new: dict[str, Any], prompt: Prompt, local: Compaction, numbers: Tens
         new["position_ids"] = (given[0] if len(given) == 1 else given) + one
         _tell_deltas(base, given, valid, after)
     if sample is not None:
-        if (patch.positions == "original" and len(explicit) == 1) or packed.uses_flash(model):
+        if (gaps and len(explicit) == 1) or packed.uses_flash(model):
             new.update(packed.mask_of(model, sample, new.get("token_type_ids")))
     # Gaps need an explicit mask (packed.one_sample); rows of different length need one anyway
     elif prompt.mask is not None or local.ragged or past is not None or gaps:
