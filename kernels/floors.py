@@ -69,75 +69,75 @@ class Work:
         return "memory" if moved >= self.seconds(card) else "arithmetic"
 
 
-def _cls_attention() -> Work:
+def _cls_attention(tiles: int) -> Work:
     tokens = PATCHES + 1
-    heads = TILES * HEADS * tokens * HEAD_WIDTH
+    heads = tiles * HEADS * tokens * HEAD_WIDTH
     return Work(
         heads * HALF,
-        2 * TILES * tokens * FLOAT,
+        2 * tiles * tokens * FLOAT,
         2 * heads,
         False,
-        f"keys [{TILES}, {HEADS}, {tokens}, {HEAD_WIDTH}]",
+        f"keys [{tiles}, {HEADS}, {tokens}, {HEAD_WIDTH}]",
     )
 
 
-def _attention_received() -> Work:
-    heads = TILES * HEADS * PATCHES * HEAD_WIDTH
+def _attention_received(tiles: int) -> Work:
+    heads = tiles * HEADS * PATCHES * HEAD_WIDTH
     return Work(
         2 * heads * HALF,
-        TILES * PATCHES * FLOAT,
+        tiles * PATCHES * FLOAT,
         2 * heads * PATCHES,
         True,
-        f"queries and keys [{TILES}, {HEADS}, {PATCHES}, {HEAD_WIDTH}]",
+        f"queries and keys [{tiles}, {HEADS}, {PATCHES}, {HEAD_WIDTH}]",
     )
 
 
-def _neighbour_count() -> Work:
-    pairs = TILES * PATCHES * (PATCHES - 1) // 2  # cosines are symmetric
+def _neighbour_count(tiles: int) -> Work:
+    pairs = tiles * PATCHES * (PATCHES - 1) // 2  # cosines are symmetric
     return Work(
-        TILES * PATCHES * (WIDTH * HALF + FLAG),
-        TILES * PATCHES * INT,
+        tiles * PATCHES * (WIDTH * HALF + FLAG),
+        tiles * PATCHES * INT,
         2 * pairs * WIDTH,
         True,
-        f"keys [{TILES}, {PATCHES}, {WIDTH}]",
+        f"keys [{tiles}, {PATCHES}, {WIDTH}]",
     )
 
 
-def _cosine_topk() -> Work:
+def _cosine_topk(tiles: int) -> Work:
     queries, k = 32, 32
     return Work(
-        TILES * (PATCHES * (WIDTH * HALF + FLOAT + FLAG) + queries * (WIDTH * HALF + INT)),
-        TILES * queries * k * INT,
-        2 * TILES * queries * PATCHES * WIDTH,
+        tiles * (PATCHES * (WIDTH * HALF + FLOAT + FLAG) + queries * (WIDTH * HALF + INT)),
+        tiles * queries * k * INT,
+        2 * tiles * queries * PATCHES * WIDTH,
         True,
-        f"{queries} queries, keys [{TILES}, {PATCHES}, {WIDTH}], k = {k}",
+        f"{queries} queries, keys [{tiles}, {PATCHES}, {WIDTH}], k = {k}",
     )
 
 
-def _lof() -> Work:
+def _lof(tiles: int) -> Work:
     k = 20
     # for every value and neighbour: moving the window, distance, reach, density, ratio
     return Work(
-        TILES * PATCHES * (FLOAT + FLAG),
-        TILES * PATCHES * FLOAT,
-        TILES * PATCHES * k * 10,
+        tiles * PATCHES * (FLOAT + FLAG),
+        tiles * PATCHES * FLOAT,
+        tiles * PATCHES * k * 10,
         False,
-        f"values [{TILES}, {PATCHES}], k = {k}",
+        f"values [{tiles}, {PATCHES}], k = {k}",
     )
 
 
-def _segmented_topk() -> Work:
+def _segmented_topk(tiles: int) -> Work:
     return Work(
-        TILES * PATCHES * (FLOAT + FLAG),
-        TILES * PATCHES * (INT + FLAG),
-        TILES * PATCHES * 50,  # a bitonic sort of 1024 compares every value 55 times
+        tiles * PATCHES * (FLOAT + FLAG),
+        tiles * PATCHES * (INT + FLAG),
+        tiles * PATCHES * 50,  # a bitonic sort of 1024 compares every value 55 times
         False,
-        f"scores [{TILES}, {PATCHES}]",
+        f"scores [{tiles}, {PATCHES}]",
     )
 
 
-def _merge() -> Work:
-    entries, outputs = TILES * PATCHES, TILES * PATCHES // 4
+def _merge(tiles: int) -> Work:
+    entries, outputs = tiles * PATCHES, tiles * PATCHES // 4
     return Work(
         entries * (WIDTH * HALF + 2 * INT + FLOAT),
         outputs * WIDTH * HALF,
@@ -147,37 +147,37 @@ def _merge() -> Work:
     )
 
 
-def _adaptive_pool() -> Work:
+def _adaptive_pool(tiles: int) -> Work:
     bins = 64
     return Work(
-        TILES * PATCHES * (WIDTH * HALF + FLAG),
-        TILES * bins * (WIDTH * HALF + FLOAT),
-        TILES * PATCHES * WIDTH,
+        tiles * PATCHES * (WIDTH * HALF + FLAG),
+        tiles * bins * (WIDTH * HALF + FLOAT),
+        tiles * PATCHES * WIDTH,
         False,
-        f"[{TILES}, {PATCHES}, {WIDTH}] to 8 x 8",
+        f"[{tiles}, {PATCHES}, {WIDTH}] to 8 x 8",
     )
 
 
-def _ragged_compact() -> Work:
-    kept = TILES * PATCHES // 4
+def _ragged_compact(tiles: int) -> Work:
+    kept = tiles * PATCHES // 4
     return Work(
         kept * (LM_WIDTH * HALF + INT),
         kept * (LM_WIDTH * HALF + INT + FLAG),
         0,
         False,
-        f"{kept} of {TILES * PATCHES} rows of {LM_WIDTH}",
+        f"{kept} of {tiles * PATCHES} rows of {LM_WIDTH}",
     )
 
 
-def _bit_packing() -> Work:
-    words, width = 32 * 256, 16
+def _bit_packing(tiles: int) -> Work:
+    words, width = tiles * PATCHES, 16
     return Work(
         words * width * FLAG, words * INT, words * width, False, f"{words} words of {width}"
     )
 
 
-#: file of the operation -> what it cannot do without
-WORK: dict[str, Callable[[], Work]] = {
+#: file of the operation -> what it cannot do without, for so many tiles
+WORK: dict[str, Callable[[int], Work]] = {
     "cls_attention": _cls_attention,
     "attention_received": _attention_received,
     "segmented_topk": _segmented_topk,
@@ -200,7 +200,7 @@ def markdown() -> str:
         "|---|---|---:|---:|---:|" + "---:|" * len(CARDS) + "---|",
     ]
     for name, make in WORK.items():
-        work = make()
+        work = make(TILES)
         floors = " | ".join(f"{1e6 * work.seconds(card):.2f} us" for card in CARDS.values())
         moved = " | ".join(f"{count / 1e3:,.0f} kB" for count in (work.read, work.written))
         bounds = sorted({work.bound(card) for card in CARDS.values()})

@@ -61,9 +61,18 @@ def compress(
             out = model.generate(**inputs)
         print(run.reports[-1])
 
-    A patch that the model had before the block is put back behind it.
+    The model is touched when the block is entered. A patch that it had before is put back behind the
+    block. Blocks on one model may overlap: the settings of each hold for the code that entered it and
+    for the threads that it starts, so a server can give every request its own.
+
+    Raises also:
+        VTCError: in a thread that was started while several blocks were open on the model, since it
+            may belong to any of them; enter the block in the thread, or start it with
+            `threading.Thread(target=contextvars.copy_context().run, args=(model.generate,))`.
     """
-    return apply(model, method, processor=processor, positions=positions, **options)
+    from vtc.plugins.hf import patch
+
+    return patch.plan(model, method, processor=processor, positions=positions, **options)
 
 
 def remove(model: Any) -> None:

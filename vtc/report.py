@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.functional.anyres import Layout, pack_layout
+from vtc.functional.geometry import without_tokens
 from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class ImageReport:
             tile's shape, as CLIP's processor does) or `"stretch"`. Thumbnails are stretched.
         seconds: time spent in the selection of the call, divided by its images.
         sample: row of the batch that the image belongs to.
+        hidden: packed tokens that the prompt's attention mask hides; they are no part of the counts.
     """
 
     patch_grid: tuple[int, int]
@@ -84,6 +86,7 @@ class ImageReport:
     fit: str = "crop"
     seconds: float = 0.0
     sample: int = 0
+    hidden: tuple[int, ...] = ()
 
     @classmethod
     def from_tokens(
@@ -114,6 +117,7 @@ class ImageReport:
             fit=fit,
             seconds=seconds,
             sample=sample,
+            hidden=tokens.hidden,
         )
 
     # -- counts ------------------------------------------------------------------------------
@@ -253,6 +257,7 @@ class ImageReport:
             "patch": self.patch.tolist(),
             "weight": self.weight.tolist(),
             "merged": merged,
+            "hidden": list(self.hidden),
         }
 
     @classmethod
@@ -264,7 +269,7 @@ class ImageReport:
         )
         if patch_grid is None:
             raise TypeError("patch_grid is missing")
-        data = {"tail": False, **data}  # reports were saved before there were tails
+        data = {"tail": False, "hidden": (), **data}  # reports were saved before there were these
         packing = {key: data[key] for key in PACKING}
         report = cls(
             patch_grid=patch_grid,
@@ -279,6 +284,9 @@ class ImageReport:
             **packing,
             **{key: data[key] for key in ("newline", "unpad", "fit", "seconds", "sample")},
         )
+        if data["hidden"]:
+            report.hidden = tuple(data["hidden"])
+            report.layout = without_tokens(report.layout, report.hidden)
         if data["merged"] is not None:
             report.merged = MergeIndex(
                 output=torch.tensor(data["merged"]["output"], dtype=torch.long),

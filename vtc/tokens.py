@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtc.errors import VTCError, nearest
 from vtc.functional.anyres import Layout
-from vtc.functional.geometry import Geometry, geometry
+from vtc.functional.geometry import Geometry, geometry, without
 from vtc.kernels.merge import weighted_merge
 
 #: Every signal a method can ask for. T tiles, N patches a tile, C width of the vision tower,
@@ -81,6 +81,8 @@ class VisualTokens:
             `functional.anyres.pack_layout`.
         cell: `(rows, cols)` of the patches that a token is made of, where signals are given patch by
             patch (`Method.by_patch`); N of `SIGNALS` then counts patches, row-major.
+        hidden: packed tokens that the prompt's attention mask hides. They count as padding: they are
+            not chosen, not merged, and no part of what `retention` is a share of.
     """
 
     features: Tensor
@@ -96,6 +98,7 @@ class VisualTokens:
     lead: bool = False
     tail: bool = False
     cell: tuple[int, int] = (1, 1)
+    hidden: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3:
@@ -120,7 +123,7 @@ class VisualTokens:
     @cached_property
     def geometry(self) -> Geometry:
         """The index tables of this image's shape; shared with others, so never change them."""
-        return geometry(
+        shape = geometry(
             tuple(self.patch_grid),
             None if self.tile_grid is None else tuple(self.tile_grid),
             None if self.image_size is None else tuple(self.image_size),
@@ -132,6 +135,7 @@ class VisualTokens:
             lead=self.lead,
             tail=self.tail,
         )
+        return without(shape, self.hidden) if self.hidden else shape
 
     @property
     def layout(self) -> Layout:
@@ -269,8 +273,15 @@ def gather_tokens(
     return CompressedTokens(out, tile, patch, anchor, torch.ones(len(tile), device=device))
 
 
+def nothing_of(tokens: VisualTokens) -> CompressedTokens:
+    """No tokens at all: what is left of an image that the prompt's mask hides whole."""
+    none = torch.zeros(0, dtype=torch.long, device=tokens.features.device)
+    return CompressedTokens(tokens.features.flatten(0, 1)[:0], none, none, none, none.float())
+
+
 def frames_of(tokens: VisualTokens) -> list[VisualTokens]:
     """Every frame of a clip as an image of its own, without the separator behind the clip."""
+    length = _frame_length(tokens)
     return [
         replace(
             tokens,
@@ -279,9 +290,17 @@ def frames_of(tokens: VisualTokens) -> list[VisualTokens]:
             signals={k: v if v.dim() == 1 else v[i : i + 1] for k, v in tokens.signals.items()},
             newline=None,
             content_seed=tokens.content_seed + i,
+            hidden=tuple(
+                h - i * length for h in tokens.hidden if i * length <= h < (i + 1) * length
+            ),
         )
         for i in range(tokens.frames)
     ]
+
+
+def _frame_length(tokens: VisualTokens) -> int:
+    """Packed tokens of a frame of a clip."""
+    return tokens.features.shape[1] + int(tokens.lead) + int(tokens.tail)
 
 
 def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> CompressedTokens:
@@ -291,15 +310,15 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
         tokens: the clip that `frames_of` took apart.
         parts: one for each frame.
     """
-    patches = tokens.features.shape[1]
-    length = patches + int(tokens.lead) + int(tokens.tail)
+    patches, length = tokens.features.shape[1], _frame_length(tokens)
+    hidden = torch.tensor(tokens.hidden, dtype=torch.long)
     tile, patch, anchor, features, weight = [], [], [], [], []
     output, source, share = [], [], []
     done = 0
     for frame, part in enumerate(parts):
         tile.append(torch.where(part.is_patch, part.tile + frame, part.tile))
         patch.append(part.patch)
-        anchor.append(part.anchor + frame * length)
+        anchor.append(part.anchor + frame * length - int((hidden < frame * length).sum()))
         features.append(part.features)
         weight.append(part.weight)
         if part.merged is None:
@@ -311,7 +330,7 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
         source.append(entries[1] + frame * patches)
         share.append(entries[2])
         done += len(part)
-    if tokens.newline is not None:
+    if tokens.newline is not None and not bool((hidden == tokens.frames * length).any()):
         none = torch.tensor([-1])
         end = gather_tokens(tokens, none, none, torch.tensor([len(tokens.layout) - 1]))
         for total, value in (

@@ -203,7 +203,7 @@ def _count(run: Run, serial: Iterator[int], step: Callable[[str], Any]) -> None:
         step(f"counting {case.name}")
         inputs = subject.inputs(next(serial))
         with _marking(case), _prepared(run, case) as handle:
-            brought = [] if handle is None else _brought(subject.model, handle)
+            brought = [] if handle is None else _brought(handle)
             found = counted(subject, inputs, subject.weights + weight_bytes(brought))
             _describe(case, subject, inputs, found, handle)
             if case.setting == FULL and found.encoder is not None:
@@ -295,9 +295,9 @@ def _prepared(run: Run, case: Case) -> Iterator[Any]:
         yield handle
 
 
-def _brought(model: Any, handle: Any) -> list[Any]:
+def _brought(handle: Any) -> list[Any]:
     """What may hold weights that a method brings along: its text encoder, its projector."""
-    holders = [model._vtc.text_encoder, handle.method]
+    holders = [handle.text_encoder, handle.method]
     return [value for holder in holders for value in getattr(holder, "__dict__", {}).values()]
 
 

@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import torch
 
 from vtc._docs import put
 from vtc.kernels import bench
+from vtc.kernels.bench.device import ceilings
 from vtc.kernels.bench.official import official_style
 from vtc.kernels.bench.operations import OPERATIONS, correctness, is_right, operation_times
 from vtc.kernels.bench.selection import COUNTS, language_model, methods, selections
-from vtc.kernels.bench.sizes import FULL, LAYERS, SMALL
+from vtc.kernels.bench.sizes import FULL, LAYERS, SMALL, Sizes
 from vtc.kernels.bench.tables import markdown
+from vtc.kernels.floors import Card
 
 
 def _machine(device: torch.device) -> str:
@@ -59,15 +62,16 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     }
     dtypes = [torch.float32, *([torch.float16, torch.bfloat16] if on_gpu else [])]
     if "operations" in given.parts:
-        for name in OPERATIONS:
+        for name in given.operations:
             result["correctness"] += [correctness(name, sizes, device, each) for each in dtypes]
-            if on_gpu:
-                times = operation_times(name, sizes, device, torch.float16, given.rounds)
-                result["operations"].append(times)
+        if on_gpu:
+            card = ceilings(device)
+            result["ceilings"] = card.__dict__
+            result["operations"] = list(_operations(given, sizes, device, card))
     if "selection" in given.parts:
         model = language_model(sizes, layers, device, dtype)
         for tokens in given.tokens:
-            for batch in given.batch:
+            for batch in given.batch or ([1, 2, 4, 8, 16, 32] if on_gpu else [1]):
                 arguments = (tokens, batch, sizes, model, device, dtype, given.rounds)
                 try:
                     rows = selections(given.methods, *arguments, given.retention)
@@ -81,6 +85,30 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _operations(
+    given: argparse.Namespace, sizes: Sizes, device: torch.device, card: Card
+) -> Iterator[dict[str, Any]]:
+    """A row for each operation, number of tokens and batch."""
+    for tokens in given.tokens:
+        images, crops = COUNTS[tokens]
+        tiles = images * (1 if crops is None else 1 + crops[0] * crops[1])
+        for batch in given.batch or [1, 8]:
+            here = replace(sizes, tiles=tiles * batch)
+            for name in given.operations:
+                torch._dynamo.reset()
+                compiling = tokens in given.compiled
+                arguments = (name, here, device, torch.float16, given.rounds, card, compiling)
+                try:
+                    row = operation_times(*arguments)
+                except torch.OutOfMemoryError:
+                    print(f"{name} at {tokens} x {batch}: out of memory", file=sys.stderr)
+                    continue
+                finally:
+                    torch.cuda.empty_cache()
+                yield {"tokens": tokens, "batch": batch, **row}
+            print(f"operations at {tokens} tokens, batch {batch}: done", file=sys.stderr)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, save; exits with 1 where an operation is wrong."""
     parser = argparse.ArgumentParser(
@@ -92,8 +120,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, help=f"run this many of {LAYERS}; 1 on the CPU")
     parser.add_argument("--methods", nargs="+", choices=methods(), default=methods())
+    parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
+    parser.add_argument(
+        "--compiled",
+        nargs="*",
+        type=int,
+        choices=COUNTS,
+        default=[2880],
+        help="tokens at which the twins of operations are compiled, too",
+    )
     parser.add_argument("--tokens", nargs="+", type=int, choices=COUNTS, help="visual tokens")
-    parser.add_argument("--batch", nargs="+", type=int)
+    parser.add_argument(
+        "--batch", nargs="+", type=int, help="default: 1 and 8, of selections 1 to 32; 1 on the CPU"
+    )
     parser.add_argument("--retention", type=float, default=0.25)
     parts = ("operations", "selection", "official")
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
@@ -106,7 +145,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.device = "cpu"
     on_gpu = given.device == "cuda"
     given.tokens = given.tokens or ([576, 2880, 14400] if on_gpu else [576, 2880])
-    given.batch = given.batch or ([1, 2, 4, 8, 16, 32] if on_gpu else [1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.compile's remarks on the machine
         result = run(given)

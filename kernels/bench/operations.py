@@ -25,8 +25,9 @@ from vtc.kernels import (
     ragged_compact,
     segmented_topk,
 )
+from vtc.kernels.bench.device import FLUSH, Replay, called
 from vtc.kernels.bench.sizes import Sizes, normal
-from vtc.kernels.floors import CARDS, WORK
+from vtc.kernels.floors import CARDS, WORK, Card
 
 #: what is timed of an operation
 CALLS = ("kernel", "twin", "compiled twin")
@@ -47,12 +48,12 @@ class Operation:
 
 
 def _heads(sizes: Sizes, extra: int, device: Any, dtype: Any) -> Tensor:
-    shape = (5, sizes.side**2 + extra, sizes.heads, sizes.head_width)
+    shape = (sizes.tiles, sizes.side**2 + extra, sizes.heads, sizes.head_width)
     return normal(device, dtype, *shape).transpose(1, 2)
 
 
 def _scores(sizes: Sizes, device: Any) -> tuple[Tensor, Tensor]:
-    scores = normal(device, torch.float32, 5, sizes.side**2)
+    scores = normal(device, torch.float32, sizes.tiles, sizes.side**2)
     return scores, torch.ones_like(scores, dtype=torch.bool)
 
 
@@ -68,37 +69,37 @@ def _received(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
 
 def _topk(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
     scores, valid = _scores(sizes, device)
-    return scores, torch.full((5,), sizes.side**2 // 4, device=device), valid
+    return scores, torch.full((sizes.tiles,), sizes.side**2 // 4, device=device), valid
 
 
 def _cosines(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
-    keys = normal(device, dtype, 5, sizes.side**2, sizes.vision)
-    itself = torch.arange(min(32, sizes.side), device=device).expand(5, -1)
+    keys = normal(device, dtype, sizes.tiles, sizes.side**2, sizes.vision)
+    itself = torch.arange(min(32, sizes.side**2), device=device).expand(sizes.tiles, -1)
     return keys[:, : itself.shape[1]], keys, 32, *_scores(sizes, device), itself
 
 
 def _merged(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
-    rows = 5 * sizes.side**2
+    rows = sizes.tiles * sizes.side**2
     values = normal(device, dtype, rows, sizes.vision)
     entry = torch.arange(rows, device=device)
     return values, entry // 4, entry, torch.ones(rows, device=device), math.ceil(rows / 4)
 
 
 def _pooled(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
-    features = normal(device, dtype, 5, sizes.side**2, sizes.vision)
+    features = normal(device, dtype, sizes.tiles, sizes.side**2, sizes.vision)
     bins = max(sizes.side // 3, 1)
     return features, (sizes.side, sizes.side), (bins, bins), _scores(sizes, device)[1]
 
 
 def _compacted(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
-    rows = 5 * sizes.side**2
+    rows = sizes.tiles * sizes.side**2
     index = torch.arange(0, rows, 4, device=device)
     splits = torch.tensor([0, len(index)], device=device)
     return normal(device, dtype, rows, sizes.width), index, splits, len(index), True, 0
 
 
 def _bits(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
-    return normal(device, torch.float32, 32, sizes.side**2, 16) > 0, 16, torch.int64
+    return normal(device, torch.float32, sizes.tiles, sizes.side**2, 16) > 0, 16, torch.int64
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -122,7 +123,7 @@ OPERATIONS: dict[str, Operation] = {
         neighbour_count.neighbour_count,
         neighbour_count.neighbour_count_torch,
         lambda sizes, device, dtype: (
-            normal(device, dtype, 5, sizes.side**2, sizes.vision),
+            normal(device, dtype, sizes.tiles, sizes.side**2, sizes.vision),
             0.05,
             _scores(sizes, device)[1],
         ),
@@ -172,36 +173,66 @@ def is_right(row: Mapping[str, Any]) -> bool:
 
 
 def operation_times(
-    name: str, sizes: Sizes, device: torch.device, dtype: torch.dtype, rounds: int
+    name: str,
+    sizes: Sizes,
+    device: torch.device,
+    dtype: torch.dtype,
+    rounds: int,
+    ceiling: Card | None = None,
+    compiling: bool = True,
 ) -> dict[str, Any]:
-    """Microseconds of kernel, twin and compiled twin on a GPU: median and quartiles."""
-    operation = OPERATIONS[name]
-    inputs = operation.inputs(sizes, device, dtype)
-    compiled = torch.compile(operation.twin)
-    calls = dict(zip(CALLS, (operation.call, operation.twin, compiled), strict=True))
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device=device)  # larger than any L2
+    """Microseconds of kernel, twin and compiled twin on a GPU: median and quartiles.
 
-    def time(call: Callable[..., Any]) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.zero_()
-        begin.record()
-        call(*inputs)
-        end.record()
-        torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) * 1e3
+    Args:
+        ceiling: what the card was measured to do.
+        compiling: also the compiled twin.
+
+    Returns:
+        `microseconds` of a call, launch included, and `work`, of the same inside a CUDA graph, None for
+        what does not go into one; `floor` of each card; `share`, the floor by `ceiling` over the work.
+    """
+    operation = OPERATIONS[name]
+    needed = WORK[name](sizes.tiles)
+    compiled = torch.compile(operation.twin, dynamic=False)
+    calls = dict(zip(CALLS, (operation.call, operation.twin, compiled), strict=True))
+    if not compiling:
+        del calls["compiled twin"]
+    # so many that the last has pushed the first out of the cache
+    copies = min(max(FLUSH // (needed.read + needed.written), 1), 20)
+    inputs = [operation.inputs(sizes, device, dtype) for _ in range(copies)]
+    flush = torch.empty(FLUSH, dtype=torch.uint8, device=device)
 
     for label, call in list(calls.items()):
         try:
             for _ in range(3):
-                call(*inputs)
+                call(*inputs[0])
         except Exception as error:
             if call is not compiled:
                 raise
             print(f"{name}: torch.compile of the twin failed: {error}", file=sys.stderr)
             del calls[label]
+    bound = {label: functools.partial(call, *inputs[0]) for label, call in calls.items()}
     times = interleaved(
-        {label: functools.partial(time, call) for label, call in calls.items()}, rounds
+        {label: functools.partial(called, call, flush) for label, call in bound.items()}, rounds
     )
-    floors = {card: 1e6 * WORK[name]().seconds(what) for card, what in CARDS.items()}
-    spreads = {label: spread(values) for label, values in times.items()}
-    return {"operation": name, "dtype": str(dtype)[6:], "microseconds": spreads, "floor": floors}
+    replays = {}
+    for label, call in calls.items():
+        try:
+            replays[label] = Replay([functools.partial(call, *each) for each in inputs])
+        except RuntimeError as error:
+            print(f"{name}, {label}: not in a graph: {error}", file=sys.stderr)
+    work = {label: spread(values) for label, values in interleaved(replays, rounds).items()}
+    cards = CARDS if ceiling is None else {**CARDS, "measured": ceiling}
+    floors = {card: 1e6 * needed.seconds(what) for card, what in cards.items()}
+    return {
+        "operation": name,
+        "dtype": str(dtype)[6:],
+        "tiles": sizes.tiles,
+        "bytes": needed.read + needed.written,
+        "flops": needed.flops,
+        "bound": needed.bound(cards["H100" if ceiling is None else "measured"]),
+        "microseconds": {label: spread(values) for label, values in times.items()},
+        "work": {label: work.get(label) for label in calls},
+        "floor": floors,
+        "share": {label: floors.get("measured", math.nan) / work[label][0] for label in work},
+    }

@@ -20,6 +20,7 @@ class Sizes:
         width: of the language model.
         inner: of its MLP.
         space: of the shared text-image space.
+        tiles: of all images together, for single operations.
     """
 
     side: int = 24
@@ -28,6 +29,7 @@ class Sizes:
     width: int = 4096
     inner: int = 11008
     space: int = 768
+    tiles: int = 5
 
     @property
     def vision(self) -> int:

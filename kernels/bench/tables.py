@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtc.kernels.bench.operations import CALLS
 from vtc.kernels.bench.sizes import LAYERS
-from vtc.kernels.floors import CARDS
 
 
 def milliseconds(values: Sequence[float]) -> str:
@@ -54,16 +54,36 @@ def markdown(result: Mapping[str, Any]) -> str:
                 + " |"
             )
     if result.get("operations"):
-        lines += [
-            "",
-            "| operation | features | kernel, us | twin, us | compiled twin, us | "
-            + " | ".join(f"{card} floor, us" for card in CARDS)
-            + " |",
-            "|---|---|" + "---:|" * (3 + len(CARDS)),
-        ]
-        for row in result["operations"]:
-            found = [row["microseconds"].get(label) for label in CALLS]
-            cells = ["-" if v is None else "{:.1f} ({:.1f}-{:.1f})".format(*v) for v in found]
-            cells += [f"{value:.2f}" for value in row["floor"].values()]
-            lines.append(f"| `{row['operation']}` | {row['dtype']} | {' | '.join(cells)} |")
+        lines += ["", *_operations(result)]
     return "\n".join(lines) + "\n"
+
+
+def _operations(result: Mapping[str, Any]) -> list[str]:
+    """Times of operations, and how near they come to what the card was measured to do."""
+    lines = []
+    if "ceilings" in result:
+        card = result["ceilings"]
+        lines += [
+            f"Measured on this card: {card['bandwidth'] / 1e12:.2f} TB/s copied, "
+            f"{card['tensor'] / 1e12:.0f} TFLOP/s in fp16 products, {card['plain'] / 1e12:.0f} in fp32.",
+            "",
+        ]
+    columns = [f"{label}, us" for label in CALLS]
+    columns += [f"{label} in a graph, us" for label in CALLS]
+    lines += [
+        f"| operation | tokens | batch | {' | '.join(columns)} | floor, us | kernel's share of it |",
+        "|---|---:|---:|" + "---:|" * (len(columns) + 2),
+    ]
+    for row in result["operations"]:
+        cells = [
+            "-" if found is None else "{:.1f} ({:.1f}-{:.1f})".format(*found)
+            for times in (row["microseconds"], row["work"])
+            for found in map(times.get, CALLS)
+        ]
+        floor = row["floor"].get("measured", row["floor"]["H100"])
+        share = row["share"].get("kernel", math.nan)
+        lines.append(
+            f"| `{row['operation']}` | {row['tokens']:,} | {row['batch']} | {' | '.join(cells)} | "
+            f"{floor:.2f} ({row['bound']}) | {share:.0%} |"
+        )
+    return lines

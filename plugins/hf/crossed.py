@@ -1,74 +1,113 @@
 """Compression of models that read images by cross-attention: no placeholders, nothing to shorten.
 
 The vision model is wrapped by two hooks. One lets it run as ever; the other keeps, of every tile, the
-same number of tokens, and says so in `num_patches`, from which the model makes its cross-attention mask.
+same number of tokens, and says so in `num_patches`, from which the model makes its cross-attention mask
+in this and in every later forward. The number belongs to a conversation, so it is kept on its cache, and
+forwards of one model wait for each other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
+from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.adapters.base import Call, Unit, places
+from vtc.plugins.hf import arguments, cache
+from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, adapter_for, places
 from vtc.plugins.hf.content import content_seeds
 from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.inside import by_name, call_hooks, heard, listen, running
+from vtc.plugins.hf.inside import forget_call, heard, listen, note_call, running
 from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.signals import Signals
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens
 
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+# The lock of the forward under way in this context
+_TAKEN: ContextVar[Any] = ContextVar("vtc_taken", default=None)
 
-def hooks(model: nn.Module) -> list[Hook]:
+
+def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
     """Every hook of a patched model."""
-    tower = model._vtc.adapter.tower(model.base_model)
+    tower = adapter.tower(model.base_model)
     return [
         Hook(model, "forward_pre", refuse_static_cache),
-        *call_hooks(model),
+        Hook(model, "forward_pre", note_call),
+        Hook(model, "forward_pre", begin),
+        Hook(model, "forward", forget_call, always=True),
+        Hook(model, "forward", end, always=True),
         Hook(tower, "forward_pre", before),
         Hook(tower, "forward", after),
     ]
 
 
 def all_patches(tower: nn.Module) -> int:
-    """Let the tower count all its patches, CLS included, in a tile again."""
-    tower.num_patches = (tower.image_size // tower.patch_size) ** 2 + 1
-    return tower.num_patches
+    """All patches of a tile, CLS included."""
+    return (tower.image_size // tower.patch_size) ** 2 + 1
 
 
 def refuse_static_cache(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the model."""
-    named = by_name(model, args, kwargs)
-    layers = getattr(named.get("past_key_values"), "layers", ())
+    named = arguments.by_name(model, args, kwargs)
+    layers = getattr(cache.given(named), "layers", ())
     if named.get("pixel_values") is not None and any(
         type(layer).__name__.startswith("Static") for layer in layers
     ):
         raise VTCError(
-            "past_key_values: got a static cache, whose cross-attention layers are made for all "
+            f"{cache.name(model)}: got a static cache, whose cross-attention layers are made for all "
             "patches; allowed while this model is compressed are dynamic caches"
         )
 
 
+def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Forward pre-hook of the model: its turn, and the number of patches that its cache holds."""
+    kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
+    tower = adapter_for(model).tower(model.base_model)
+    lock = _LOCKS.setdefault(model, threading.RLock())
+    lock.acquire()
+    _TAKEN.set(lock)
+    tower.num_patches = getattr(cache.given(kwargs), "_vtc_patches", None) or all_patches(tower)
+    return (), kwargs
+
+
+def end(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of the model, which runs when it failed as well."""
+    lock = _TAKEN.get()
+    if lock is None:
+        return
+    _TAKEN.set(None)
+    tower = adapter_for(model).tower(model.base_model)
+    held = None if output is None else cache.found(output, kwargs)
+    if held is not None and tower.num_patches != all_patches(tower):
+        held._vtc_patches = tower.num_patches
+    tower.num_patches = all_patches(tower)
+    lock.release()
+
+
 def before(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the tower: all its patches, and ears for the probes."""
-    all_patches(tower)
-    listen()
+    tower.num_patches = all_patches(tower)
+    call = running()
+    if call is not None:
+        listen(call.patch)
 
 
 def after(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of the tower: keep as many tokens of every tile."""
-    record, call = heard(), running()
+    call = running()
     if call is None:
         return None
-    start = time.perf_counter()
-    patch, hidden = call.model._vtc, output.last_hidden_state  # [B, images, tiles, P, C]
-    named = by_name(tower, args, kwargs)
+    record, start = heard(), time.perf_counter()
+    patch, hidden = call.patch, output.last_hidden_state  # [B, images, tiles, P, C]
+    named = arguments.by_name(tower, args, kwargs)
     real = named["aspect_ratio_mask"].flatten(0, 1).bool()  # [B * images, tiles]
     images = hidden.flatten(0, 1)
     shown = [i for i in range(len(images)) if bool(real[i].any())]
@@ -91,7 +130,7 @@ def after(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
                 "cross-attention needs one; give it a retention, or use 'uniform' or 'pool'"
             )
         count = mine
-    patch.add_report(reports, rows, time.perf_counter() - start)
+    patch.add_report(call.scope.call, reports, rows, time.perf_counter() - start)
     if count != tower.num_patches:
         kept = images[:, :, :count].clone()
         for image, result in out.items():
@@ -138,3 +177,7 @@ def _tokens(
         content_seed=seed,
         lead=True,
     )
+
+
+#: every function that `hooks` hangs
+FUNCTIONS = (refuse_static_cache, note_call, begin, forget_call, end, before, after)

@@ -16,12 +16,14 @@ from vtc.errors import VTCError
 from vtc.functional.ragged import behind_each_other, side_by_side
 from vtc.plugins.hf.adapters.base import PIXELS, Call, Unit, layers_read, places
 from vtc.plugins.hf.content import content_seeds
+from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
 from vtc.report import ImageReport
-from vtc.tokens import CompressedTokens, VisualTokens
+from vtc.tokens import CompressedTokens, VisualTokens, nothing_of
 
 if TYPE_CHECKING:
+    from vtc.methods.base import Method
     from vtc.plugins.hf.patch import Patch
 
 
@@ -33,7 +35,7 @@ class Encoded:
         modality: `"image"` or `"video"`.
         output: what the model's encoder function returned, its `pooler_output` replaced by the list of
             compressed features, one `[M, D]` an image.
-        lengths: uncompressed visual tokens of each image.
+        lengths: uncompressed visual tokens of each image, with those that the prompt's mask hides.
         anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
         reports: one an image.
         identity: True when no image lost a token.
@@ -56,6 +58,7 @@ def encode(
     ids: Tensor | None,
     placeholders: dict[str, Tensor],
     questions: Callable[[str, list[int]], list[str]],
+    visible: Callable[[str, list[int]], list[Tensor]],
 ) -> list[Encoded]:
     """Run the encoders on the pixels in `kwargs` and compress every image and clip.
 
@@ -64,11 +67,14 @@ def encode(
         placeholders: modality -> bool `[B, L]`, the placeholders to fill.
         questions: given a modality and the number of tokens of each of its images, the text that each
             is asked about; called only for methods that read text.
+        visible: given the same, bool `[L]` (CPU) of each image, False for tokens that the prompt's mask
+            hides.
     """
     with _awake(base):  # behind the encoders as well, for the newline
         calls = []
         for modality, placeholder in placeholders.items():
-            if kwargs.get(PIXELS[modality]) is None:
+            pixels = kwargs.get(PIXELS[modality])
+            if pixels is None or (isinstance(pixels, Tensor) and pixels.numel() == 0):
                 continue
             call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
             began = time.perf_counter()
@@ -77,7 +83,7 @@ def encode(
         done: list[Encoded] = []
         for call, units, seconds in calls:
             first = sum(len(encoded.lengths) for encoded in done)
-            done.append(compress_call(patch, call, units, questions, first, count))
+            done.append(compress_call(patch, call, units, questions, first, count, visible))
             done[-1].seconds += seconds
     return done
 
@@ -104,7 +110,8 @@ def _run_encoder(
                 raise VTCError(
                     f"{name}: got None, {type(base).__name__} needs it beside the pixels"
                 )
-    with recording() as record, _live_layers(patch, base, modality, arguments):
+    layers = {layer for _, layer in patch.probed}
+    with recording(layers) as record, _live_layers(patch, base, arguments):
         output = function(**arguments, return_dict=True)
     # The model's forward wants what its encoder returned: a list of images, or one tensor
     patch.tensors[modality] = isinstance(output.pooler_output, Tensor)
@@ -118,6 +125,7 @@ def compress_call(
     questions: Callable[[str, list[int]], list[str]],
     first: int,
     count: int,
+    visible: Callable[[str, list[int]], list[Tensor]] | None = None,
 ) -> Encoded:
     """Compress what one encoder call made.
 
@@ -126,6 +134,7 @@ def compress_call(
         questions: see `encode`.
         first: how many images and clips of the prompt other calls made before.
         count: of all calls.
+        visible: see `encode`; None where nothing is hidden.
     """
     start = time.perf_counter()
     packed = side_by_side([p.flatten(0, -2) for p in call.output.pooler_output])
@@ -140,18 +149,27 @@ def compress_call(
     texts = questions(call.modality, lengths) if patch.reads_text else None
     signals = Signals(patch, call)
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
+    left = _hide(tokens, None if visible is None else visible(call.modality, lengths))
 
     changed = []
     for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
-        if patch.method.for_image(first + index, count).is_identity(image):
+        if len(image.layout) == 0 or patch.method.for_image(first + index, count).is_identity(
+            image
+        ):
             continue
         changed.append(index)
         text = None if texts is None else texts[index]
         captured = signals.of(place, text, units[index], parts[index])
         tokens[index] = replace(image, signals=captured)
-    outs = patch.method.compress_all(tokens, first, count)
+    outs = _compress_all(patch.method, tokens, first, count)
+    for index, shown in left.items():  # the method's own places do not count what is hidden
+        anchor = outs[index].anchor
+        outs[index] = outs[index].replace(anchor=shown.to(anchor.device)[anchor])
     anchors = [out.anchor for out in outs]
     _to_language(patch, call, units, outs, parts, changed)
+    if changed:
+        for index in set(left) - set(changed):
+            parts[index] = parts[index][anchors[index]]
     call.output.pooler_output = parts
     _gather_deepstack(call.output, lengths, anchors)
     seconds = time.perf_counter() - start
@@ -161,6 +179,35 @@ def compress_call(
         for image, out in zip(tokens, outs, strict=True)
     ]
     return Encoded(call.modality, call.output, lengths, anchors, reports, not changed, seconds)
+
+
+def _hide(tokens: list[VisualTokens], visible: list[Tensor] | None) -> dict[int, Tensor]:
+    """Take the tokens that a prompt's mask hides from the images `tokens`, in place.
+
+    Returns:
+        Of each image that has such, int64 `[L']`: the packed tokens that are left.
+    """
+    left = {}
+    for index, shown in enumerate(visible or ()):
+        if not bool(shown.all()):
+            left[index] = shown.nonzero().squeeze(1)
+            hidden = (~shown).nonzero().squeeze(1).tolist()
+            tokens[index] = replace(tokens[index], hidden=tuple(hidden))
+    return left
+
+
+def _compress_all(
+    method: Method, tokens: list[VisualTokens], first: int, count: int
+) -> list[CompressedTokens]:
+    """The method's outcome for every image; nothing of one that is hidden whole."""
+    seen = [i for i, image in enumerate(tokens) if len(image.layout)]
+    if len(seen) == len(tokens):
+        return method.compress_all(tokens, first, count)
+    some = [method.compress_all([tokens[i]], first + i, count)[0] for i in seen]
+    outs = [nothing_of(image) for image in tokens]
+    for index, out in zip(seen, some, strict=True):
+        outs[index] = out
+    return outs
 
 
 def _visual_tokens(
@@ -266,14 +313,8 @@ def _awake(base: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _live_layers(
-    patch: Patch, base: nn.Module, modality: str, arguments: dict[str, Any]
-) -> Iterator[None]:
-    """Leave out the encoder layers that nobody reads.
-
-    LLaVA takes its features before the last layer, so that layer runs in vain unless a signal comes
-    from it. The list of layers is shortened, the layers themselves are not touched.
-    """
+def _live_layers(patch: Patch, base: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
+    """Leave out the encoder layers that nobody reads, see `live_layers.py`."""
     feature_layer = arguments.get("vision_feature_layer")
     if feature_layer is None:
         feature_layer = getattr(base.config, "vision_feature_layer", None)
@@ -282,19 +323,10 @@ def _live_layers(
         return
     wanted = layers_read(feature_layer, patch.depth)
     live = max(*wanted, patch.deepest + 1, 1)
-    # In the tower's first run transformers hangs its recorder on the layers it finds, for good: show
-    # it all of them
-    modules = patch.adapter.tower(base, modality).modules()
-    recorded = any(getattr(m, "_output_capturing_hooks_installed", False) for m in modules)
-    if live >= patch.depth or not recorded:
+    if live >= patch.depth:
         yield
         return
     # From the front, since counting from the back would now start at another layer
     arguments["vision_feature_layer"] = wanted[0] if isinstance(feature_layer, int) else wanted
-    owner, name = patch.adapter.layer_list(base, modality)
-    layers = patch.layers[modality]  # not what is found: another thread may have shortened it
-    setattr(owner, name, layers[:live])
-    try:
+    with only_first(live):
         yield
-    finally:
-        setattr(owner, name, layers)

@@ -9,32 +9,63 @@ from __future__ import annotations
 
 import inspect
 from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vtc.plugins.hf import arguments, cache, packed, scopes
+from vtc.plugins.hf.adapters.base import Adapter
+from vtc.plugins.hf.cache import Held
 from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.positions import guard_packed
+from vtc.plugins.hf.logits import pick
 from vtc.plugins.hf.probe import note_projector
-from vtc.plugins.hf.shorten import (
-    Turns,
-    cached_step,
-    generation_setting,
-    has_pixels,
-    shorten,
-)
-
-# Inside our generate: whether its positions have gaps (positions.guard_packed), else None
-_GAPS: ContextVar[bool | None] = ContextVar("vtc_gaps", default=None)
-# From the pre-hook of a forward to its hook: what the cache will hold
-_TURNS: ContextVar[Turns | None] = ContextVar("vtc_turns", default=None)
+from vtc.plugins.hf.scopes import Block
+from vtc.plugins.hf.shorten import continued_step, generation_setting, has_pixels, shorten
 
 
-def hooks(model: nn.Module) -> list[Hook]:
+@dataclass
+class Generating:
+    """A short prompt under way in our `generate`.
+
+    Attributes:
+        gaps: whether its positions have gaps.
+        held: the prompt, None when nothing was dropped.
+        front: tokens that somebody (PEFT) has put in front of it.
+    """
+
+    gaps: bool
+    held: Held | None
+    front: int = 0
+
+
+@dataclass
+class Pending:
+    """What the hook behind a forward has to do.
+
+    Attributes:
+        held: to be noted on the cache.
+        wanted: the logits that each row wants, see `logits.short_places`.
+        labelled: whether there is a loss in front of the logits.
+    """
+
+    held: Held | None = None
+    wanted: Tensor | None = None
+    labelled: bool = False
+
+
+# Inside our generate
+_GENERATING: ContextVar[Generating | None] = ContextVar("vtc_generating", default=None)
+# From the pre-hook of a forward to its hook
+_PENDING: ContextVar[Pending | None] = ContextVar("vtc_pending", default=None)
+
+
+def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
     """Every hook of a patched model."""
-    projector = model._vtc.adapter.projector(model.base_model)
+    projector = adapter.projector(model.base_model)
     return [
         *([] if projector is None else [Hook(projector, "forward", note_projector)]),
         Hook(model, "forward_pre", pre_hook),
@@ -45,17 +76,25 @@ def hooks(model: nn.Module) -> list[Hook]:
 @torch.compiler.disable
 def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
-    patch = model._vtc
-    kwargs = _by_name(model.forward, args, kwargs)
-    _TURNS.set(None)
+    _PENDING.set(None)
+    scope = scopes.current(model)
+    if scope is None or scope.patch is None:
+        return None
+    patch = scope.patch
+    kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
+    generating = _GENERATING.get()
     if has_pixels(kwargs):
-        short = shorten(model, kwargs, generating=False)
-        kwargs, patch.compaction = short.kwargs, short.compaction
-        _TURNS.set(short.turns)
-    elif _GAPS.get():
-        guard_packed(kwargs)
-    elif _GAPS.get() is None:
-        cached_step(patch.positions, kwargs)
+        with scopes.running(model, scope):
+            short = shorten(model, scope, kwargs, generating=False)
+        kwargs = short.kwargs
+        patch.note_compaction(scope.call, short.compaction)
+        _PENDING.set(Pending(short.held, short.wanted, kwargs.get("labels") is not None))
+    elif generating is not None:
+        if generating.gaps:
+            kwargs.update(_generated_positions(model, patch.adapter, generating, kwargs))
+            kwargs.update(packed.one_sample(model, kwargs))
+    else:
+        kwargs.update(continued_step(model, patch, kwargs))
     for modality, encoded in (kwargs.get("mm_encoder_outputs") or {}).items():
         features = getattr(encoded, "pooler_output", None)
         if patch.tensors.get(modality) and isinstance(features, (list, tuple)):
@@ -64,47 +103,101 @@ def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @torch.compiler.disable
-def post_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Forward hook: note on the cache that a plain forward filled what was dropped from its prompt."""
-    turns, cache = _TURNS.get(), getattr(output, "past_key_values", None)
-    if turns is not None and cache is not None:
-        cache._vtc_turns = turns
-    _TURNS.set(None)
+def post_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Forward hook: note on the cache what was dropped from its prompt, and pick the logits that the
+    caller asked for."""
+    pending = _PENDING.get()
+    _PENDING.set(None)
+    if pending is None:
+        if _GENERATING.get() is None:
+            held_in = cache.given(kwargs)
+            known = cache.held(held_in)
+            if known is not None and known.broken is None:
+                known.length = cache.length(held_in)
+        return None
+    held_in = cache.found(output, kwargs)
+    if pending.held is not None and held_in is not None:
+        cache.note(held_in, pending.held)
+    if pending.wanted is not None:
+        return pick(output, pending.wanted, pending.labelled)
+    return None
 
 
-def generate(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """`model.generate` under compression; returns sequences that start with the user's own prompt."""
-    patch = model._vtc
-    original = patch.own_generate or MethodType(type(model).generate, model)
-    kwargs = _by_name(type(model).generate, (model, *args), kwargs)
-    del kwargs["self"]
+def generate(model: nn.Module, *args: Any, fetched: Block | None = None, **kwargs: Any) -> Any:
+    """`model.generate` under compression; returns sequences that start with the user's own prompt.
+
+    Args:
+        fetched: the one block that was open when this was read from the model, None for several.
+    """
+    state = scopes.state_of(model)
+    own = None if state is None else state.own_generate
+    original = own or MethodType(type(model).generate, model)
+    scope = scopes.current(model, fetched)
+    with scopes.running(model, scope):
+        if scope is None or scope.patch is None:
+            return original(*args, **kwargs)
+        kwargs = {**dict(zip(_generate_names(type(model).generate), args, strict=False)), **kwargs}
+        return _generate(model, scope, original, cache.renamed(model, kwargs))
+
+
+def _generate(model: nn.Module, scope: scopes.Scope, original: Any, kwargs: dict[str, Any]) -> Any:
+    patch = scope.patch
+    assert patch is not None
     if kwargs.get("inputs") is not None and kwargs.get("input_ids") is None:
         kwargs["input_ids"] = kwargs.pop("inputs")
-    past = getattr(kwargs.get("past_key_values"), "_vtc_turns", None)
-    if not has_pixels(kwargs) and past is None:
+    if not has_pixels(kwargs) and cache.held(cache.given(kwargs)) is None:
         return original(**kwargs)
 
     prompt = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else None
     with torch.no_grad():
-        short = shorten(model, kwargs, generating=True)
-    patch.compaction = short.compaction
+        short = shorten(model, scope, kwargs, generating=True)
+    patch.note_compaction(scope.call, short.compaction)
     if short.dropped:
         _shift_lengths(model, short.kwargs, short.dropped)
-    token = _GAPS.set(short.compaction is not None and patch.positions != "contiguous")
+    gaps = short.held is not None and patch.positions != "contiguous"
+    token = _GENERATING.set(Generating(gaps, short.held))
     try:
         out = original(**short.kwargs)
     finally:
-        _GAPS.reset(token)
-    if short.compaction is None:
+        _GENERATING.reset(token)
+    if short.held is None or short.compaction is None:
         return out
-    cache = getattr(out, "past_key_values", None) or kwargs.get("past_key_values")
-    if cache is not None and prompt is not None:
-        cache._vtc_turns = short.turns
+    held_in = cache.found(out, kwargs)
+    if held_in is not None and prompt is not None:
+        cache.note(held_in, short.held)
     return _with_prompt(out, prompt, short.compaction.slot.shape[1])
 
 
-def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {**dict(zip(inspect.signature(function).parameters, args, strict=False)), **kwargs}
+@lru_cache(maxsize=64)
+def _generate_names(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)[1:]
+
+
+def _generated_positions(
+    model: nn.Module, adapter: Adapter, generating: Generating, kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Positions of the short prompt, or of a step behind it, where generate's own were thrown away.
+
+    PEFT's prefix and prompt tuning put virtual tokens in front of the prompt, say that positions are not
+    supported, and leave transformers to count, which would close the gaps.
+    """
+    held = generating.held
+    inputs = kwargs.get("input_ids")
+    inputs = inputs if inputs is not None else kwargs.get("inputs_embeds")
+    if kwargs.get("position_ids") is not None or held is None or inputs is None:
+        return {}
+    fresh = inputs.shape[1]
+    whole = cache.length(cache.given(kwargs)) + fresh
+    if kwargs.get("mm_encoder_outputs") is not None:
+        generating.front = whole - held.places
+    front, times = generating.front, len(inputs) // len(held.visual)
+    if front < 0 or hasattr(model.base_model, "get_rope_index"):
+        return {}
+    own, after = (x[0].repeat_interleave(times, 0) for x in (held.own, held.after))
+    virtual = torch.arange(front, device=own.device).expand(len(own), -1)
+    behind = torch.arange(max(whole - front - held.places, 0), device=own.device)
+    every = torch.cat([virtual, front + own, front + after[:, None] + behind], 1)
+    return {"position_ids": every[:, -fresh:] + adapter.first_position}
 
 
 def _shift_lengths(model: nn.Module, kwargs: dict[str, Any], dropped: int) -> None:
@@ -128,3 +221,7 @@ def _with_prompt(out: Any, prompt: Tensor | None, short: int) -> Any:
         return whole
     out.sequences = whole
     return out
+
+
+#: every function that `hooks` hangs
+FUNCTIONS = (note_projector, pre_hook, post_hook)

@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.adapters.base import Call, Unit
+from vtc.plugins.hf.adapters.base import Adapter, Call, Unit
 from vtc.plugins.hf.adapters.docowl import tiles_of_rows
 from vtc.plugins.hf.encode import Encoded, compress_call
 from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.inside import call_hooks, heard, listen, running
+from vtc.plugins.hf.inside import call_hooks, forget_call, heard, listen, note_call, running
 
 #: hidden states of the tower that has just run
 _STATES: ContextVar[Any] = ContextVar("vtc_states")
 
 
-def hooks(model: nn.Module) -> list[Hook]:
+def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
     """Every hook of a patched model."""
-    base, adapter = model.base_model, model._vtc.adapter
+    base = model.base_model
     tower, reducer = adapter.tower(base), adapter.projector(base)
     return [
         *call_hooks(model),
@@ -41,9 +41,11 @@ def hooks(model: nn.Module) -> list[Hook]:
 
 def before_tower(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the tower: ears for the probes, and hidden states where they are read."""
-    listen()
     call = running()
-    if call is not None and call.model._vtc.reads_hidden:
+    if call is None:
+        return None
+    listen(call.patch)
+    if call.patch.reads_hidden:
         kwargs = {**kwargs, "output_hidden_states": True}
     return args, kwargs
 
@@ -55,10 +57,11 @@ def behind_tower(tower: nn.Module, args: Any, kwargs: dict[str, Any], output: An
 
 def behind_reducer(reducer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Any:
     """Forward hook of the module that makes tokens `[S, n, D]` of all S tiles."""
-    record, current = heard(), running()
+    current = running()
     if current is None:
         return None
-    patch, base, ids = current.model._vtc, current.model.base_model, current.kwargs["input_ids"]
+    record = heard()
+    patch, base, ids = current.patch, current.model.base_model, current.kwargs["input_ids"]
     made = BaseModelOutputWithPooling(pooler_output=output, hidden_states=_STATES.get())
     placeholder = ids == patch.adapter.token_id(current.model.config, "image")
     call = Call(base, "image", current.kwargs, ids, placeholder, made, record)
@@ -69,7 +72,7 @@ def behind_reducer(reducer: nn.Module, args: Any, kwargs: dict[str, Any], output
         return [current.question(row) for row in rows]
 
     done = compress_call(patch, call, units, questions, 0, len(units))
-    patch.add_report(done.reports, rows, done.seconds)
+    patch.add_report(current.scope.call, done.reports, rows, done.seconds)
     if done.identity:
         return None
     tiles = [tile for index, unit in enumerate(units) for tile in _tiles(done, index, unit)]
@@ -105,3 +108,7 @@ def _check_lengths(kwargs: dict[str, Any], counts: list[int], tiles: list[Tensor
             f"images: the rows would have {', '.join(map(str, lengths))} tokens, and this model pads "
             "rows of different lengths beside labels only; give it one row at a time"
         )
+
+
+#: every function that `hooks` hangs
+FUNCTIONS = (note_call, forget_call, before_tower, behind_tower, behind_reducer)

@@ -35,14 +35,20 @@ def hang(hooks: Iterable[Hook]) -> None:
             )
 
 
-def take_off(hooks: Iterable[Hook]) -> None:
-    """Undo `hang`.
+def is_hung(hook: Hook) -> bool:
+    """Whether a hook is on its module."""
+    table = getattr(hook.module, f"_{hook.kind}_hooks")
+    return any(value is hook.function for value in list(table.values()))
 
-    By identity, not by the handles that registering returned: a deep copy has none of its own.
+
+def take_off(module: nn.Module, *functions: Callable[..., Any]) -> None:
+    """Take every hook that is one of `functions` off a module.
+
+    By identity, not by the handles that registering returned: a copy of the module has none of its own.
     """
-    for module, kind, function, _ in hooks:
+    for kind in ("forward_pre", "forward"):
         table = getattr(module, f"_{kind}_hooks")
-        for key in [key for key, value in table.items() if value is function]:
+        for key in [key for key, value in table.items() if value in functions]:
             del table[key]
             getattr(module, f"_{kind}_hooks_with_kwargs").pop(key, None)
             module._forward_hooks_always_called.pop(key, None)

@@ -7,31 +7,41 @@ nothing is compressed.
 
 from __future__ import annotations
 
-import inspect
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
+from vtc.plugins.hf import arguments, scopes
 from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.probe import Record, recording
 from vtc.plugins.hf.question import asked
 
+if TYPE_CHECKING:
+    from vtc.plugins.hf.patch import Patch
+
 
 class Running(NamedTuple):
-    """A call under way: the patched model and its arguments by name."""
+    """A call under way: the patched model, its arguments by name, and what it comes under."""
 
     model: nn.Module
     kwargs: dict[str, Any]
+    scope: scopes.Scope
+
+    @property
+    def patch(self) -> Patch:
+        """The patch that holds for the call."""
+        assert self.scope.patch is not None
+        return self.scope.patch
 
     def question(self, row: int) -> str:
         """What row `row` of the batch asks."""
         ids, mask = self.kwargs.get("input_ids"), self.kwargs.get("attention_mask")
         if ids is None:
-            return asked(self.model._vtc, None)
+            return asked(self.patch, None)
         mine: Tensor = ids[row] if mask is None else ids[row][mask[row].bool()]
         # a negative id is a placeholder, which no tokenizer reads
-        return asked(self.model._vtc, mine[mine >= 0])
+        return asked(self.patch, mine[mine >= 0])
 
 
 _CALL: ContextVar[Running | None] = ContextVar("vtc_call", default=None)
@@ -48,7 +58,9 @@ def call_hooks(model: nn.Module) -> list[Hook]:
 
 def note_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the model."""
-    _CALL.set(Running(model, by_name(model, args, kwargs)))
+    scope = scopes.current(model)
+    named = arguments.by_name(model, args, kwargs)
+    _CALL.set(None if scope is None else Running(model, named, scope))
 
 
 def forget_call(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -61,14 +73,9 @@ def running() -> Running | None:
     return _CALL.get()
 
 
-def by_name(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's forward by name."""
-    return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
-
-
-def listen() -> None:
-    """Collect what the probes see, until `heard`."""
-    block = recording()
+def listen(patch: Patch) -> None:
+    """Collect what the probes of a patch see, until `heard`."""
+    block = recording(layer for _, layer in patch.probed)
     _EARS.set((block, block.__enter__()))
 
 

@@ -1,16 +1,16 @@
 """Put a method on a live model and take it off again.
 
-What a patched model carries, all on the instance, nothing on a class: the attribute `_vtc` (a `Patch`),
-hooks (see `hooks` of `entry.py`, `crossed.py` and `expanded.py`), where prompts are shortened a
-`generate`, and a shadow config or a hook on each probed vision attention module. `remove` takes away
-exactly these.
+Here is what a user holds (`Handle`) and what is settled before a model is touched (`Patch`); see
+`attach.py` for what a patched model carries, `scopes.py` for whose patch a call comes under.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -18,30 +18,36 @@ from torch import nn
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.methods.base import Method
-from vtc.plugins.hf import crossed, entry, expanded, probe
+from vtc.plugins.hf import arguments
 from vtc.plugins.hf.adapters import Adapter, adapter_for
 from vtc.plugins.hf.adapters.base import PIXELS, layer_index
+from vtc.plugins.hf.attach import sync
 from vtc.plugins.hf.compaction import Compaction
-from vtc.plugins.hf.hooks import hang, take_off
 from vtc.plugins.hf.positions import check_policy
+from vtc.plugins.hf.scopes import (
+    LOCK,
+    Block,
+    Call,
+    State,
+    caller,
+    note_entered,
+    note_left,
+    state_of,
+)
 from vtc.plugins.hf.selfcheck import check_once
 from vtc.plugins.hf.text_encoder import load_text_encoder, load_tokenizer
 from vtc.registry import create_method
 from vtc.report import ImageReport, Report
 from vtc.tokens import SignalRequest
 
-#: how a family's models are wrapped, by `Adapter.mechanism`
-_MECHANISMS = {"boundary": entry, "crossed": crossed, "expanded": expanded}
-
-
 #: signals that come from hidden states of the tower, and from the question, not from attention
 HIDDEN = frozenset({"last_hidden", "patch_embedding"})
 TEXT = frozenset({"text_embedding", "text_similarity"})
 
 
-@dataclass
+@dataclass(eq=False)
 class Patch:
-    """The settings and state of one patched model.
+    """What holds for the calls that come under one handle.
 
     Attributes:
         method: the compression method.
@@ -55,7 +61,6 @@ class Patch:
         notes: what a reader of the reports should know, e.g. a stand-in signal.
         reports: one `Report` for every prefill with images, the last 1000.
         compaction: how the last prompt was shortened, None when it was not.
-        own_generate: a `generate` that the instance had before, else None.
         probed: the attention modules that queries and keys are read from, each with its layer.
         has_cls: whether the vision tower has a CLS token.
         tensors: modality -> whether the model wants its features as one tensor, not a list.
@@ -72,7 +77,6 @@ class Patch:
     notes: list[str] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     compaction: Compaction | None = None
-    own_generate: Any = None
     probed: list[tuple[nn.Module, int]] = field(default_factory=list)
     has_cls: bool = False
     tensors: dict[str, bool] = field(default_factory=dict)
@@ -93,36 +97,50 @@ class Patch:
         """Whether the method reads what is asked."""
         return any(request.kind in TEXT for request in self.requests.values())
 
-    def add_report(self, images: list[ImageReport], rows: list[int], seconds: float) -> None:
+    def add_report(
+        self, call: Call | None, images: list[ImageReport], rows: list[int], seconds: float
+    ) -> None:
         """Report one prefill, `rows` being the row of the batch that each image belongs to."""
-        self.reports.append(
-            Report(
-                images=[
-                    replace(image, sample=row) for image, row in zip(images, rows, strict=True)
-                ],
-                method=self.method.name,
-                settings=self.method.settings(),
-                positions=self.positions,
-                seconds=seconds,
-                notes=list(self.notes),
-            )
+        report = Report(
+            images=[replace(image, sample=row) for image, row in zip(images, rows, strict=True)],
+            method=self.method.name,
+            settings=self.method.settings(),
+            positions=self.positions,
+            seconds=seconds,
+            notes=list(self.notes),
         )
+        self.reports.append(report)
         del self.reports[:-1000]  # a long-running server must not grow for ever
+        if call is not None:
+            call.reports.append(report)
+
+    def note_compaction(self, call: Call | None, compaction: Compaction | None) -> None:
+        """Remember how the prompt of a call was shortened."""
+        self.compaction = compaction
+        if call is not None:
+            call.compaction = compaction
 
 
 class Handle:
-    """A patch on a model: `remove()` it, or use it as a context manager.
+    """A patch for a model: use it as a context manager, or `remove()` what `vtc.apply` put on.
 
-    Entering a block puts the patch on again where it is not, or no longer, on the model. Leaving it puts
-    back whatever patch the model had before.
+    A block's settings hold for the code that entered it, and for threads that it starts. Blocks on one
+    model may overlap in any order; each takes away its own patch alone, and leaving the last one leaves
+    the model as it was found.
     """
 
-    def __init__(self, model: nn.Module, patch: Patch, before: Patch | None = None) -> None:
-        self.model, self._patch, self._before = model, patch, before
+    def __init__(self, model: nn.Module, patch: Patch) -> None:
+        self.model, self._patch = model, patch
+        self._blocks: list[Block] = []
+        self._found: Patch | None = None  # by `apply`
+        self._used = False
 
     @property
     def reports(self) -> list[Report]:
-        """One `Report` for every prefill with images since the patch was applied."""
+        """One `Report` for every prefill with images under this patch, the last 1000.
+
+        Calls of several threads stand in the order in which they were made; `call` tells them apart.
+        """
         return self._patch.reports
 
     @property
@@ -142,26 +160,97 @@ class Handle:
         return self._patch.method
 
     @property
+    def text_encoder(self) -> Any:
+        """The text encoder that a text-guided method reads, else None."""
+        return self._patch.text_encoder
+
+    @property
     def active(self) -> bool:
-        """Whether this patch is the one on the model."""
-        return getattr(self.model, "_vtc", None) is self._patch
+        """Whether this patch is on the model, for good or in an open block."""
+        state = state_of(self.model)
+        return state is not None and self._patch in state.patches
+
+    @contextmanager
+    def call(self) -> Iterator[Call]:
+        """Inside, calls made here (or in threads started here) come under this patch and report to the
+        `Call` that is yielded as well.
+
+            with handle.call() as call:
+                out = model.generate(**inputs)
+            call.report, call.compaction
+        """
+        call = Call()
+        block = self._enter(caller(), call)
+        try:
+            yield call
+        finally:
+            self._leave(block)
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(
+                "vtc.compress(...) had no effect: it was never entered. Write "
+                "`with vtc.compress(...):`, or take vtc.apply(...), which stays on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def remove(self) -> None:
         """Take this patch off; nothing happens when it is not, or no longer, on the model."""
-        if self.active:
-            _detach(self.model)
+        state = state_of(self.model)
+        if state is None:
+            return
+        with LOCK:
+            if state.patch is self._patch:
+                state.patch = None
+            for block in state.blocks:
+                if block.patch is self._patch:
+                    block.patch = None
+            sync(self.model, state)
 
     def __enter__(self) -> Handle:
-        if not self.active:  # entered once more, or taken off meanwhile
-            self._before = _put_on(self.model, self._patch)
+        self._blocks.append(self._enter(caller(), None))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if getattr(self.model, "_vtc", None) is self._before:
-            return
-        remove(self.model)
-        if self._before is not None:
-            _attach(self.model, self._before)
+        frame = caller()
+        mine = [block for block in self._blocks if block.frame is frame] or self._blocks
+        block = mine[-1]
+        self._blocks.remove(block)
+        self._leave(block)
+        state = state_of(self.model)
+        if state is not None and state.patch is self._patch and not self._blocks:
+            with LOCK:  # what `apply` found comes back
+                state.patch, self._found = self._found, None
+                sync(self.model, state)
+
+    def _enter(self, frame: FrameType, call: Call | None) -> Block:
+        self._used = True
+        with LOCK:
+            state = state_of(self.model) or State()
+            block = Block(self._patch, call, frame, state)
+            state.blocks.append(block)
+            sync(self.model, state)
+        note_entered(block)
+        return block
+
+    def _leave(self, block: Block) -> None:
+        note_left(block)
+        with LOCK:
+            state = state_of(self.model) or State()
+            state.blocks = [each for each in state.blocks if each is not block]
+            block.frame = None
+            if block.suspended is not None and state.patch is None:
+                state.patch = block.suspended
+            sync(self.model, state)
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.method.settings().items())
+        count = len(self.reports)
+        return (
+            f"<{self.method.name}({settings}) on {type(self.model).__name__}, "
+            f"{'active' if self.active else 'not active'}, {count} report{'' if count == 1 else 's'}>"
+        )
 
 
 def apply(
@@ -186,20 +275,60 @@ def apply(
     Raises:
         VTCError: before the model is touched.
     """
+    handle = plan(model, method, processor=processor, positions=positions, **options)
+    model, patch = handle.model, handle._patch
+    handle._used = True
+    with LOCK:
+        state = state_of(model) or State()
+        block = state.own_block()
+        if block is None:
+            handle._found, state.patch = state.patch, patch
+        else:
+            block.patch = patch
+        sync(model, state)
+    return handle
+
+
+def plan(
+    model: nn.Module,
+    method: str | Method | CompressionConfig,
+    *,
+    processor: Any = None,
+    positions: str | None = None,
+    **options: Any,
+) -> Handle:
+    """A handle whose blocks compress `model`, which is not touched before one is entered.
+
+    Args, Raises: as `apply`.
+    """
     model = _inner_most(model)
     resolved, policy = _resolve(method, positions, options)
     patch = _plan(model, resolved, policy, processor)
     if patch.positions != policy and (positions is not None or policy != "original"):
         raise VTCError(f"positions: got {policy!r}, but {patch.notes[0]}")
     check_once(model)
-    return Handle(model, patch, _put_on(model, patch))
+    return Handle(model, patch)
 
 
 def remove(model: nn.Module) -> None:
-    """Take any patch off `model`; nothing happens when there is none."""
+    """Take any patch off `model`; nothing happens when there is none.
+
+    In a block, calls made there run bare from now on, and leaving it puts back what it found.
+    """
     model = _inner_most(model)
-    if getattr(model, "_vtc", None) is not None:
-        _detach(model)
+    state = state_of(model)
+    if state is None:
+        return
+    with LOCK:
+        block = state.own_block()
+        if block is None:
+            for each in state.blocks:
+                each.suspended = None
+            state.blocks, state.patch = [], None
+        else:
+            block.suspended = block.suspended or state.patch
+            block.patch = state.patch = None
+        sync(model, state)
 
 
 def _inner_most(model: nn.Module) -> nn.Module:
@@ -236,8 +365,7 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     """Everything that can go wrong, before anything is changed."""
     adapter = adapter_for(model)
     base = model.base_model
-    takes = inspect.signature(type(model).forward).parameters
-    if adapter.mechanism == "boundary" and "mm_encoder_outputs" not in takes:
+    if adapter.mechanism == "boundary" and not arguments.takes(model, "mm_encoder_outputs"):
         import transformers
 
         raise VTCError(
@@ -306,39 +434,3 @@ def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> P
     ):
         patch.tokenizer = load_tokenizer(processor, model)
     return patch
-
-
-def _put_on(model: nn.Module, patch: Patch) -> Patch | None:
-    """Attach `patch` in place of the patch that is there, which is returned."""
-    before = getattr(model, "_vtc", None)
-    if before is not None:
-        _detach(model)
-    _attach(model, patch)
-    return before
-
-
-def _attach(model: nn.Module, patch: Patch) -> None:
-    for module, layer in patch.probed:
-        probe.attach(module, layer)
-    model._vtc = patch
-    mechanism = _MECHANISMS[patch.adapter.mechanism]
-    hang(mechanism.hooks(model))
-    if mechanism is entry and hasattr(model, "generate"):
-        patch.own_generate = model.__dict__.get("generate")
-        # Not a bound method: unpickling would look it up on the class
-        model.generate = functools.partial(entry.generate, model)
-
-
-def _detach(model: nn.Module) -> None:
-    patch = model._vtc
-    for module, _ in patch.probed:
-        probe.detach(module)
-    mechanism = _MECHANISMS[patch.adapter.mechanism]
-    take_off(mechanism.hooks(model))
-    if mechanism is crossed:
-        crossed.all_patches(patch.adapter.tower(model.base_model))
-    if mechanism is entry:
-        model.__dict__.pop("generate", None)
-        if patch.own_generate is not None:
-            model.generate, patch.own_generate = patch.own_generate, None
-    del model._vtc

@@ -9,16 +9,13 @@ rows and columns that are left stay rows and columns.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.compaction import Compaction
-
-if TYPE_CHECKING:
-    from vtc.plugins.hf.shorten import Turns
 
 POLICIES = ("original", "contiguous", "regrid")
 
@@ -40,7 +37,7 @@ def default_positions(real: Tensor) -> Tensor:
 
 
 def prompt_positions(
-    base: nn.Module, kwargs: dict[str, Any], real: Tensor, past: Turns | None, first: int = 0
+    base: nn.Module, kwargs: dict[str, Any], real: Tensor, past: Tensor | None, seen: int = 0
 ) -> Tensor:
     """Positions of the uncompressed prompt, as transformers gives them.
 
@@ -48,17 +45,18 @@ def prompt_positions(
         base: the inner model; M-RoPE models bring a `get_rope_index`.
         kwargs: the call's arguments; positions among them are taken.
         real: bool `[B, L]`, False for padding.
-        past: what the cache holds already.
-        first: position of the first token.
+        past: int64 `[R, B, T]`, positions of what the cache holds already, None for nothing.
+        seen: how many of the L columns that is.
 
     Returns:
-        int64 `[R, B, L]`: one row, or with M-RoPE text, time, height and width.
+        int64 `[R, B, L]`: one row, or with M-RoPE text, time, height and width. They start at 0 where
+        the columns do not hold what the cache does.
     """
     given = kwargs.get("position_ids")
     if given is not None:
         given = given if given.dim() == 3 else given[None]
         return given.expand(-1, *real.shape)
-    count = default_positions(real) + first
+    count = default_positions(real)
     own = getattr(base, "get_rope_index", None)
     if own is None:
         return count[None]
@@ -70,7 +68,6 @@ def prompt_positions(
             stacklevel=2,
         )
         return count[None].expand(4, -1, -1)
-    seen = 0 if past is None else past.seen
     # Later turns bring the grids of their new images alone: number them by themselves, then go on
     # behind what the cache holds
     extra = {k: kwargs.get(k) for k in ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")}
@@ -80,62 +77,84 @@ def prompt_positions(
         attention_mask=real[:, seen:].long(),
         **{k: v for k, v in extra.items() if v is not None},
     )
-    if past is not None:
-        behind = past.positions[1:].amax((0, 2)) + 1
-        tail = torch.cat([past.positions[1:], tail + behind[None, :, None]], 2)
+    if past is not None and seen:
+        front = past[1:] if len(past) > 1 else past.expand(3, -1, -1)
+        tail = torch.cat([front, tail + (last_of(past) + 1)[None, :, None]], 2)
     return torch.cat([count[None], tail])
 
 
-def short_positions(policy: str, long: Tensor, compaction: Compaction) -> Tensor | None:
+def last_of(positions: Tensor) -> Tensor:
+    """The largest position of each prompt, `[R, B, L]` to `[B]`; M-RoPE's text row is not one."""
+    return (positions[1:] if len(positions) == 4 else positions).amax((0, 2))
+
+
+def short_positions(
+    policy: str, long: Tensor, compaction: Compaction, sample: Tensor | None = None
+) -> Tensor:
     """Positions of the short prompt.
 
     Args:
         policy: one of `POLICIES`.
         long: `[R, B, L]` from `prompt_positions`.
         compaction: how the short prompt reads from the long one.
+        sample: `[B, S]`, from `packed.sample_of_places`, where rows hold several samples.
 
     Returns:
-        `[B, S]`, or `[R, B, S]` with M-RoPE, whose first row always counts without gaps; None where
-        transformers is to count by itself.
+        int64 `[R, B, S]`; with M-RoPE's four rows the first always counts without gaps.
     """
-    count = default_positions(compaction.valid)
+    count = default_positions(compaction.valid) if sample is None else count_within(sample)
     if policy == "contiguous":
-        return None if len(long) == 1 else count[None].expand(len(long), -1, -1).contiguous()
+        return count[None].expand(len(long), -1, -1).contiguous()
     rows = torch.stack([compaction.positions(row) for row in long])
     if policy == "regrid":
-        rows = torch.stack([dense_rank(row, compaction.valid) for row in rows])
-    if len(long) == 1:
-        return rows[0]
+        rows = torch.stack([dense_rank(row, compaction.valid, sample) for row in rows])
     if len(long) == 4:
         rows[0] = count
     return rows
 
 
-def dense_rank(values: Tensor, valid: Tensor) -> Tensor:
-    """How many smaller distinct values a row holds, int64 `[B, S]`; 0 for padding.
+def next_of(positions: Tensor, valid: Tensor, policy: str) -> Tensor:
+    """The position that follows a prompt on each axis, `[R, B, S]` to `[R, B]`.
+
+    Text goes on behind the largest position of all axes, so that its own are alike; where gaps are
+    closed axis by axis (`"regrid"`), behind the largest of its axis.
+    """
+    after = positions.masked_fill(~valid, -1).amax(2) + 1
+    if policy != "regrid":
+        after[-3:] = after[-3:].amax(0)
+    return after
+
+
+def count_within(sample: Tensor) -> Tensor:
+    """Int64 `[B, S]`: how many places of the same sample stand before each, from samples `[B, S]`."""
+    index = torch.arange(sample.shape[1], device=sample.device).expand_as(sample)
+    first = torch.ones_like(sample, dtype=torch.bool)
+    first[:, 1:] = sample[:, 1:] != sample[:, :-1]
+    return index - torch.where(first, index, 0).cummax(1).values
+
+
+def dense_rank(values: Tensor, valid: Tensor, sample: Tensor | None = None) -> Tensor:
+    """How many smaller distinct values a row, or each sample of it, holds; 0 for padding.
 
     Args:
         values: int64 `[B, S]`.
         valid: bool `[B, S]`.
+        sample: int64 `[B, S]`, ascending; None for one sample a row.
+
+    Returns:
+        int64 `[B, S]`.
     """
+    if sample is not None:  # sample after sample, in steps that no position reaches
+        values = values - values.amin(1, keepdim=True)
+        values = values + sample * (values.amax() + 2)
     far = torch.iinfo(values.dtype).max
     ordered, order = values.masked_fill(~valid, far).sort(dim=1)
     step = torch.zeros_like(ordered)
     step[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).long()
-    return torch.zeros_like(values).scatter_(1, order, step.cumsum(1)).masked_fill(~valid, 0)
-
-
-def guard_packed(kwargs: dict) -> None:
-    """Keep gaps in `position_ids` from being read as borders between packed sequences.
-
-    Without a mask and a cache, transformers takes every gap for the start of another sequence and
-    masks across it, silently. An explicit mask of ones says that it is one sequence.
-    """
-    positions, ids = kwargs.get("position_ids"), kwargs.get("input_ids")
-    inputs = ids if ids is not None else kwargs.get("inputs_embeds")
-    if positions is None or inputs is None or kwargs.get("attention_mask") is not None:
-        return
-    if kwargs.get("past_key_values") is None and positions.dim() == 2:
-        kwargs["attention_mask"] = torch.ones(
-            inputs.shape[:2], dtype=torch.long, device=inputs.device
-        )
+    rank = torch.zeros_like(values).scatter_(1, order, step.cumsum(1)).masked_fill(~valid, 0)
+    if sample is not None:
+        number = (count_within(sample) == 0).cumsum(1)
+        least = torch.full_like(rank, far).masked_fill(~valid, far)
+        least.scatter_reduce_(1, number - 1, rank.masked_fill(~valid, far), "amin")
+        rank = (rank - least.gather(1, number - 1)).masked_fill(~valid, 0)
+    return rank

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -44,12 +44,14 @@ class Record:
     """What one pass of the vision tower left behind.
 
     Attributes:
+        wanted: the layers that are recorded; other calls on the same model may probe others.
         attention: layer -> its calls in order; a tower may attend image by image, frame by frame or
             window by window.
         projector_input: what the projector was given, `[B, N, C]`.
         projector_output: what it returned, `[B, N, D]`.
     """
 
+    wanted: frozenset[int] = frozenset()
     attention: dict[int, list[Heads]] = field(default_factory=dict)
     projector_input: Tensor | None = None
     projector_output: Tensor | None = None
@@ -60,9 +62,9 @@ _RECORD: ContextVar[Record | None] = ContextVar("vtc_record", default=None)
 
 
 @contextmanager
-def recording() -> Iterator[Record]:
-    """Collect what the probes see inside the block."""
-    record = Record()
+def recording(wanted: Iterable[int]) -> Iterator[Record]:
+    """Collect what the probes of the layers `wanted` see inside the block."""
+    record = Record(frozenset(wanted))
     token = _RECORD.set(record)
     try:
         yield record
@@ -79,10 +81,11 @@ def _probe(
     **kw: Any,
 ) -> Any:
     shadow = module.config
-    record = _RECORD.get()
-    if record is not None:
+    real = getattr(shadow, "vtc_config", shadow)  # another thread may just have taken the probe off
+    record, layer = _RECORD.get(), getattr(shadow, "vtc_layer", None)
+    if record is not None and layer in record.wanted:
         scale = kw.get("scaling") or query.shape[-1] ** -0.5
-        calls = record.attention.setdefault(shadow.vtc_layer, [])
+        calls = record.attention.setdefault(layer, [])
         borders = kw.get("cu_seq_lens_q")
         if borders is None:
             calls.append(Heads(query, key, scale, attention_mask))
@@ -91,11 +94,11 @@ def _probe(
             parts = zip(query.split(lengths, 2), key.split(lengths, 2), strict=True)
             calls.extend(Heads(q, k, scale) for q, k in parts)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(shadow.vtc_config._attn_implementation, eager)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, eager)
     # FlashAttention reads its own name from the module. A shallow copy tells it, since another thread
     # may be running the module itself.
     twin = copy.copy(module)
-    twin.config = shadow.vtc_config
+    twin.config = real
     return function(twin, query, key, value, attention_mask, **kw)
 
 
@@ -108,10 +111,13 @@ for _name in _NAMES:
 def attach(module: nn.Module, layer: int) -> None:
     """Make `module` (an attention module of encoder layer `layer`) report to `recording()`."""
     if hasattr(module, "query_key_value"):
-        module._vtc_layer = layer
-        hang([Hook(module, "forward_pre", _note_fused)])
+        if not hasattr(module, "_vtc_layer"):
+            module._vtc_layer = layer
+            hang([Hook(module, "forward_pre", _note_fused)])
         return
     real = module.config
+    if hasattr(real, "vtc_config"):
+        return
     shadow = copy.copy(real)
     shadow._attn_implementation_internal = _NAMES["flash" in (real._attn_implementation or "")]
     shadow.vtc_layer = layer
@@ -120,19 +126,22 @@ def attach(module: nn.Module, layer: int) -> None:
 
 
 def detach(module: nn.Module) -> None:
-    """Take away what `attach` brought: `module` has the very config object back that it had."""
-    if hasattr(module, "query_key_value"):
-        take_off([Hook(module, "forward_pre", _note_fused)])
+    """Take away what `attach` brought, if anything: `module` has the very config object back that it
+    had."""
+    held = vars(module)
+    if "_vtc_layer" in held:
+        take_off(module, _note_fused)
         del module._vtc_layer
-        return
-    module.config = module.config.vtc_config
+    real = getattr(held.get("config"), "vtc_config", None)
+    if real is not None:
+        module.config = real
 
 
 @torch.no_grad()
 def _note_fused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook for attention whose one projection gives query, key and value head by head."""
     record = _RECORD.get()
-    if record is None:
+    if record is None or module._vtc_layer not in record.wanted:
         return
     hidden = args[0] if args else kwargs["hidden_states"]
     fused = module.query_key_value(hidden).unflatten(-1, (module.num_heads, 3, -1))

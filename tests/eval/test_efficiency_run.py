@@ -111,7 +111,7 @@ def test_a_method_that_does_not_work_here_is_a_row_with_its_reason(tmp_path):
 def test_out_of_memory_marks_the_row_and_goes_on(small, tmp_path, monkeypatch):
     def sometimes(subject, inputs, new_tokens, times=[0]):  # noqa: B006
         compressed = hasattr(subject.model, "_vtc")
-        if compressed and subject.model._vtc.method.name == "uniform":
+        if compressed and subject.model._vtc.patches[0].method.name == "uniform":
             times[0] += 1
             if times[0] == 2:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")

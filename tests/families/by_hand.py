@@ -17,6 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 import vtc
+from tests.device import DEVICE
 from tests.families import tiny
 from vtc.methods.base import Method
 from vtc.tokens import CompressedTokens, VisualTokens
@@ -70,7 +71,8 @@ def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str
     """The short prompt of a batch of one row."""
     base = model.model
     seen = iter(record(model, method, batch))
-    ids = batch["input_ids"][0].tolist()
+    given = batch["input_ids"][0]
+    ids = given.tolist()
     long = long_positions(model, batch)
     slots: dict[int, list[tuple[Tensor, int]]] = {}  # tokens may share an anchor
     runs: dict[str, list[int]] = {}
@@ -112,7 +114,7 @@ def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str
     embed = model.get_input_embeddings()
     embeds, columns, sources = [], [], []
     for column, token in enumerate(ids):
-        text = [] if token in (tiny.IMAGE, tiny.VIDEO) else [(embed(torch.tensor(token)), column)]
+        text = [] if token in (tiny.IMAGE, tiny.VIDEO) else [(embed(given[column]), column)]
         for vector, source in slots.get(column, text):
             embeds.append(vector.to(model.dtype))
             columns.append(column)
@@ -161,25 +163,25 @@ def long_positions(model: nn.Module, batch: dict[str, Any]) -> Tensor:
         names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "attention_mask")
         arguments = {n: batch[n] for n in names if n in batch}
         return model.model.get_rope_index(batch["input_ids"], **arguments)[0][:, 0]
-    return torch.arange(batch["input_ids"].shape[1])
+    return torch.arange(batch["input_ids"].shape[1], device=DEVICE)
 
 
 def short_positions(long: Tensor, sources: list[int], policy: str) -> Tensor:
     """Positions by their definition, axis by axis."""
-    count = torch.arange(len(sources))
+    count = torch.arange(len(sources), device=DEVICE)
     if policy == "contiguous":
         rows = [count] * (3 if long.dim() == 2 else 1)
     else:
         rows = [axis[sources] for axis in (long if long.dim() == 2 else long[None])]
     if policy == "regrid":
-        rows = [torch.tensor([sorted(set(r.tolist())).index(v) for v in r.tolist()]) for r in rows]
+        rows = [r.unique(return_inverse=True)[1] for r in rows]
     return torch.stack([count, *rows])[:, None] if long.dim() == 2 else rows[0][None]
 
 
 @torch.no_grad()
 def logits(model: nn.Module, short: Short) -> Tensor:
     """`[S, V]`: the language model alone."""
-    mask = torch.ones(1, short.ids.shape[1], dtype=torch.long)
+    mask = torch.ones_like(short.ids)
     common = dict(inputs_embeds=short.embeds, position_ids=short.positions, attention_mask=mask)
     if "token_type_ids" in short.types:  # the mask is built from them outside the language model
         first = int(type(model).__name__.startswith("PaliGemma"))
@@ -206,7 +208,7 @@ def deep_arguments(short: Short) -> dict[str, Any]:
 @torch.no_grad()
 def generate(model: nn.Module, short: Short, **ask: Any) -> list[int]:
     """New tokens of the bare model that is given embeddings instead of images."""
-    mask = torch.ones(1, short.ids.shape[1], dtype=torch.long)
+    mask = torch.ones_like(short.ids)
     common = dict(position_ids=short.positions, attention_mask=mask)
     if "token_type_ids" in short.types:
         common["token_type_ids"] = short.types["token_type_ids"]

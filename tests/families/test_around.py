@@ -136,7 +136,10 @@ def test_four_bits(family: str, tmp_path: Path) -> None:
     batch = tiny.inputs(family, [[tiny.A]])
     method = vtc.create_method("uniform", retention=0.5)
     with torch.no_grad():
-        plain = model(**batch).logits
+        try:
+            plain = model(**batch).logits
+        except RuntimeError as error:  # its kernel for AVX-512 takes no layer narrower than a block
+            pytest.skip(f"bitsandbytes cannot run the bare model on this processor: {error}")
         with vtc.compress(model, "uniform", retention=1.0):
             assert torch.equal(model(**batch).logits, plain)
         with vtc.compress(model, method):

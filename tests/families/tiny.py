@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tests.device import DEVICE, placed
 from tests.families.models import (  # noqa: F401  (for the tests)
     BOS,
     IDS,
@@ -95,7 +96,7 @@ def finished(model: Any, attention: str = "sdpa") -> Any:
     model.generation_config.suppress_tokens = [IMAGE, VIDEO]
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
-    return model.eval()
+    return model.to(DEVICE).eval()
 
 
 #: rows of `(kind, (height, width))`
@@ -146,7 +147,7 @@ def inputs(name: str, rows: Rows, seed: int = 0, side: str = "left") -> dict[str
         out["token_type_ids"] = types
     if name == "paligemma":  # everything up to the last words is the prefix
         out["token_type_ids"] = torch.zeros_like(types)
-    return out
+    return placed(out)
 
 
 def alone(
@@ -171,4 +172,4 @@ def alone(
             torch.randint(*WORDS, (3,), generator=rng)
         items.append(mine)
         torch.randint(*WORDS, (4,), generator=rng)
-    return {**out, **family.collate([items[index]])}
+    return placed({**out, **family.collate([items[index]])})

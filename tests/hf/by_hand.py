@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from tests.device import DEVICE
 from tests.hf import tiny
 from vtc.functional.anyres import tile_grid
 from vtc.methods.base import Method
@@ -132,8 +133,8 @@ def logits(model: nn.Module, row: Row) -> Tensor:
     """`[S, V]` of one short prompt, the language model alone."""
     hidden = model.model.language_model(
         inputs_embeds=row.embeds[None],
-        attention_mask=torch.ones(1, len(row.ids), dtype=torch.long),
-        position_ids=torch.tensor([row.positions]),
+        attention_mask=torch.ones(1, len(row.ids), dtype=torch.long, device=DEVICE),
+        position_ids=torch.tensor([row.positions], device=DEVICE),
         use_cache=False,
     ).last_hidden_state
     return model.lm_head(hidden)[0]
@@ -143,7 +144,7 @@ def logits(model: nn.Module, row: Row) -> Tensor:
 def greedy(model: nn.Module, row: Row, new: int) -> tuple[list[int], Tensor]:
     """Greedy tokens and the logits of each step, with a cache loop of its own."""
     cache = DynamicCache(config=model.config.get_text_config())
-    embeds, positions = row.embeds[None], torch.tensor([row.positions])
+    embeds, positions = row.embeds[None], torch.tensor([row.positions], device=DEVICE)
     tokens: list[int] = []
     steps: list[Tensor] = []
     for _ in range(new):
@@ -154,7 +155,7 @@ def greedy(model: nn.Module, row: Row, new: int) -> tuple[list[int], Tensor]:
         step[tiny.IMAGE] = -torch.inf
         steps.append(step)
         tokens.append(int(step.argmax()))
-        embeds = model.get_input_embeddings()(torch.tensor([[tokens[-1]]]))
+        embeds = model.get_input_embeddings()(torch.tensor([[tokens[-1]]], device=DEVICE))
         positions = positions[:, -1:] + 1
     return tokens, torch.stack(steps)
 
@@ -170,9 +171,11 @@ def padded(short: list[Row]) -> dict[str, Tensor]:
     return {
         "inputs_embeds": torch.stack([left(row.embeds) for row in short]),
         "attention_mask": torch.stack(
-            [left(torch.ones(len(r.ids), dtype=torch.long)) for r in short]
+            [left(torch.ones(len(r.ids), dtype=torch.long, device=DEVICE)) for r in short]
         ),
-        "position_ids": torch.stack([left(torch.tensor(row.positions)) for row in short]),
+        "position_ids": torch.stack(
+            [left(torch.tensor(row.positions, device=DEVICE)) for row in short]
+        ),
     }
 
 

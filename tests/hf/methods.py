@@ -24,8 +24,9 @@ from vtc.tokens import (
 
 def keep_best(method: Method, tokens: VisualTokens, scores: Tensor) -> CompressedTokens:
     """Keep the best patches by `scores [T, N]`."""
-    scores = scores.masked_fill(~tokens.valid, -torch.inf).flatten()
-    keep = torch.zeros_like(tokens.valid).flatten()
+    valid = tokens.valid.to(scores.device)
+    scores = scores.masked_fill(~valid, -torch.inf).flatten()
+    keep = torch.zeros_like(valid).flatten()
     keep[scores.topk(method.budget(tokens)).indices] = True
     return keep_patches(tokens, keep.view_as(tokens.valid))
 
@@ -57,8 +58,8 @@ class Ragged(Method):
 
     def compress(self, tokens: VisualTokens) -> CompressedTokens:
         norms = tokens.features.detach().float().norm(dim=-1)
-        mean = norms[tokens.valid].mean()
-        return keep_patches(tokens, (norms > mean) & tokens.valid)
+        valid = tokens.valid.to(norms.device)
+        return keep_patches(tokens, (norms > norms[valid].mean()) & valid)
 
 
 @dataclass
@@ -68,7 +69,8 @@ class Pairs(Method):
     name: ClassVar[str] = "pairs"
 
     def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        where = packed_index(tokens)
+        device = tokens.features.device
+        where = packed_index(tokens).to(device)
         flat = where.flatten()
         source = torch.argsort(torch.where(flat < 0, flat.max() + 1, flat), stable=True)
         source = source[: tokens.num_patches // 2 * 2]
@@ -80,11 +82,11 @@ class Pairs(Method):
             tile=pairs[:, 0] // patches,
             patch=pairs[:, 0] % patches,
             anchor=flat[pairs[:, 1]],
-            weight=torch.full((len(pairs),), 2.0),
+            weight=torch.full((len(pairs),), 2.0, device=device),
             merged=MergeIndex(
-                torch.arange(len(pairs)).repeat_interleave(2),
+                torch.arange(len(pairs), device=device).repeat_interleave(2),
                 source,
-                torch.full((len(source),), 0.5),
+                torch.full((len(source),), 0.5, device=device),
                 len(pairs),
                 flat.numel(),
             ),

@@ -6,10 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import DynamicCache
 
+from tests.hf import tiny
 from vtc.errors import VTCError
 from vtc.plugins.hf.compaction import build_compaction, image_runs
-from vtc.plugins.hf.positions import check_policy, default_positions, guard_packed
+from vtc.plugins.hf.packed import one_sample
+from vtc.plugins.hf.positions import check_policy, default_positions
 
 IMAGE = 9
 
@@ -124,24 +127,43 @@ def test_default_positions_count_real_tokens(masks: list[list[bool]]) -> None:
 
 def test_guard_against_packing() -> None:
     """A mask of ones is added exactly where transformers would look for packed sequences."""
+    model = tiny.build("llava-clip")
     ids, positions = torch.ones(2, 3, dtype=torch.long), torch.tensor([[0, 4, 5]] * 2)
-    kwargs = {"input_ids": ids, "position_ids": positions}
-    guard_packed(kwargs)
-    assert kwargs["attention_mask"].tolist() == [[1] * 3] * 2
-    embeds = {"inputs_embeds": torch.ones(2, 3, 8), "position_ids": positions}
-    guard_packed(embeds)
-    assert embeds["attention_mask"].shape == (2, 3)
-    mine = torch.zeros(2, 3)
+    added = one_sample(model, {"input_ids": ids, "position_ids": positions})
+    assert added["attention_mask"].tolist() == [[1] * 3] * 2
+    added = one_sample(model, {"inputs_embeds": torch.ones(2, 3, 8), "position_ids": positions})
+    assert added["attention_mask"].shape == (2, 3)
+    cache = DynamicCache()
     for other in (
         {"input_ids": ids},
-        {"input_ids": ids, "position_ids": positions, "attention_mask": mine},
-        {"input_ids": ids, "position_ids": positions, "past_key_values": object()},
+        {"input_ids": ids, "position_ids": positions, "attention_mask": torch.zeros(2, 3)},
+        {"input_ids": ids, "position_ids": positions, "past_key_values": cache},
+        {"input_ids": ids, "position_ids": positions, "cache": cache},
         {"input_ids": ids, "position_ids": positions.expand(4, 2, 3)},
         {"position_ids": positions},
     ):
-        before = dict(other)
-        guard_packed(other)
-        assert other.keys() == before.keys() and all(other[k] is before[k] for k in other)
+        assert not one_sample(model, other)
+
+
+def test_flash_attention_is_told_that_gaps_are_no_borders() -> None:
+    """It drops a mask of ones, and looks for borders in the positions of a single row."""
+    model = tiny.build("llava-clip")
+    model.config.text_config._attn_implementation_internal = "flash_attention_2"
+    ids, positions = torch.ones(1, 3, dtype=torch.long), torch.tensor([[0, 4, 5]])
+    mask = torch.ones(1, 3)
+    added = one_sample(model, {"input_ids": ids, "position_ids": positions, "attention_mask": mask})
+    assert added["cu_seq_lens_q"].tolist() == added["cu_seq_lens_k"].tolist() == [0, 3]
+    assert added["max_length_q"] == added["max_length_k"] == 3
+    for other in (
+        {"input_ids": ids, "position_ids": positions, "attention_mask": torch.tensor([[0, 1, 1]])},
+        {"input_ids": ids[:, :1], "position_ids": positions[:, :1], "attention_mask": mask},
+        {
+            "input_ids": ids.repeat(2, 1),
+            "position_ids": positions.repeat(2, 1),
+            "attention_mask": mask.repeat(2, 1),
+        },
+    ):
+        assert not one_sample(model, other)
 
 
 @pytest.mark.parametrize("policy", ["Original", "none", 3, None])

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 import vtc
+from tests.device import DEVICE
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS, Norms, Ragged
 
@@ -130,9 +131,9 @@ def test_penalties_read_the_short_prompt(family: str) -> None:
         [torch.cat(row.features)] if family != "vipllava" else torch.cat(row.features)[None]
     )
     expected = model.generate(
-        input_ids=torch.tensor([row.ids]),
-        attention_mask=torch.ones(1, len(row.ids), dtype=torch.long),
-        position_ids=torch.tensor([row.positions]),
+        input_ids=torch.tensor([row.ids], device=DEVICE),
+        attention_mask=torch.ones(1, len(row.ids), dtype=torch.long, device=DEVICE),
+        position_ids=torch.tensor([row.positions], device=DEVICE),
         mm_encoder_outputs={"image": features},
         **ask,
     )
@@ -273,7 +274,9 @@ def test_embeddings_instead_of_ids(family: str, positions: str) -> None:
 def test_text_only_calls_pass_through(family: str) -> None:
     """Calls without pixels keep every bit and leave no report."""
     model = tiny.build(family)
-    ids = torch.randint(3, tiny.IMAGE, (2, 9), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(3, tiny.IMAGE, (2, 9), generator=torch.Generator().manual_seed(3)).to(
+        DEVICE
+    )
     with torch.no_grad():
         logits, tokens = model(ids).logits, model.generate(ids, **GREEDY)
         with vtc.compress(model, Norms(0.5)) as run:
@@ -287,7 +290,7 @@ def test_users_own_positions_are_kept(positions: str) -> None:
     """Positions that the user gives are gathered under "original" and replaced under "contiguous"."""
     model, batch = tiny.build("next-clip"), tiny.inputs("next-clip", tiny.ONE)
     length = batch["input_ids"].shape[1]
-    mine = torch.arange(length)[None] * 2 + 5
+    mine = torch.arange(length, device=DEVICE)[None] * 2 + 5
     (row,) = by_hand.rows(model, batch, Norms(0.5), positions)
     if positions == "original":
         row.positions = [2 * p + 5 for p in row.positions]

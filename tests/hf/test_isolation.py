@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import vtc
+from tests.device import DEVICE
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS, Attended, Norms, Pairs, Ragged
 
@@ -191,9 +192,10 @@ def test_threads_on_one_model(method: Any) -> None:
     batches = [tiny.inputs("next-clip", tiny.MIXED, seed=s) for s in range(3)]
     layers = model.model.vision_tower.encoder.layers
     want = [expected(model, batch, method) for batch in batches]
-    vtc.apply(model, method)
+    handle = vtc.apply(model, method)
     work = [lambda b=b: [tokens(model, b) for _ in range(6)] for b in batches]
     assert _in_threads(work) == [[w] * 6 for w in want]
+    handle.remove()
     assert model.model.vision_tower.encoder.layers is layers and len(layers) == 4
 
 
@@ -253,7 +255,8 @@ def test_saving_a_patched_model(family: str, tmp_path: Any) -> None:
         keys = list(model.state_dict())
     for file in (tmp_path / "bare").iterdir():
         assert file.read_bytes() == (tmp_path / "patched" / file.name).read_bytes()
-    loaded = type(model).from_pretrained(tmp_path / "patched", attn_implementation="sdpa").eval()
+    loaded = type(model).from_pretrained(tmp_path / "patched", attn_implementation="sdpa")
+    loaded = loaded.to(DEVICE).eval()
     assert list(loaded.state_dict()) == keys == list(model.state_dict())
     assert count(loaded) == 0 and tokens(loaded, batch) == want
 

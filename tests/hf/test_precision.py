@@ -10,6 +10,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vtc
+from tests.device import DEVICE
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS, Attended, Norms
 
@@ -135,7 +136,7 @@ def test_changing_the_implementation(order: str) -> None:
 def test_autocast() -> None:
     """Under autocast features and language model may differ in type; the call still works."""
     model, batch = tiny.build("next-clip"), tiny.inputs("next-clip", tiny.MIXED)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16):
         plain = model(**batch).logits
         with vtc.compress(model, Attended(1.0)):
             assert torch.equal(model(**batch).logits, plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tests.device import placed
 from tests.families import models
 from tests.families.models import BOS, EOS, IMAGE, PAD, PATCH, PINPOINTS, TILE, VOCAB  # noqa: F401
 from tests.families.tiny import finished
@@ -79,7 +80,7 @@ def inputs(
         out["image_sizes"] = torch.tensor(sizes)
     else:
         out["pixel_values"] = torch.cat(pixels).to(dtype)
-    return out
+    return placed(out)
 
 
 #: batches as sizes (height, width) of each row's images; every one mixes what it can

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -74,25 +75,82 @@ class Event:
         return (other.at - self.at) / 1e3
 
 
+class Graph:
+    """In place of `Replay`: 2 microseconds each; compiled functions do not go into a graph."""
+
+    def __init__(self, calls) -> None:
+        if "compiled" in repr(calls[0]):
+            raise RuntimeError("a copy from the host")
+        assert 1 <= len(calls) <= 20
+        calls[-1]()
+
+    def __call__(self) -> float:
+        return 2.0
+
+
 @pytest.mark.parametrize("compiles", [True, False])
 def test_an_operation_is_timed_with_events_behind_a_flushed_cache(compiles, monkeypatch, capsys):
-    def compile(twin):
-        return twin if compiles else lambda *inputs: 1 / 0
+    def compile(twin, dynamic):
+        def compiled(*inputs):
+            return twin(*inputs) if compiles else 1 / 0
+
+        return compiled
 
     waited = []
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(torch, "compile", compile)
-    cpu = torch.device("cpu")
-    row = operations.operation_times("lof", SMALL, cpu, torch.float32, rounds=2)
+    monkeypatch.setattr(operations, "Replay", Graph)
+    cpu, card = torch.device("cpu"), floors.Card(bandwidth=1e9, tensor=1e12, plain=1e12)
+    row = operations.operation_times("lof", SMALL, cpu, torch.float32, rounds=2, ceiling=card)
     labels = set(operations.CALLS[: 3 if compiles else 2])
     assert set(row["microseconds"]) == labels and len(waited) == len(labels) * 3
     assert all(times == pytest.approx((3, 3, 3)) for times in row["microseconds"].values())
-    assert ("torch.compile of the twin failed" in capsys.readouterr().err) is not compiles
+    assert row["work"]["kernel"] == (2, 2, 2) and row["work"].get("compiled twin") is None
+    # 5 tiles of 576 values: 5 bytes in and 4 out, at 1 GB/s
+    assert row["bytes"] == 5 * 576 * 9 and row["floor"]["measured"] == pytest.approx(25.92)
+    assert row["share"] == {label: pytest.approx(12.96) for label in ("kernel", "twin")}
+    said = capsys.readouterr().err
+    assert ("torch.compile of the twin failed" in said) is not compiles
+    assert ("not in a graph: a copy from the host" in said) is compiles
     about = dict.fromkeys(("machine", "threads", "dtype", "torch", "layers", "rounds"), 1)
     about |= {"load": 0.0, "retention": 0.25}
-    table = markdown({"about": about, "selections": [], "operations": [row]})
-    assert table.count("3.0 (3.0-3.0)") == len(labels)
+    rows = [{"tokens": 2880, "batch": 1, **row}]
+    table = markdown({"about": about, "selections": [], "operations": rows, "ceilings": vars(card)})
+    assert table.count("3.0 (3.0-3.0)") == len(labels) and table.count("2.0 (2.0-2.0)") == 2
+    assert "25.92 (memory) | 1296%" in table
+
+
+def test_operations_at_every_number_of_tokens_and_batch(monkeypatch, capsys):
+    asked = []
+
+    def times(name, sizes, device, dtype, rounds, ceiling, compiling):
+        asked.append((sizes.tiles, compiling))
+        if sizes.tiles == 200:
+            raise torch.OutOfMemoryError
+        return {"operation": name}
+
+    monkeypatch.setattr(command, "operation_times", times)
+    given = argparse.Namespace(
+        tokens=[576, 2880, 14400], batch=None, operations=["lof"], compiled=[2880], rounds=1
+    )
+    rows = list(command._operations(given, SMALL, torch.device("cpu"), floors.Card(1, 1, 1)))
+    counts = [(576, 1), (576, 8), (2880, 1), (2880, 8), (14400, 1)]
+    assert rows == [{"tokens": t, "batch": b, "operation": "lof"} for t, b in counts]
+    assert asked == [(1, 0), (8, 0), (5, 1), (40, 1), (25, 0), (200, 0)]
+    assert "lof at 14400 x 8: out of memory" in capsys.readouterr().err
+
+
+def test_operations_take_the_tiles_of_all_images():
+    cpu = torch.device("cpu")
+    for name, operation in operations.OPERATIONS.items():
+        sizes = replace(SMALL, tiles=3)
+        row = operations.correctness(name, sizes, cpu, torch.float32)
+        assert operations.is_right(row), row
+        bytes_ = [floors.WORK[name](tiles).read for tiles in (1, 3)]
+        assert bytes_[1] == pytest.approx(3 * bytes_[0], rel=1e-2)
+        first = operation.inputs(sizes, cpu, torch.float32)[0]
+        assert len(first) in (3, 3 * SMALL.side**2)
 
 
 def test_prefill_is_scaled_to_all_layers(monkeypatch):
@@ -116,7 +174,7 @@ def test_floors_are_the_larger_of_moving_and_computing(capsys):
     assert work.seconds(card) == 1e-6 and work.bound(card) == "memory"
     plain = replace(work, matrix=False)
     assert plain.seconds(card) == 1e-4 and plain.bound(card) == "arithmetic"
-    keys = floors.WORK["cls_attention"]()  # by hand: 5 tiles, 16 heads, 577 keys of 64 in 2 bytes
+    keys = floors.WORK["cls_attention"](5)  # by hand: 5 tiles, 16 heads, 577 keys of 64 in 2 bytes
     assert keys.read == 5 * 16 * 577 * 64 * 2 and keys.flops == 2 * 5 * 16 * 577 * 64
     assert floors.main([]) == 0
     out = capsys.readouterr().out

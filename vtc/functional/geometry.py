@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
@@ -52,6 +52,37 @@ class Geometry:
         """Int64: packed indices of the separators."""
         with tables():
             return (self.source < 0).nonzero().squeeze(1)
+
+
+def without_tokens(layout: Layout, hidden: tuple[int, ...]) -> Layout:
+    """A packed sequence without the tokens `hidden`."""
+    seen = torch.ones(len(layout), dtype=torch.bool)
+    seen[list(hidden)] = False
+    return Layout(layout.tile[seen], layout.patch[seen], layout.row[seen])
+
+
+@lru_cache(maxsize=64)
+def without(shape: Geometry, hidden: tuple[int, ...]) -> Geometry:
+    """The same image without some of its packed tokens, as if they were padding.
+
+    Args:
+        hidden: their indices in the packed sequence, ascending.
+    """
+    with tables():
+        seen = torch.ones(len(shape.layout), dtype=torch.bool)
+        seen[list(hidden)] = False
+        layout = without_tokens(shape.layout, hidden)
+        place = torch.where(seen, seen.cumsum(0) - 1, -1)
+        packed = torch.where(shape.packed >= 0, place[shape.packed.clamp(min=0)], -1)
+        valid = packed >= 0
+        return replace(
+            shape,
+            layout=layout,
+            valid=valid,
+            packed=packed,
+            source=shape.source[seen],
+            available=tuple(valid.sum(1).tolist()),
+        )
 
 
 @contextmanager

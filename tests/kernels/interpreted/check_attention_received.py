@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.interpreted.data import dtypes, normal, seeds
+from tests.kernels.interpreted.data import dtypes, normal, ones, seeds, zeros
 from vtc.kernels.attention_received import attention_received, attention_received_torch
 
 
@@ -30,7 +30,7 @@ def test_values(seed, batch, heads, queries, length, width, dtype, strided, size
     want = attention_received_torch(query.double(), keys.double(), 0.3)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(got.sum(1), torch.ones(batch), rtol=1e-4, atol=0)
+    torch.testing.assert_close(got.sum(1), ones(batch), rtol=1e-4, atol=0)
 
 
 def test_a_query_that_the_dtype_of_the_keys_cannot_hold():
@@ -40,7 +40,7 @@ def test_a_query_that_the_dtype_of_the_keys_cannot_hold():
 
 
 def test_no_tiles():
-    empty = torch.zeros(0, 2, 5, 8)
+    empty = zeros(0, 2, 5, 8)
     assert attention_received(empty, empty, 1.0).shape == (0, 5)
 
 

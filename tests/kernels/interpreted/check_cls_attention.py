@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.interpreted.data import dtypes, normal, seeds
+from tests.kernels.interpreted.data import dtypes, normal, seeds, zeros
 from vtc.kernels.cls_attention import cls_attention, cls_attention_torch
 
 
@@ -32,7 +32,7 @@ def test_values(seed, batch, heads, length, width, dtype, strided, size):
 
 
 def test_no_tiles():
-    logits, probabilities = cls_attention(torch.zeros(0, 2, 8), torch.zeros(0, 2, 5, 8), 1.0)
+    logits, probabilities = cls_attention(zeros(0, 2, 8), zeros(0, 2, 5, 8), 1.0)
     assert logits.shape == probabilities.shape == (0, 5)
 
 

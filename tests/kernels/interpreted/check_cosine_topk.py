@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from tests.kernels.interpreted.data import dtypes, mask, normal, seeds
+from tests.kernels.interpreted.data import dtypes, mask, normal, ones, seeds, tensor, whole, zeros
 from vtc.kernels.cosine_topk import MOST, cosine_topk, cosine_topk_torch
 
 
@@ -29,10 +30,7 @@ def test_choices(seed, tiles, count, patches, width, k, dtype, strided, share, b
     queries = normal(seed + 1, tiles, count, width, dtype=dtype)
     bias = normal(seed + 2, patches, tiles).t() if biased else None
     valid = None if share is None else mask(seed, tiles, patches, share=share)
-    itself = None
-    if excluding:
-        generator = torch.Generator().manual_seed(seed)
-        itself = torch.randint(0, patches, (tiles, count), generator=generator)
+    itself = whole(seed, patches, tiles, count) if excluding else None
     got = cosine_topk(queries, keys, k, bias, valid, itself)
     wide = None if bias is None else bias.double()
     want = cosine_topk_torch(queries.double(), keys.double(), k, wide, valid, itself)
@@ -54,8 +52,8 @@ def test_choices(seed, tiles, count, patches, width, k, dtype, strided, share, b
 
 
 def test_ties_go_to_the_lower_index():
-    keys, queries = torch.ones(1, 70, 4), torch.ones(1, 2, 4)
-    got = cosine_topk(queries, keys, 5, itself=torch.tensor([[1, 60]]))
+    keys, queries = ones(1, 70, 4), ones(1, 2, 4)
+    got = cosine_topk(queries, keys, 5, itself=tensor([[1, 60]]))
     assert got.tolist() == [[[0, 2, 3, 4, 5], [0, 1, 2, 3, 4]]]
 
 
@@ -66,9 +64,19 @@ def test_more_neighbours_than_fit_and_no_queries():
     assert cosine_topk(keys[:, :0], keys, 4).shape == (1, 0, 4)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_stands_in_padding_is_not_chosen(odd):
+    queries, keys, valid = normal(0, 2, 3, 6), normal(1, 2, 70, 6), mask(2, 2, 70)
+    bias = normal(3, 2, 70)
+    want = cosine_topk(queries, keys, 40, bias, valid)
+    keys[~valid] = odd
+    bias[~valid] = odd
+    assert torch.equal(cosine_topk(queries, keys, 40, bias, valid), want)
+
+
 def test_operator():
     keys = normal(0, 2, 9, 5)
-    arguments = keys[:, :2], keys, 3, normal(1, 2, 9), mask(0, 2, 9), torch.zeros(2, 2).long()
+    arguments = keys[:, :2], keys, 3, normal(1, 2, 9), mask(0, 2, 9), zeros(2, 2).long()
     torch.library.opcheck(torch.ops.vtc.cosine_topk, arguments)
     compiled = torch.compile(cosine_topk, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*arguments), cosine_topk_torch(*arguments))

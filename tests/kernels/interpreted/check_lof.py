@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.interpreted.data import dtypes, mask, normal, seeds
+from tests.kernels.interpreted.data import dtypes, mask, normal, seeds, zeros
 from vtc.kernels.lof import local_outlier_factor, local_outlier_factor_torch
 
 
@@ -40,9 +41,17 @@ def test_attention_like_values():
     torch.testing.assert_close(got.double(), want, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_stands_in_padding_does_not_count(odd):
+    values, valid = normal(0, 2, 70), mask(1, 2, 70)
+    want = local_outlier_factor(values, 5, valid)
+    values[~valid] = odd
+    assert torch.equal(local_outlier_factor(values, 5, valid), want)
+
+
 def test_no_rows_and_no_values():
     for shape in ((0, 5), (3, 0)):
-        assert local_outlier_factor(torch.zeros(shape), 4).shape == shape
+        assert local_outlier_factor(zeros(shape), 4).shape == shape
 
 
 def test_operator():

@@ -6,16 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.interpreted.data import dtypes, normal, seeds
+from tests.kernels.interpreted.data import dtypes, normal, seeds, tensor, whole
 from vtc.kernels.merge import weighted_merge, weighted_merge_torch
 
 EPS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 def entries(seed, count, sources, outputs):
-    generator = torch.Generator().manual_seed(seed)
-    output = torch.randint(0, outputs, (count,), generator=generator)
-    return output, torch.randint(0, sources, (count,), generator=generator), normal(seed, count)
+    return whole(seed, outputs, count), whole(seed + 1, sources, count), normal(seed, count)
 
 
 @given(
@@ -37,8 +35,9 @@ def test_values(seed, sources, outputs, count, shape, dtype, strided):
 
 
 def test_whole_numbers_become_float32_and_nothing_is_zero():
-    values = torch.tensor([[3, 1], [2, 2]])
-    got = weighted_merge(values, torch.tensor([2]), torch.tensor([1]), torch.tensor([0.5]), 4)
+    got = weighted_merge(
+        tensor([[3, 1], [2, 2]]), tensor([2]), tensor([1]), tensor([0.5]), num_outputs=4
+    )
     assert got.dtype == torch.float32 and got.tolist() == [[0, 0], [0, 0], [1, 1], [0, 0]]
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.interpreted.data import dtypes, mask, normal, seeds
+from tests.kernels.interpreted.data import dtypes, mask, normal, ones, seeds
 from vtc.kernels.neighbour_count import neighbour_count, neighbour_count_torch
 
 
@@ -31,12 +32,20 @@ def test_counts(seed, tiles, patches, width, dtype, strided, share, alpha):
 
 
 def test_equal_patches_zeros_and_no_patches():
-    keys = torch.ones(1, 70, 3)
+    keys = ones(1, 70, 3)
     keys[0, 5] = 0  # like nothing, itself included
-    want = torch.full((1, 70), 68)
+    want = ones(1, 70, dtype=torch.int64) * 68
     want[0, 5] = 0
     assert torch.equal(neighbour_count(keys, 0.99), want)
     assert neighbour_count(keys[:, :0], 0.5).shape == (1, 0)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_stands_in_padding_does_not_count(odd):
+    keys, valid = normal(0, 2, 70, 6), mask(1, 2, 70)
+    want = neighbour_count(keys, 0.1, valid)
+    keys[~valid] = odd
+    assert torch.equal(neighbour_count(keys, 0.1, valid), want) and not want[~valid].any()
 
 
 def test_operator():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.kernels.interpreted.data import normal, seeds
+from tests.kernels.interpreted.data import normal, seeds, tensor, whole
 from vtc.kernels.ragged_compact import ragged_compact, ragged_compact_torch
 
 ANY = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
@@ -24,9 +24,7 @@ ANY = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool)
 )
 def test_values(seed, counts, shape, extra, left, fill, dtype, strided):
     values = (normal(seed, 40, *shape, strided=strided if shape else 0) * 9).to(dtype)
-    generator = torch.Generator().manual_seed(seed)
-    index = torch.randint(0, 40, (sum(counts),), generator=generator)
-    splits = torch.tensor([0, *counts]).cumsum(0)
+    index, splits = whole(seed, 40, sum(counts)), tensor([0, *counts]).cumsum(0)
     arguments = values, index, splits, max(counts) + extra, left, fill
     for mine, twin in zip(
         ragged_compact(*arguments), ragged_compact_torch(*arguments), strict=True
@@ -36,7 +34,7 @@ def test_values(seed, counts, shape, extra, left, fill, dtype, strided):
 
 def test_operator_and_gradient():
     values = normal(0, 6, 3).requires_grad_()
-    arguments = values, torch.tensor([1, 1, 5, 0]), torch.tensor([0, 3, 4]), 3, True, 0
+    arguments = values, tensor([1, 1, 5, 0]), tensor([0, 3, 4]), 3, True, 0
     torch.library.opcheck(torch.ops.vtc.ragged_compact, arguments)
     factor = normal(1, 2, 3, 3)
     (ragged_compact(*arguments)[0] * factor).sum().backward()

@@ -1,0 +1,246 @@
+"""How transformers names a KV cache, and what is noted on one.
+
+The argument, the field of outputs and the keyword of `generate` are `cache` from transformers 5.24 on
+and were `past_key_values` before; remote code may keep the old name. Everything else asks here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from vtc.errors import VTCError
+from vtc.plugins.hf import arguments
+from vtc.plugins.hf.compaction import Compaction
+
+#: what the argument may be called, the new name first
+NAMES = ("cache", "past_key_values")
+
+
+def name(model: nn.Module) -> str:
+    """What `model`'s forward calls its cache."""
+    for each in (model, getattr(model, "base_model", model)):
+        for parameters in arguments.forwards(each):
+            for known in NAMES:
+                if known in parameters:
+                    return known
+    return NAMES[-1]
+
+
+def given(kwargs: dict[str, Any]) -> Any:
+    """The cache among a call's arguments, under either name; None when there is none."""
+    for known in NAMES:
+        if kwargs.get(known) is not None:
+            return kwargs[known]
+    return None
+
+
+def renamed(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """A call's arguments with its cache under the name that `model` reads.
+
+    transformers before 5.24 takes no notice of `cache=`, later versions drop one of two names.
+
+    Raises:
+        VTCError: two different caches.
+    """
+    here = [known for known in NAMES if known in kwargs]
+    if not here:
+        return kwargs
+    caches = [kwargs[known] for known in here if kwargs[known] is not None]
+    if len(caches) > 1 and caches[0] is not caches[1]:
+        raise VTCError("cache: got another cache as past_key_values, give only one")
+    out = {key: value for key, value in kwargs.items() if key not in NAMES}
+    if caches:
+        out[name(model)] = caches[0]
+    return out
+
+
+def found(output: Any, kwargs: dict[str, Any]) -> Any:
+    """The cache behind a call: its caller's own, or the one in its output, a tuple or a dictionary."""
+    own = given(kwargs)
+    if own is not None:
+        return own
+    values: Iterable[Any] = ()
+    if isinstance(output, dict):
+        values = output.values()
+    elif isinstance(output, (tuple, list)):
+        values = output
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+def length(cache: Any) -> int:
+    """Tokens that a cache holds, 0 for None."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+@dataclass
+class Held:
+    """What a cache holds of a conversation that was compressed; kept on the cache.
+
+    Attributes:
+        compaction: of the conversation up to the last compressed prompt.
+        seen: its length before compression.
+        long: int64 `[R, B, seen]`, its positions before compression.
+        own: int64 `[R, B, S]`, the positions of its short form; R is 1, or 4 with M-RoPE.
+        after: int64 `[R, B]`, the position that follows the short form on each axis.
+        visual: bool `[B, S]`, the visual tokens of the short form.
+        length: tokens in the cache when it was last looked at.
+        broken: why it cannot be continued, None while it can.
+    """
+
+    compaction: Compaction
+    seen: int
+    long: Tensor
+    own: Tensor
+    after: Tensor
+    visual: Tensor
+    length: int = 0
+    broken: str | None = None
+
+    @property
+    def places(self) -> int:
+        """S, tokens of the short form."""
+        return self.compaction.slot.shape[1]
+
+    def rows(self, index: Tensor) -> None:
+        """Take rows of the batch, by number."""
+        index = index.to(self.visual.device)
+        c = self.compaction
+        self.compaction = Compaction(c.slot[index], c.position[index], c.valid[index], c.ragged)
+        self.long, self.own = self.long[:, index], self.own[:, index]
+        self.after, self.visual = self.after[:, index], self.visual[index]
+
+    def cut(self, left: int) -> None:
+        """The cache was cropped to `left` tokens."""
+        if left >= self.places:
+            return
+        c = self.compaction
+        slot, valid, visual = (x[:, left:].cpu() for x in (c.slot, c.valid, self.visual))
+        if not bool(valid.all()) or bool(visual.any()) or len(slot[:, 0].unique()) > 1:
+            self.broken = (
+                f"it was cropped to {left} tokens, which cuts into an image or into padding"
+            )
+            return
+        self.seen = int(slot[0, 0])
+        self.compaction = Compaction(
+            c.slot[:, :left], c.position[:, :left], c.valid[:, :left], c.ragged
+        )
+        self.long = self.long[:, :, : self.seen]
+        self.after = self.own[:, :, left]
+        self.own, self.visual = self.own[:, :, :left], self.visual[:, :left]
+
+
+def note(cache: Any, held: Held) -> None:
+    """Keep `held` on a cache, and follow what its owner does with it."""
+    rows = len(held.visual)
+    held.length = length(cache)
+    batch = _rows(cache)
+    if batch and batch > rows and batch % rows == 0:  # beams
+        held.rows(torch.arange(rows).repeat_interleave(batch // rows))
+    cache._vtc_held = held
+    for method in _FOLLOWED:
+        if hasattr(type(cache), method):
+            setattr(cache, method, partial(_followed, cache, method))
+
+
+def held(cache: Any) -> Held | None:
+    """What was noted on a cache; None for no cache, an empty one, or one without notes."""
+    known: Held | None = getattr(cache, "_vtc_held", None)
+    if known is None:
+        return None
+    if length(cache) == 0:  # its owner has reset it
+        forget(cache)
+        return None
+    if length(cache) < known.length and known.broken is None:
+        known.broken = (
+            f"it holds {length(cache)} tokens where there were {known.length}: some were taken out "
+            "by hand"
+        )
+    return known
+
+
+def forget(cache: Any) -> None:
+    """Take the notes off a cache."""
+    for attribute in ("_vtc_held", *_FOLLOWED):
+        vars(cache).pop(attribute, None)
+
+
+def fit(held: Held, batch: int, what: str) -> Held:
+    """`held`, with as many rows as the call.
+
+    Raises:
+        VTCError: nobody knows which rows are meant, or the cache cannot be continued.
+    """
+    if held.broken is not None:
+        raise VTCError(
+            f"{what}: cannot be continued under compression, {held.broken}; start with a fresh one, or "
+            "give position_ids and a mask that fit what it holds"
+        )
+    rows = len(held.visual)
+    if rows != batch:
+        if rows != 1:
+            raise VTCError(
+                f"{what}: holds {rows} compressed prompts, the call has {batch}; repeat or select rows "
+                "by the cache's own batch_repeat_interleave and batch_select_indices"
+            )
+        held.rows(torch.zeros(batch, dtype=torch.long))
+    return held
+
+
+# -- following the owner ---------------------------------------------------------------------------
+
+
+def _rows(cache: Any) -> int:
+    """Rows of a cache's batch, 0 where it does not say."""
+    layers = getattr(cache, "layers", None) or ()
+    keys = next(
+        (k for k in (getattr(x, "keys", None) for x in layers) if isinstance(k, Tensor)), None
+    )
+    return 0 if keys is None or keys.dim() != 4 else len(keys)
+
+
+def _followed(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """A method of a cache that moves its contents; our notes move with them."""
+    out = getattr(type(cache), method)(cache, *args, **kwargs)
+    known: Held | None = getattr(cache, "_vtc_held", None)
+    if known is not None:
+        value = args[0] if args else next(iter(kwargs.values()), None)
+        _FOLLOWED[method](cache, known, value)
+    return out
+
+
+def _reset(cache: Any, known: Held, value: Any) -> None:
+    forget(cache)
+
+
+def _crop(cache: Any, known: Held, value: Any) -> None:
+    left = length(cache)
+    if left == 0:
+        forget(cache)
+        return
+    known.cut(left)
+    known.length = left
+
+
+def _repeat(cache: Any, known: Held, value: Any) -> None:
+    known.rows(torch.arange(len(known.visual)).repeat_interleave(int(value)))
+
+
+def _select(cache: Any, known: Held, value: Any) -> None:
+    index = torch.as_tensor(value)
+    known.rows(index.nonzero().squeeze(1) if index.dtype == torch.bool else index.long())
+
+
+_FOLLOWED = {
+    "reset": _reset,
+    "crop": _crop,
+    "batch_repeat_interleave": _repeat,
+    "batch_select_indices": _select,
+    "reorder_cache": _select,
+}
