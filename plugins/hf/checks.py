@@ -85,12 +85,12 @@ class Subject:
     steps: int = 4
 
     def compressed(self, **changes: Any) -> patch.Handle:
-        """The method on the model, with some fields changed."""
+        """A block with the method on the model, some of its fields changed."""
         method = replace(self.method, **changes) if changes else self.method
         if getattr(method, "question", "") is None:  # or it would read tokens that are appended
             method = replace(method, question="what is in the picture?")  # type: ignore[call-arg]
         with checking():
-            return patch.apply(
+            return patch.plan(
                 self.model, method, processor=self.processor, positions=self.positions
             )
 
@@ -253,7 +253,7 @@ def removal(subject: Subject) -> Found:
         _generated(subject, row)
     left = _of_vtc(model)
     if model.__dict__.get("generate") is not own:
-        left.append("generate")
+        left.append("generate of the model")
     # transformers itself hangs recorders on layers at their first run: only a second round is to change
     # nothing at all
     before = _carried(model)
@@ -363,16 +363,18 @@ def _resumed(subject: Subject, batch: dict[str, Any]) -> Tensor:
 
 
 @torch.no_grad()
-def _looped(subject: Subject, batch: dict[str, Any]) -> Tensor:
-    """The same logits by a decoding loop as people write it: the mask grows, the cache goes along."""
+def _looped(subject: Subject, batch: dict[str, Any], masked: bool = True) -> Tensor:
+    """The same logits by a decoding loop as people write it: the cache goes along, the mask grows or is
+    left out."""
     out = subject.model(**batch, use_cache=True)
     logits, mask = [out.logits[:, -1]], batch["attention_mask"]
     for token in subject.answer[:-1]:
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        more = {"attention_mask": mask} if masked else {}
         out = subject.model(
             input_ids=torch.full_like(mask[:, :1], token),
-            attention_mask=mask,
             use_cache=True,
+            **more,
             **_cache(subject.model, out),
         )
         logits.append(out.logits[:, -1])
@@ -423,6 +425,7 @@ def _cache(model: nn.Module, out: Any) -> dict[str, Any]:
 WAYS: dict[str, Callable[[Subject, dict[str, Any]], Tensor]] = {
     "generate": _generated,
     "a decoding loop": _looped,
+    "a decoding loop without a mask": functools.partial(_looped, masked=False),
     "a later turn": _resumed,
 }
 
@@ -500,11 +503,13 @@ def _of_vtc(model: nn.Module) -> list[str]:
     """Hooks, attributes and configs of vtc, by the module that they are on."""
     out = []
     for path, module in model.named_modules():
+        where = path or "the model"
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        out += [f"{path}: hook {h.__name__}" for h in hooks if "vtc." in str(h.__module__)]
-        out += [f"{path}: {name}" for name in vars(module) if name.startswith("_vtc")]
+        ours = [hook for hook in hooks if str(hook.__module__).startswith("vtc.")]
+        out += [f"hook {hook.__name__} of {where}" for hook in ours]
+        out += [f"{name} of {where}" for name in vars(module) if name.startswith("_vtc")]
         if hasattr(getattr(module, "config", None), "vtc_layer"):
-            out.append(f"{path}: config")
+            out.append(f"config of {where}")
     return out
 
 
