@@ -205,6 +205,9 @@ class ImageBatch:
         Args:
             keep: bool `[S, N]`, no padding among them.
             kept: how many that are of each image.
+
+        Raises:
+            VTCError: they are others.
         """
         separators = self.separators
         lengths = [k + s for k, s in zip(kept, separators, strict=True)]
@@ -214,14 +217,11 @@ class ImageBatch:
         place = where_true(mask, sum(lengths))
         on_host = mask.device.type == "cpu"
         key = "keep", type(self.methods[0]), self.shapes, mask.device
-        if on_host or thorough(
-            *key
-        ):  # places are in rising order: numbers are all that may be wrong
+        if on_host or thorough(*key):
+            # places are in rising order: numbers are all that may be wrong
             starts = [0, *itertools.accumulate(shape.length for shape in self.shapes)][:-1]
             if np.add.reduceat(read(mask).numpy(), starts, dtype=np.int64).tolist() != lengths:
-                raise VTCError(
-                    f"kept: got {list(kept)}, but the mask keeps other numbers of patches"
-                )
+                raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers")
             if not on_host:
                 passed(*key)
         return self._gather(place, lengths, separators, right=on_host)
@@ -291,7 +291,7 @@ class ImageBatch:
         for nth, (f, t, p, a, w) in enumerate(zip(*columns, strict=True)):
             m, patches = index[nth], sizes[nth] - separators[nth]
             more = () if m is None else (m.output, m.source, m.weight)
-            known = Gathered.of(patches, right, f, t, p, a, w, *more)
+            known = Gathered.of(self.shapes[nth], patches, right, f, t, p, a, w, *more)
             out.append(CompressedTokens(f, t, p, a, w, m, gathered=known))
         return out
 

@@ -203,6 +203,7 @@ class Gathered(NamedTuple):
     `torch.inference_mode`).
 
     Attributes:
+        shape: of the image that they are of.
         patches: how many of the tokens stand for patches, None where that is not known.
         right: whether all that they say is right: places, weights, merges, and features, which are rows
             of the input or newlines, or sums of some with these weights.
@@ -210,16 +211,17 @@ class Gathered(NamedTuple):
         versions: of these; none where writing is not counted.
     """
 
+    shape: Geometry
     patches: int | None
     right: bool
     fields: tuple[Tensor, ...]
     versions: tuple[int, ...]
 
     @classmethod
-    def of(cls, patches: int | None, right: bool, *fields: Tensor) -> Gathered:
+    def of(cls, shape: Geometry, patches: int | None, right: bool, *fields: Tensor) -> Gathered:
         """Of tensors as they are now."""
-        counted = not fields[0].is_inference()
-        return cls(patches, right, fields, tuple([x._version for x in fields] if counted else ()))
+        versions = [] if fields[0].is_inference() else [x._version for x in fields]
+        return cls(shape, patches, right, fields, tuple(versions))
 
 
 @dataclass(frozen=True)
@@ -258,11 +260,10 @@ class CompressedTokens:
             return known.patches
         return int(self.is_patch.sum()) if self.patch.device.type == "cpu" else None
 
-    @property
-    def known_right(self) -> bool:
-        """Whether the tokens are as they were put together, and were right then."""
+    def known_right(self, shape: Geometry) -> bool:
+        """Whether the tokens are as they were put together of an image of this shape, and were right."""
         known = self.gathered
-        if known is None or not known.right:
+        if known is None or not known.right or known.shape is not shape:
             return False
         mine = [self.features, self.tile, self.patch, self.anchor, self.weight]
         if self.merged is not None:
@@ -326,7 +327,7 @@ def _gathered(
     out = torch.where(separator[:, None], fill, out)
     weight = torch.ones(len(tile), device=device)
     fields = out, tile, patch, anchor, weight
-    return CompressedTokens(*fields, gathered=Gathered.of(patches, right, *fields))
+    return CompressedTokens(*fields, gathered=Gathered.of(tokens.geometry, patches, right, *fields))
 
 
 def frames_of(tokens: VisualTokens) -> list[VisualTokens]:
@@ -403,4 +404,4 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
         projected=all(part.projected for part in parts),
     )
     fields = whole.features, whole.tile, whole.patch, whole.anchor, whole.weight
-    return whole.replace(gathered=Gathered.of(count, False, *fields))
+    return whole.replace(gathered=Gathered.of(tokens.geometry, count, False, *fields))

@@ -236,6 +236,22 @@ def test_a_method_may_say_that_budgets_are_no_bound() -> None:
         Own(tokens=1).compress(TOKENS)
 
 
+def test_results_in_another_order() -> None:
+    """The images have other shapes, so that one's anchors are out of the other's range."""
+
+    @dataclass
+    class Swapped(Method):
+        name: ClassVar[str] = "swapped"
+
+        def compress_all(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+            return make("uniform", retention=0.5).compress_all(images)[::-1]
+
+    small, large = image((4, 4)), image((8, 8))
+    for batch in ([small, large], [large, small]):
+        with pytest.raises(VTCError, match="'swapped' returned (anchor|patch) outside"):
+            Swapped(0.5).compress_all(batch)
+
+
 @pytest.mark.parametrize("kept", [[8, 12], [12, 8], [9, 10], [10, 11], [0, 20]])
 def test_a_mask_that_keeps_other_numbers_than_are_said(kept: list[int]) -> None:
     """Images would get each other's patches."""
@@ -357,17 +373,23 @@ def test_what_methods_return_is_what_is_noted_of_it(name: str) -> None:
     """The counts that reports and guards read without a look at the device, and what is trusted."""
     batch = [image(crops=(2, 2), seed=i) for i in range(3)]
     outs = make(name, retention=0.3).compress_all(batch)
-    for out in outs:
+    other = image((8, 8)).geometry
+    for tokens, out in zip(batch, outs, strict=True):
         assert out.gathered is not None and out.num_patches == int(out.is_patch.sum())
-        assert out.known_right == (name != "tokenflex")  # what a projector makes is looked at
+        assert not out.known_right(other)
+        assert out.known_right(tokens.geometry) == (
+            name != "tokenflex"
+        )  # what a projector makes is looked at
         for field in ("features", "tile", "patch", "anchor", "weight"):
-            assert not out.replace(**{field: getattr(out, field).clone()}).known_right
+            assert not out.replace(**{field: getattr(out, field).clone()}).known_right(
+                tokens.geometry
+            )
         assert out.replace(patch=out.patch * 0 - 1).num_patches == 0
         if out.merged is not None:
             again = replace(out.merged, weight=out.merged.weight.clone())
-            assert not out.replace(merged=again).known_right
+            assert not out.replace(merged=again).known_right(tokens.geometry)
     outs[0].features.mul_(2)
-    assert not outs[0].known_right
+    assert not outs[0].known_right(batch[0].geometry)
 
 
 def test_a_class_says_where_it_works_and_how() -> None:

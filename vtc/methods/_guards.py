@@ -52,7 +52,7 @@ def check(
         )
     right = True
     for image, out in zip(images, outs, strict=True):
-        if not (isinstance(out, CompressedTokens) and out.known_right):
+        if not (isinstance(out, CompressedTokens) and out.known_right(image.geometry)):
             right = False
             _check_shapes(method, image, out)
     if budgets is None:
