@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from vtc.errors import VTCError
 from vtc.functional.budget import apportion
 from vtc.functional.geometry import Geometry, tables
 from vtc.functional.ragged import read, side_by_side, where_true
-from vtc.tokens import PLACES, TAKEN, CompressedTokens, MergeIndex, VisualTokens
+from vtc.tokens import CompressedTokens, Gathered, MergeIndex, VisualTokens
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -209,6 +210,9 @@ class ImageBatch:
         Args:
             keep: bool `[S, N]`, no padding among them.
             kept: how many that are of each image.
+
+        Raises:
+            VTCError: they are others.
         """
         separators = self.separators
         lengths = [k + s for k, s in zip(kept, separators, strict=True)]
@@ -216,32 +220,21 @@ class ImageBatch:
         # -1, a separator's source, reads the last entry
         mask = torch.cat([keep.flatten(), separator])[self.tables.origin[0]]
         place = where_true(mask, sum(lengths))
-        key = type(self.methods[0]), self.shapes, place.device
-        if place.device.type == "cpu" or thorough(*key):
-            self._check_kept(mask, place, kept, lengths)
-            passed(*key)
-        out = self.gather(place, lengths, separators)
-        return [one.noted(n, *TAKEN, *PLACES) for one, n in zip(out, kept, strict=True)]
-
-    def _check_kept(
-        self, mask: Tensor, place: Tensor, kept: Sequence[int], lengths: Sequence[int]
-    ) -> None:
-        """Whether `kept` says how many of each image's patches the mask keeps."""
-        right = int(read(mask).numpy().sum()) == sum(lengths)
-        start = begin = 0
-        places = read(place).numpy()  # in rising order
-        for length, shape in zip(lengths, self.shapes, strict=True):
-            end = begin + len(shape.source)
-            if right and length:
-                right = bool(begin <= places[start] <= places[start + length - 1] < end)
-            start, begin = start + length, end
-        if not right:
-            raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers of patches")
+        on_host = mask.device.type == "cpu"
+        key = "keep", type(self.methods[0]), self.shapes, mask.device
+        if on_host or thorough(*key):
+            # places are in rising order: numbers are all that may be wrong
+            starts = [0, *itertools.accumulate(shape.length for shape in self.shapes)][:-1]
+            if np.add.reduceat(read(mask).numpy(), starts, dtype=np.int64).tolist() != lengths:
+                raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers")
+            if not on_host:
+                passed(*key)
+        return self._gather(place, lengths, separators, right=on_host)
 
     @property
     def separators(self) -> list[int]:
         """Separators of each image, as it was packed."""
-        return [len(shape.source) - shape.patches for shape in self.shapes]
+        return [shape.length - shape.patches for shape in self.shapes]
 
     def gather(
         self,
@@ -252,6 +245,7 @@ class ImageBatch:
         features: Tensor | None = None,
         weight: Tensor | None = None,
         merged: Sequence[MergeIndex | None] | None = None,
+        sound: bool = False,
     ) -> list[CompressedTokens]:
         """Tokens by their place among all packed tokens, image after image.
 
@@ -262,12 +256,33 @@ class ImageBatch:
             features: `[M, D]`, instead of the tokens' own; newlines are put in all the same.
             weight: `[M]`, 1 each by default.
             merged: of each image.
+            sound: whether merges are in range, weights are numbers, and `features` sums of the tokens'
+                own with these weights.
+
+        Raises:
+            VTCError: places are of other images or occur twice.
         """
+        on_host = place.device.type == "cpu"
+        key = "gather", type(self.methods[0]), self.shapes, place.device
+        if on_host or thorough(*key):
+            self._check_places(place, lengths, separators)
+        if not on_host:
+            passed(*key)
+        right = on_host and (sound or (features is None and weight is None and merged is None))
+        return self._gather(place, lengths, separators, features, weight, merged, right)
+
+    def _gather(
+        self,
+        place: Tensor,
+        lengths: Sequence[int],
+        separators: Sequence[int],
+        features: Tensor | None = None,
+        weight: Tensor | None = None,
+        merged: Sequence[MergeIndex | None] | None = None,
+        right: bool = False,
+    ) -> list[CompressedTokens]:
+        """`gather` of places that are right; `right`: see `Gathered`."""
         source, tile, patch, own = self.tables.origin[:, place].unbind()
-        right = [
-            *(["features"] if features is None else []),
-            *(["weight"] if weight is None else []),
-        ]
         if features is None:
             features = self.features.flatten(0, 1)[source.clamp(min=0)]
         if any(separators):  # in place: the tokens were gathered a moment ago, by whoever made them
@@ -277,6 +292,40 @@ class ImageBatch:
             weight = torch.ones_like(source, dtype=torch.float32)
         sizes = list(lengths)
         columns = (x.split(sizes) for x in (features, tile, patch, own, weight))
-        index = [None] * len(self) if merged is None else merged
-        out = [CompressedTokens(*parts) for parts in zip(*columns, index, strict=True)]
-        return [one.noted(len(one) - n, *right) for one, n in zip(out, separators, strict=True)]
+        out, index = [], [None] * len(self) if merged is None else merged
+        for nth, (f, t, p, a, w) in enumerate(zip(*columns, strict=True)):
+            m, patches = index[nth], sizes[nth] - separators[nth]
+            more = () if m is None else (m.output, m.source, m.weight)
+            known = Gathered.of(self.shapes[nth], patches, right, f, t, p, a, w, *more)
+            out.append(CompressedTokens(f, t, p, a, w, m, gathered=known))
+        return out
+
+    def _check_places(
+        self, place: Tensor, lengths: Sequence[int], separators: Sequence[int]
+    ) -> None:
+        """Whether all places are of the image whose token they give a place, patches each once."""
+        where, is_patch = read(place).numpy(), _patches(self.shapes)
+        packed = [shape.length for shape in self.shapes]
+        try:
+            seen = np.bincount(where, minlength=len(is_patch))
+        except ValueError:  # a negative place
+            seen = where[:0]
+        inside = len(seen) == len(is_patch)
+        if inside and len(packed) > 1:
+            own = where - np.repeat(np.cumsum(packed) - packed, lengths)
+            inside = bool(((own >= 0) & (own < np.repeat(packed, lengths))).all())
+        if not inside:
+            raise VTCError(f"lengths: got {list(lengths)}, but tokens stand in other images")
+        seen *= is_patch
+        starts = [0, *itertools.accumulate(packed)][:-1]
+        found = np.add.reduceat(seen, starts).tolist()
+        if np.count_nonzero(seen) != sum(found):
+            raise VTCError("place: got a patch twice, expected each once at most")
+        if found != [length - n for length, n in zip(lengths, separators, strict=True)]:
+            raise VTCError(f"separators: got {list(separators)}, but {found} tokens are patches")
+
+
+@lru_cache(maxsize=16)
+def _patches(shapes: tuple[Geometry, ...]) -> Any:
+    """A NumPy array with 1 for every packed token of these images that is a patch, 0 for separators."""
+    return np.concatenate([shape.source.numpy() >= 0 for shape in shapes]).astype(np.int64)

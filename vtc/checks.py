@@ -1,9 +1,9 @@
 """How closely results are looked at.
 
-A look at values on a GPU makes the host wait for all that is queued there. So everything is looked at
-for the first batch of a shape, and always with `VTC_CHECK=1`. Later batches are looked at on the CPU
-alone, where it costs little, and there what was put together by `vtc` itself and left as it was is
-taken to be right.
+On the CPU a look at values costs little: every batch is looked at, but for what `vtc` itself put
+together, looked at then, and nobody wrote to since. A look at values on a GPU makes the host wait for
+all that is queued there, so the first batch of a shape is looked at, all of it. With `VTC_CHECK=1` every
+batch is, all of it, anywhere.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from vtc.errors import VTCError
 VARIABLE = "VTC_CHECK"
 
 
-def thorough(*key: Any) -> bool:
-    """Whether everything is to be looked at: with `VTC_CHECK=1`, and until `key` has `passed`.
+def always() -> bool:
+    """Whether `VTC_CHECK=1` is set.
 
     Raises:
         VTCError: `VTC_CHECK` is neither 0 nor 1.
@@ -26,7 +26,12 @@ def thorough(*key: Any) -> bool:
     setting = os.environ.get(VARIABLE, "")
     if setting not in ("", "0", "1"):
         raise VTCError(f"{VARIABLE}: got {setting!r}, allowed are 0, 1 or nothing")
-    return setting == "1" or not _state(key)
+    return setting == "1"
+
+
+def thorough(*key: Any) -> bool:
+    """Whether to look at what is on a GPU: until `key` has `passed`, or always."""
+    return always() or not _state(key)
 
 
 def passed(*key: Any) -> None:

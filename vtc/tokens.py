@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -202,18 +203,29 @@ class MergeIndex:
 class Gathered(NamedTuple):
     """What is known of tokens without a look at them, from whoever put them together.
 
-    It holds of the very tensors noted here, as long as nothing writes to them.
+    It holds of the very tensors noted here, as long as nothing writes to them (which nobody counts in
+    `torch.inference_mode`).
 
     Attributes:
+        shape: of the image that they are of.
         patches: how many of the tokens stand for patches, None where that is not known.
-        patch: the tensor that this is said of.
-        right: fields that are right as they were made, each with its tensor and that one's version;
-            None in `torch.inference_mode`, where writing is not counted.
+        right: whether all that they say is right: places, weights, merges, and features, which are rows
+            of the input or newlines, or sums of some with these weights.
+        fields: features, tile, patch, anchor and weight; then output, source and weight of a merge.
+        versions: of these; none where writing is not counted.
     """
 
+    shape: Geometry
     patches: int | None
-    patch: Tensor
-    right: Mapping[str, tuple[Tensor, int | None]]
+    right: bool
+    fields: tuple[Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Geometry, patches: int | None, right: bool, *fields: Tensor) -> Gathered:
+        """Of tensors as they are now."""
+        versions = [] if fields[0].is_inference() else [x._version for x in fields]
+        return cls(shape, patches, right, fields, tuple(versions))
 
 
 @dataclass(frozen=True)
@@ -248,25 +260,21 @@ class CompressedTokens:
     def num_patches(self) -> int | None:
         """How many tokens stand for patches; None where only the device knows."""
         known = self.gathered
-        if known is not None and known.patch is self.patch and known.patches is not None:
+        if known is not None and known.fields[2] is self.patch and known.patches is not None:
             return known.patches
         return int(self.is_patch.sum()) if self.patch.device.type == "cpu" else None
 
-    @property
-    def untouched(self) -> set[str]:
-        """Fields that are as they were made, and were right then."""
-        noted = {} if self.gathered is None else self.gathered.right
-        return {
-            name
-            for name, (value, version) in noted.items()
-            if getattr(self, name) is value and (version is None or version == value._version)
-        }
-
-    def noted(self, patches: int | None, *right: str) -> CompressedTokens:
-        """These tokens with what is known of them, see `Gathered`."""
-        values = {name: getattr(self, name) for name in right}
-        marks = {k: (v, None if v.is_inference() else v._version) for k, v in values.items()}
-        return self.replace(gathered=Gathered(patches, self.patch, marks))
+    def known_right(self, shape: Geometry) -> bool:
+        """Whether the tokens are as they were put together of an image of this shape, and were right."""
+        known = self.gathered
+        if known is None or not known.right or known.shape is not shape:
+            return False
+        mine = [self.features, self.tile, self.patch, self.anchor, self.weight]
+        if self.merged is not None:
+            mine += [self.merged.output, self.merged.source, self.merged.weight]
+        if len(mine) != len(known.fields) or not all(map(operator.is_, mine, known.fields)):
+            return False
+        return not known.versions or known.versions == tuple([x._version for x in mine])
 
     @property
     def is_patch(self) -> Tensor:
@@ -276,12 +284,6 @@ class CompressedTokens:
     def replace(self, **changes: object) -> CompressedTokens:
         """A copy with some fields changed."""
         return replace(self, **changes)  # type: ignore[arg-type]
-
-
-#: fields of tokens that were taken from the input one by one
-TAKEN = ("features", "weight")
-#: fields that say where tokens stood
-PLACES = ("tile", "patch", "anchor")
 
 
 def packed_index(tokens: VisualTokens) -> Tensor:
@@ -299,8 +301,7 @@ def keep_patches(tokens: VisualTokens, keep: Tensor) -> CompressedTokens:
     kept = ~layout.is_patch
     kept[layout.is_patch] = keep.cpu()[layout.tile[layout.is_patch], layout.patch[layout.is_patch]]
     anchor = kept.nonzero().squeeze(1)
-    out = gather_tokens(tokens, layout.tile[anchor], layout.patch[anchor], anchor)
-    return out.noted(out.num_patches, *TAKEN, *PLACES)
+    return _gathered(tokens, layout.tile[anchor], layout.patch[anchor], anchor, right=True)
 
 
 def gather_tokens(
@@ -311,6 +312,12 @@ def gather_tokens(
     Before the projector (`Method.stage == "vision"`) the newline has another width: its rows are
     left zero and the plug-in fills them in behind the projector.
     """
+    return _gathered(tokens, tile, patch, anchor, right=False)
+
+
+def _gathered(
+    tokens: VisualTokens, tile: Tensor, patch: Tensor, anchor: Tensor, right: bool
+) -> CompressedTokens:
     features = tokens.features
     device, width = features.device, features.shape[-1]
     patches = int((patch >= 0).sum()) if patch.device.type == "cpu" else None
@@ -323,7 +330,8 @@ def gather_tokens(
         fill = out.new_zeros(width)
     out = torch.where(separator[:, None], fill, out)
     weight = torch.ones(len(tile), device=device)
-    return CompressedTokens(out, tile, patch, anchor, weight).noted(patches, *TAKEN)
+    fields = out, tile, patch, anchor, weight
+    return CompressedTokens(*fields, gathered=Gathered.of(tokens.geometry, patches, right, *fields))
 
 
 def nothing_of(tokens: VisualTokens) -> CompressedTokens:
@@ -404,7 +412,8 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
             tokens.features.shape[0] * patches,
         )
     counts = [part.num_patches for part in parts]
-    return CompressedTokens(
+    count = None if None in counts else sum(count for count in counts if count is not None)
+    whole = CompressedTokens(
         features=torch.cat(features),
         tile=torch.cat(tile),
         patch=torch.cat(patch),
@@ -412,4 +421,6 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
         weight=torch.cat(weight),
         merged=merged,
         projected=all(part.projected for part in parts),
-    ).noted(None if None in counts else sum(count for count in counts if count is not None))
+    )
+    fields = whole.features, whole.tile, whole.patch, whole.anchor, whole.weight
+    return whole.replace(gathered=Gathered.of(tokens.geometry, count, False, *fields))

@@ -41,13 +41,13 @@ STATED = {
 #: method -> operations and reads that a thorough look at the result adds (`vtc.checks`): for the first
 #: batch of a shape, and for every one with VTC_CHECK=1; docs/kernels.md repeats them too
 LOOKS = {
-    "random": (9, 4),
-    "uniform": (9, 4),
-    "pool": (14, 3),
-    "globalcom2": (12, 3),
-    "token_correlation": (16, 5),
-    "recoverable": (23, 4),
-    "tokenflex": (14, 3),
+    "random": (9, 3),
+    "uniform": (9, 3),
+    "pool": (15, 5),
+    "globalcom2": (12, 4),
+    "token_correlation": (16, 4),
+    "recoverable": (24, 6),
+    "tokenflex": (15, 5),
 }
 TWINS = {
     "adaptive_pool_torch": adaptive_pool,

@@ -236,6 +236,22 @@ def test_a_method_may_say_that_budgets_are_no_bound() -> None:
         Own(tokens=1).compress(TOKENS)
 
 
+def test_results_in_another_order() -> None:
+    """The images have other shapes, so that one's anchors are out of the other's range."""
+
+    @dataclass
+    class Swapped(Method):
+        name: ClassVar[str] = "swapped"
+
+        def compress_all(self, images: Any, *args: Any, **kwargs: Any) -> Any:
+            return make("uniform", retention=0.5).compress_all(images)[::-1]
+
+    small, large = image((4, 4)), image((8, 8))
+    for batch in ([small, large], [large, small]):
+        with pytest.raises(VTCError, match="'swapped' returned (anchor|patch) outside"):
+            Swapped(0.5).compress_all(batch)
+
+
 @pytest.mark.parametrize("kept", [[8, 12], [12, 8], [9, 10], [10, 11], [0, 20]])
 def test_a_mask_that_keeps_other_numbers_than_are_said(kept: list[int]) -> None:
     """Images would get each other's patches."""
@@ -243,8 +259,40 @@ def test_a_mask_that_keeps_other_numbers_than_are_said(kept: list[int]) -> None:
     keep = torch.zeros_like(batch.tables.valid)
     keep[:, :2] = True
     assert [len(out) for out in batch.keep(keep, [10, 10])] == [14, 14]
-    with pytest.raises(VTCError, match=r"kept: got \[.*the mask keeps other numbers"):
+    with pytest.raises(VTCError, match=r"kept: got \[.*, but the mask keeps other numbers"):
         batch.keep(keep, kept)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda p, n, s: (p + 24, n, s), "lengths: got .* tokens stand in other images"),
+        (lambda p, n, s: (p - 1, n, s), "lengths: got .* tokens stand in other images"),
+        (
+            lambda p, n, s: (p.where(p > 0, 48), n, s),
+            "lengths: got .* tokens stand in other images",
+        ),
+        (
+            lambda p, n, s: (p, [n[0] - 1, n[1] + 1], s),
+            "lengths: got .* tokens stand in other images",
+        ),
+        (lambda p, n, s: (p.clamp(min=1), n, s), "place: got a patch twice"),
+        (lambda p, n, s: (p, n, [3, 5]), r"separators: got \[3, 5\], but \[20, 20\] tokens"),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_places_that_do_not_fit(count: int, change: Any, message: str) -> None:
+    """What `ImageBatch.gather` is told by methods that put tokens together by their places."""
+    batch = ImageBatch([TOKENS] * count, [Changed(0.5)] * count)
+    whole = torch.arange(24 * count), [24, 24][:count], [4, 4][:count]
+    assert [len(out) for out in batch.gather(*whole)] == [24] * count
+    place, lengths, separators = change(whole[0], [24, 24], [4, 4])
+    if count == 1:  # there is no other image
+        if lengths != [24, 24] or int(place.max()) < 24 and "images" in message:
+            return
+        message = message.split(" got")[0]
+    with pytest.raises(VTCError, match=message):
+        batch.gather(place, lengths[:count], separators[:count])
 
 
 def test_what_is_looked_at_is_set_by_a_variable(monkeypatch: Any) -> None:
@@ -300,8 +348,9 @@ def test_only_tokens_made_of_what_is_no_number_are_excused() -> None:
 
 
 @pytest.mark.parametrize("name", ["globalcom2", "token_correlation", "recoverable"])
-def test_signals_that_are_no_numbers_are_named(name: str) -> None:
+def test_signals_that_are_no_numbers_are_named(name: str, monkeypatch: Any) -> None:
     """The tower's attention may overflow where the features that the model reads do not."""
+    monkeypatch.setenv("VTC_CHECK", "1")
     tokens, method = image(crops=(2, 2)), make(name, retention=0.5)
     for signal in method.requests():
         values = tokens.signals[signal].clone()
@@ -315,7 +364,7 @@ def test_features_made_of_signals_that_are_no_numbers() -> None:
     tokens = image(crops=(2, 2), size=(500, 500))
     tokens = replace(tokens, signals={"keys": tokens.signals["keys"] * torch.nan})
     method = ChangedBatch(0.5, change=lambda out: out.replace(features=out.features * torch.nan))
-    with pytest.warns(UserWarning), pytest.raises(VTCError, match="; the model's keys are none"):
+    with pytest.raises(VTCError, match="; the model's keys are none"):
         method.compress(tokens)
 
 
@@ -324,14 +373,23 @@ def test_what_methods_return_is_what_is_noted_of_it(name: str) -> None:
     """The counts that reports and guards read without a look at the device, and what is trusted."""
     batch = [image(crops=(2, 2), seed=i) for i in range(3)]
     outs = make(name, retention=0.3).compress_all(batch)
-    for out in outs:
+    other = image((8, 8)).geometry
+    for tokens, out in zip(batch, outs, strict=True):
         assert out.gathered is not None and out.num_patches == int(out.is_patch.sum())
+        assert not out.known_right(other)
+        assert out.known_right(tokens.geometry) == (
+            name != "tokenflex"
+        )  # what a projector makes is looked at
+        for field in ("features", "tile", "patch", "anchor", "weight"):
+            assert not out.replace(**{field: getattr(out, field).clone()}).known_right(
+                tokens.geometry
+            )
         assert out.replace(patch=out.patch * 0 - 1).num_patches == 0
-        places = set() if name == "globalcom2" else {"tile", "patch", "anchor"}
-        taken = {"features", "weight"} if out.merged is None else set()
-        assert out.untouched == (taken | places if out.merged is None else taken)
+        if out.merged is not None:
+            again = replace(out.merged, weight=out.merged.weight.clone())
+            assert not out.replace(merged=again).known_right(tokens.geometry)
     outs[0].features.mul_(2)
-    assert "features" not in outs[0].untouched
+    assert not outs[0].known_right(batch[0].geometry)
 
 
 def test_a_class_says_where_it_works_and_how() -> None:

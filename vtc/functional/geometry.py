@@ -48,6 +48,11 @@ class Geometry:
         return sum(self.available)
 
     @cached_property
+    def length(self) -> int:
+        """L."""
+        return len(self.source)
+
+    @cached_property
     def separators(self) -> Tensor:
         """Int64: packed indices of the separators."""
         with tables():

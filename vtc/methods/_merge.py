@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -80,5 +81,24 @@ def assemble(
     sources = [shape.valid.numel() for shape in batch.shapes]
     merged = [MergeIndex(*parts) for parts in zip(*columns, lengths, sources, strict=True)]
     return batch.gather(
-        where[order], lengths, separators[1], features=values, weight=sizes, merged=merged
+        where[order],
+        lengths,
+        separators[1],
+        features=values,
+        weight=sizes,
+        merged=merged,
+        # sums of finite features with finite weights; only half precision can overflow. What is out of
+        # range was refused by the indexing above
+        sound=features is None
+        and values.dtype != torch.float16
+        and _finite(sizes)
+        and _finite(weight),
     )
+
+
+def _finite(weight: Tensor) -> bool:
+    """Whether weights are numbers, as far as no device has to be asked."""
+    if weight.device.type != "cpu":
+        return False
+    plain = weight.detach() if weight.requires_grad else weight
+    return math.isfinite(plain.numpy().sum())

@@ -252,7 +252,7 @@ class Method:
             return None
         if self.tokens is None:
             return self.budget(tokens)
-        return sum(self._number for _ in self._parts(tokens))
+        return self._number * (tokens.frames if self.video == "frame" else 1)
 
     def is_identity(self, tokens: VisualTokens) -> bool:
         """Whether the budget asks for every patch of this image."""
@@ -278,22 +278,18 @@ class Method:
     def budget(self, tokens: VisualTokens) -> int:
         """Patch tokens to keep of this image: `floor(retention * patches)`, at least 1, or `tokens`, at
         most all. Of a clip with a budget for every frame, all frames together."""
+        if self.video == "frame" and tokens.frames > 1:
+            return sum(map(self._share, tokens.geometry.available))
+        return self._share(tokens.num_patches)
+
+    def _share(self, patches: int) -> int:
+        """The budget of what has one by itself, an image or a frame."""
         if self.tokens is None:
             # 1e-9: 0.29 * 100 is 28.999999999999996 in floating point and means 29
-            return sum(
-                max(1, math.floor(self.ratio * patches + 1e-9)) for patches in self._parts(tokens)
-            )
-        for patches in self._parts(tokens) if self.strict else ():
-            if self._number > patches:
-                raise VTCError(
-                    f"tokens: got {self._number}, but the image has {patches} patch tokens"
-                )
-        return sum(min(self._number, patches) for patches in self._parts(tokens))
-
-    def _parts(self, tokens: VisualTokens) -> Sequence[int]:
-        """Patches of what has a budget of its own: the image, or every frame of the clip."""
-        apart = self.video == "frame" and tokens.frames > 1
-        return tokens.geometry.available if apart else (tokens.num_patches,)
+            return max(1, math.floor(self.ratio * patches + 1e-9))
+        if self.strict and self._number > patches:
+            raise VTCError(f"tokens: got {self._number}, but the image has {patches} patch tokens")
+        return min(self._number, patches)
 
     @property
     def _number(self) -> int:
@@ -357,7 +353,7 @@ def _guarded_batch(compress_batch: CompressBatch) -> CompressBatch:
     def wrapper(self: Method, batch: ImageBatch) -> list[CompressedTokens]:
         self.check()
         out = compress_batch(self, batch)
-        _guards.check(batch.methods, batch.images, out)
+        _guards.check(batch.methods, batch.images, out, batch.budgets)
         return out
 
     return wrapper
