@@ -265,7 +265,7 @@ def test_help_and_version(capsys):
     for argv in (
         ["--help"],
         ["--version"],
-        *([name, "--help"] for name in ("run", "show", "demo")),
+        *([name, "--help"] for name in ("run", "show", "demo", "doctor")),
     ):
         status, out, _ = run(capsys, *argv)
         assert status == 0 and "vtc" in out

@@ -89,14 +89,17 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _all(args: argparse.Namespace, method: Method, positions: str) -> Iterator[Outcome]:
+    try:
+        from vtc.plugins.hf import tiny
+    except ImportError as error:
+        raise VTCError(f"transformers: vtc does not go with what is installed: {error}") from error
+
     policy = None if positions == "original" else positions  # some families have one of their own
     yield from _versions()
     yield from _kernels(args.device)
     if args.model is not None:
         yield from _loaded(args.model, args, method, policy)
         return
-    from vtc.plugins.hf import tiny
-
     for family in tiny.FAMILIES:
         yield from _tiny(family, args, method, policy)
     yield from _loaded("reference", args, method, policy)
