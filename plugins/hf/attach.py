@@ -8,6 +8,8 @@ tower's layers that can end early, and a shadow config or a hook on each probed 
 from __future__ import annotations
 
 import functools
+import inspect
+from typing import Any
 
 from torch import nn
 
@@ -48,11 +50,16 @@ def sync(model: nn.Module, state: State) -> None:
                     LiveLayers.put_on(*patch.adapter.layer_list(base, modality))
     if mechanism is entry and hasattr(model, "generate"):
         mine = model.__dict__.get("generate")
-        if getattr(mine, "func", None) is not entry.generate:
+        if not _is_ours(mine):
             state.own_generate = mine
         alone = state.blocks[0] if len(state.blocks) == 1 else None
         # Not a bound method: unpickling would look it up on the class
         model.generate = functools.partial(entry.generate, model, fetched=alone)
+
+
+def _is_ours(generate: Any) -> bool:
+    """Whether an instance's `generate` is ours, or wraps it."""
+    return getattr(inspect.unwrap(generate), "func", None) is entry.generate
 
 
 def take_off_everything(model: nn.Module) -> None:
@@ -65,7 +72,7 @@ def take_off_everything(model: nn.Module) -> None:
         take_off(module, *entry.FUNCTIONS, *crossed.FUNCTIONS, *expanded.FUNCTIONS)
         probe.detach(module)
         LiveLayers.take_off(module)
-    if getattr(model.__dict__.get("generate"), "func", None) is entry.generate:
+    if _is_ours(model.__dict__.get("generate")):
         del model.generate
         if state.own_generate is not None:
             model.generate, state.own_generate = state.own_generate, None

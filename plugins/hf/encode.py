@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,7 +74,7 @@ def encode(
     ids: Tensor | None,
     placeholders: dict[str, Tensor],
     questions: Callable[[str, list[int]], list[str]],
-    visible: Callable[[str, list[int]], list[Tensor]],
+    visible: Callable[[str, list[int]], list[Tensor]] | None = None,
 ) -> list[Encoded]:
     """Run the encoders on the pixels in `kwargs` and compress every image and clip.
 
@@ -83,7 +84,7 @@ def encode(
         questions: given a modality and the number of tokens of each of its images, the text that each
             is asked about; called only for methods that read text.
         visible: given the same, bool `[L]` (CPU) of each image, False for tokens that the prompt's mask
-            hides.
+            hides; None where it hides none.
     """
     with _awake(base):  # behind the encoders as well, for the newline
         shown = _on_the_host(kwargs, placeholders)
@@ -99,7 +100,9 @@ def encode(
         count = sum(map(len, numbers))
         done: list[Encoded] = []
         for (call, units, seconds), mine in zip(calls, numbers, strict=True):
-            done.append(compress_call(patch, call, units, questions, mine, count, visible))
+            lengths = [len(unit.layout) for unit in units]
+            left = {} if visible is None else _left(visible(call.modality, lengths))
+            done.append(compress_call(patch, call, units, questions, mine, count, left))
             done[-1].seconds += seconds
     return done
 
@@ -166,7 +169,7 @@ def compress_call(
     questions: Callable[[str, list[int]], list[str]],
     numbers: Sequence[int],
     count: int,
-    visible: Callable[[str, list[int]], list[Tensor]] | None = None,
+    left: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> Encoded:
     """Compress what one encoder call made.
 
@@ -175,7 +178,7 @@ def compress_call(
         questions: see `encode`.
         numbers: of each among all images and clips of the prompts, in reading order.
         count: of all calls.
-        visible: see `encode`; None where nothing is hidden.
+        left: of each image that the prompt's mask hides in part, see `Encoded.left`.
     """
     start = time.perf_counter()
     packed = side_by_side([p.flatten(0, -2) for p in call.output.pooler_output])
@@ -190,7 +193,9 @@ def compress_call(
     texts = questions(call.modality, lengths) if patch.reads_text else None
     signals = Signals(patch, call)
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
-    left = _hide(tokens, None if visible is None else visible(call.modality, lengths))
+    for index, seen in left.items():
+        hidden = set(range(lengths[index])) - set(seen.tolist())
+        tokens[index] = replace(tokens[index], hidden=tuple(sorted(hidden)))
     methods = [patch.method.for_image(number, count) for number in numbers]
 
     changed = []
@@ -230,23 +235,13 @@ def compress_call(
         list(numbers),
         not changed,
         seconds,
-        left,
+        dict(left),
     )
 
 
-def _hide(tokens: list[VisualTokens], visible: list[Tensor] | None) -> dict[int, Tensor]:
-    """Take the tokens that a prompt's mask hides from the images `tokens`, in place.
-
-    Returns:
-        Of each image that has such, int64 `[L']`: the packed tokens that are left.
-    """
-    left = {}
-    for index, shown in enumerate(visible or ()):
-        if not bool(shown.all()):
-            left[index] = shown.nonzero().squeeze(1)
-            hidden = (~shown).nonzero().squeeze(1).tolist()
-            tokens[index] = replace(tokens[index], hidden=tuple(hidden))
-    return left
+def _left(visible: list[Tensor]) -> dict[int, Tensor]:
+    """The tokens that are seen of each image of which some are hidden, see `Encoded.left`."""
+    return {i: v.nonzero().squeeze(1) for i, v in enumerate(visible) if not bool(v.all())}
 
 
 def _compress_all(
@@ -254,6 +249,8 @@ def _compress_all(
 ) -> list[CompressedTokens]:
     """The method's outcome for every image; nothing of one that is hidden whole."""
     seen = [i for i, image in enumerate(tokens) if len(image.layout)]
+    if len(seen) == len(tokens):
+        return method.compress_all(tokens, count=count, numbers=numbers)
     some = method.compress_all(
         [tokens[i] for i in seen], count=count, numbers=[numbers[i] for i in seen]
     )

@@ -198,7 +198,10 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
     def visible(modality: str, lengths: list[int]) -> list[Tensor]:
         return [host.flatten()[run] for run in image_runs(shown[modality], lengths)]
 
-    done = encode(patch, base, kwargs, prompt.ids, placeholders, questions, visible)
+    hides = bool((~host & torch.stack(list(shown.values())).any(0)).any())
+    done = encode(
+        patch, base, kwargs, prompt.ids, placeholders, questions, visible if hides else None
+    )
     if done:
         runs = [run for e in done for run in image_runs(shown[e.modality], e.lengths)]
         reports, rows = [report for e in done for report in e.reports], rows_of(runs, length)

@@ -218,9 +218,9 @@ def test_a_copied_model_has_its_own(siglip: Path) -> None:
     model = tiny.build("paligemma")
     vtc.apply(model, guide(siglip))
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert twin._vtc.patch.text_encoder is not model._vtc.text_encoder
+        assert twin._vtc.patch.text_encoder is not model._vtc.patch.text_encoder
         assert torch.equal(
-            twin._vtc.patch.text_encoder.embed("left"), model._vtc.text_encoder.embed("left")
+            twin._vtc.patch.text_encoder.embed("left"), model._vtc.patch.text_encoder.embed("left")
         )
     vtc.remove(model)
 
