@@ -104,7 +104,15 @@ def test_a_model_of_ones_own(capsys) -> None:
 def test_a_setting_that_does_not_fit(capsys) -> None:
     """Of a model of one's own that is a failure, of a tiny one it is not."""
     status, found, _ = run(
-        capsys, "--model", "reference", "--tokens", "9999", "--option", "strict=true"
+        capsys,
+        "--model",
+        "reference",
+        "--method",
+        "uniform",
+        "--tokens",
+        "9999",
+        "--option",
+        "strict=true",
     )
     assert status == 1 and found["decoding", "reference"]["status"] == "failed"
     assert "9999" in found["decoding", "reference"]["detail"]
