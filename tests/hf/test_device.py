@@ -24,7 +24,7 @@ from tests.kernels.test_launches import STATED
 from tests.methods.images import METHODS, image, make
 from vtc import VisualTokens
 from vtc.eval.answers import batches
-from vtc.eval.reference import load_reference, method_options, prompt, scenes
+from vtc.eval.reference import load_reference, prompt, scenes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -81,8 +81,7 @@ def row(batch: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def on(model: Any, loaded: tuple[Any, Any], name: str, retention: float) -> Any:
-    options = {**method_options().get(name, {}), "retention": retention}
-    return vtc.compress(model, name, processor=loaded[1], **options)
+    return vtc.compress(model, name, processor=loaded[1], retention=retention)
 
 
 @DTYPES
