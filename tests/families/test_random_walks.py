@@ -29,6 +29,7 @@ from tests.device import DEVICE
 from tests.families import by_hand, matrix, samples, tiny, ways
 from tests.families.samples import Sample, Setting
 from tests.families.ways import Check
+from vtc.plugins.hf.adapters import adapter_for
 
 #: walks of one test; they are of one family, whose model is built once
 CHUNK = 10
@@ -73,6 +74,14 @@ class Walk:
     hide: str
 
 
+@functools.cache
+def fuses(family: str) -> bool:
+    """Whether the family's projector makes one token of several patches."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the family without an adapter
+        return bool(adapter_for(matrix.model_of(family)).fuses)
+
+
 def draw(number: int) -> Walk:
     """The walk of a number."""
     rng = random.Random(number)
@@ -85,7 +94,8 @@ def draw(number: int) -> Walk:
     methods = set(matrix.METHODS) - {"recoverable"}
     if family == tiny.UNKNOWN or dtype == "bfloat16":
         methods &= set(STABLE)
-    if family == "llava_onevision_shrunk":  # a canvas scaled down is no rectangle
+    # a canvas scaled down is no rectangle, and a projector that fuses patches has no other in its place
+    if family == "llava_onevision_shrunk" or fuses(family):
         methods -= {"tokenflex"}
     pool: list[list[Any]] = [[tiny.A], [tiny.C], [tiny.B, tiny.C], []]
     if video:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
@@ -112,11 +113,12 @@ FAMILIES = pytest.mark.parametrize("family", [*families.FAMILIES])
 
 @FAMILIES
 def test_the_caller_notices_nothing(family, untested, caplog) -> None:
-    """Random numbers, modes and defaults stay, and nothing is warned of or logged that making such a
-    model does not log by itself."""
+    """Random numbers, modes and defaults stay, and nothing is warned of or logged that the model does
+    not log by itself, which transformers does once a process."""
     caplog.set_level(logging.WARNING)
     model = families.build(family)
-    known = {record.getMessage() for record in caplog.records}
+    with contextlib.suppress(ValueError):  # an older Video-LLaVA knows its pixels by another name
+        model.generate(**families.inputs(family, families.ONE), max_new_tokens=1)
     caplog.clear()
     torch.set_default_dtype(torch.bfloat16)
     states = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
@@ -132,8 +134,7 @@ def test_the_caller_notices_nothing(family, untested, caplog) -> None:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (str(np.random.get_state()), random.getstate())
-    assert {record.getMessage() for record in caplog.records} <= known
-    assert threads == torch.get_num_threads()
+    assert threads == torch.get_num_threads() and caplog.records == []
     assert not hasattr(model, "_vtc")
 
 
