@@ -13,7 +13,8 @@ _VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @lru_cache(maxsize=256)
-def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """What a function takes; remembered, since reading a signature takes longer than many a call."""
     return inspect.signature(function).parameters
 
 
@@ -35,7 +36,7 @@ def forwards_of(cls: type) -> Iterator[Mapping[str, inspect.Parameter]]:
             return
         function = each.__dict__.get("forward")
         if inspect.isfunction(function):
-            parameters = _parameters(function)
+            parameters = parameters_of(function)
             yield {name: p for name, p in parameters.items() if name != "self"}
 
 

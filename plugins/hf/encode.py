@@ -67,12 +67,18 @@ class Encoded:
             _gather_deepstack(self.output, self.lengths, self.anchors)
 
 
+def some(pixels: Any) -> bool:
+    """Whether there are any; none of them is none."""
+    return pixels is not None and not (isinstance(pixels, Tensor) and pixels.numel() == 0)
+
+
 def encode(
     patch: Patch,
     base: nn.Module,
     kwargs: dict[str, Any],
     ids: Tensor | None,
     placeholders: dict[str, Tensor],
+    shown: dict[str, Tensor],
     questions: Callable[[str, list[int]], list[str]],
     visible: Callable[[str, list[int]], list[Tensor]] | None = None,
 ) -> list[Encoded]:
@@ -81,17 +87,16 @@ def encode(
     Args:
         ids: token ids of the prompts `[B, L]`, None when the caller gave embeddings.
         placeholders: modality -> bool `[B, L]`, the placeholders to fill.
+        shown: the same on the CPU.
         questions: given a modality and the number of tokens of each of its images, the text that each
             is asked about; called only for methods that read text.
         visible: given the same, bool `[L]` (CPU) of each image, False for tokens that the prompt's mask
             hides; None where it hides none.
     """
     with _awake(base):  # behind the encoders as well, for the newline
-        shown = _on_the_host(kwargs, placeholders)
         calls = []
         for modality, placeholder in placeholders.items():
-            pixels = kwargs.get(PIXELS[modality])
-            if pixels is None or (isinstance(pixels, Tensor) and pixels.numel() == 0):
+            if not some(kwargs.get(PIXELS[modality])):
                 continue
             call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
             began = time.perf_counter()
@@ -107,20 +112,9 @@ def encode(
     return done
 
 
-def _on_the_host(
-    kwargs: dict[str, Any], placeholders: dict[str, Tensor]
-) -> dict[str, Tensor] | None:
-    """The placeholders where images and clips stand among each other, read before the encoders have
-    work queued; None where there is one kind alone."""
-    both = [m for m in placeholders if kwargs.get(PIXELS[m]) is not None]
-    return {m: placeholders[m].cpu() for m in both} if len(both) > 1 else None
-
-
-def _numbers(
-    calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor] | None
-) -> list[list[int]]:
+def _numbers(calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor]) -> list[list[int]]:
     """The number of each image and clip of each call, as the prompts show them."""
-    if shown is None:
+    if len(calls) == 1:
         return [list(range(len(units))) for _, units in calls]
     runs = [
         run

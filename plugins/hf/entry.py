@@ -7,10 +7,8 @@ settings from it, so that a deep copy of a patched model works with its own weig
 
 from __future__ import annotations
 
-import inspect
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MethodType
 from typing import Any
 
@@ -136,7 +134,8 @@ def generate(model: nn.Module, *args: Any, fetched: Block | None = None, **kwarg
     with scopes.running(model, scope):
         if scope is None or scope.patch is None:
             return original(*args, **kwargs)
-        kwargs = {**dict(zip(_generate_names(type(model).generate), args, strict=False)), **kwargs}
+        names = list(arguments.parameters_of(type(model).generate))[1:]
+        kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         return _generate(model, scope, original, cache.renamed(model, kwargs))
 
 
@@ -166,11 +165,6 @@ def _generate(model: nn.Module, scope: scopes.Scope, original: Any, kwargs: dict
     if held_in is not None and prompt is not None:
         cache.note(held_in, short.held)
     return _with_prompt(out, prompt, short.compaction.slot.shape[1])
-
-
-@lru_cache(maxsize=64)
-def _generate_names(function: Any) -> list[str]:
-    return list(inspect.signature(function).parameters)[1:]
 
 
 def _generated_positions(

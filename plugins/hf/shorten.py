@@ -25,7 +25,7 @@ from vtc.plugins.hf.compaction import (
     reading_order,
     rows_of,
 )
-from vtc.plugins.hf.encode import Encoded, encode
+from vtc.plugins.hf.encode import Encoded, encode, some
 from vtc.plugins.hf.logits import short_places
 from vtc.plugins.hf.positions import (
     default_positions,
@@ -87,12 +87,8 @@ class Past:
 
 
 def has_pixels(kwargs: dict[str, Any]) -> bool:
-    """Whether a call brings images or clips; none of them is none."""
-    return any(_some(kwargs.get(key)) for key in PIXELS.values())
-
-
-def _some(pixels: Any) -> bool:
-    return pixels is not None and not (isinstance(pixels, Tensor) and pixels.numel() == 0)
+    """Whether a call brings images or clips."""
+    return any(some(kwargs.get(key)) for key in PIXELS.values())
 
 
 class Prompt:
@@ -156,7 +152,7 @@ class Prompt:
                 row = embed(torch.tensor(token, device=self.embeds.device))
                 here = (self.embeds == row).all(-1)
             here[:, : self.first] = False
-            if self.first and _some(self.kwargs.get(key)) and not bool(here.any()):
+            if self.first and some(self.kwargs.get(key)) and not bool(here.any()):
                 # transformers refuses them as well: its features and placeholders do not match
                 raise VTCError(
                     f"{key}: the new part of the prompt has no placeholders for them; what earlier "
@@ -164,6 +160,11 @@ class Prompt:
                 )
             out[modality] = here
         return out
+
+    @cached_property
+    def visual(self) -> Tensor:
+        """Bool `[B, L]`: every placeholder among the new columns, whatever its modality."""
+        return torch.stack(list(self.placeholders.values())).any(0)
 
 
 def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: bool) -> Short:
@@ -192,7 +193,7 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
     host, shown = read[0], dict(zip(placeholders, read[1:].unbind(), strict=True))
 
     def questions(modality: str, lengths: list[int]) -> list[str]:
-        words = prompt.real & ~torch.stack(list(placeholders.values())).any(0)
+        words = prompt.real & ~prompt.visual
         return _questions(patch, prompt.ids, words, image_runs(shown[modality], lengths), length)
 
     def visible(modality: str, lengths: list[int]) -> list[Tensor]:
@@ -200,12 +201,13 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
 
     hides = bool((~host & torch.stack(list(shown.values())).any(0)).any())
     done = encode(
-        patch, base, kwargs, prompt.ids, placeholders, questions, visible if hides else None
+        patch, base, kwargs, prompt.ids, placeholders, shown, questions, visible if hides else None
     )
+    runs = {e.modality: image_runs(shown[e.modality], e.lengths) for e in done}
+    every = [run for of_one in runs.values() for run in of_one]
     if done:
-        runs = [run for e in done for run in image_runs(shown[e.modality], e.lengths)]
-        reports, rows = [report for e in done for report in e.reports], rows_of(runs, length)
-        order = reading_order(runs)
+        reports, rows = [report for e in done for report in e.reports], rows_of(every, length)
+        order = reading_order(every)
         patch.add_report(
             scope.call,
             [reports[i] for i in order],
@@ -214,7 +216,7 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
         )
 
     new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
-    compressed = cache.held(cache.given(kwargs)) is not None
+    compressed = cache.held(given) is not None
     if done:
         new["mm_encoder_outputs"] = {e.modality: e.output for e in done}
         if all(e.identity for e in done) and not compressed:
@@ -223,10 +225,10 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
         e.settle()
     if generating:
         for e in done:
-            _join_rows(e.output, rows_of(image_runs(shown[e.modality], e.lengths), length))
+            _join_rows(e.output, rows_of(runs[e.modality], length))
     numbers = packed.samples(model, kwargs, prompt.batch, length) if not generating else None
 
-    local = _compact(prompt, host, shown, done)
+    local = _compact(prompt, host, shown, done, every)
     _text_side(new, prompt, local)
     held = _place(new, prompt, local, numbers)
     wanted = None
@@ -238,14 +240,17 @@ def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: 
 
 
 def _compact(
-    prompt: Prompt, host: Tensor, shown: dict[str, Tensor], done: list[Encoded]
+    prompt: Prompt,
+    host: Tensor,
+    shown: dict[str, Tensor],
+    done: list[Encoded],
+    runs: list[Tensor],
 ) -> Compaction:
     """How the new places read from the caller's columns."""
     first, length = prompt.first, prompt.length
     visual = torch.zeros_like(host)
     for e in done:
         visual |= shown[e.modality]
-    runs = [run for e in done for run in image_runs(shown[e.modality], e.lengths)]
     anchors = [anchor for e in done for anchor in e.anchors]
     # flat indices of the whole rows as flat indices of the columns behind `first`
     runs = [(run // length) * (length - first) + run % length - first for run in runs]
@@ -306,9 +311,8 @@ def _place(new: dict[str, Any], prompt: Prompt, local: Compaction, numbers: Tens
     whole, valid, own = local, local.valid, explicit
     columns = prompt.length
     if past is not None:
-        ahead = (
-            past.columns - prompt.first
-        )  # 0 where the caller's columns count what is in the cache
+        # 0 where the caller's columns count what is in the cache
+        ahead = past.columns - prompt.first
         moved = replace(local, slot=local.slot + ahead, position=local.position + ahead)
         whole = _joined(past.compaction, moved)
         valid, columns = whole.valid, columns + ahead
@@ -316,8 +320,7 @@ def _place(new: dict[str, Any], prompt: Prompt, local: Compaction, numbers: Tens
         if ahead:
             goes_on = kwargs.get("position_ids") is None  # else they are the conversation's already
             long = _behind(past.long, long + (last_of(past.long) + 1)[None, :, None] * goes_on)
-    shown = torch.stack(list(prompt.placeholders.values())).any(0)
-    visual = local.gather(shown, False)
+    visual = local.gather(prompt.visual, False)
     if past is not None:
         visual = torch.cat([past.visual, visual], 1)
     after = next_of(own, valid, patch.positions)
@@ -348,10 +351,9 @@ def _shift(past: Past, policy: str, rows: int, prompt: Prompt) -> Tensor:
     behind = past.after
     if policy == "original":
         behind = last_of(past.long)[None] + 1
+        # they may count from the start of the conversation already
         if prompt.first or prompt.kwargs.get("position_ids") is not None:
-            behind = torch.zeros_like(
-                behind
-            )  # they count from the start of the conversation already
+            behind = torch.zeros_like(behind)
     behind = behind.expand(rows, -1).clone()
     if rows == 4:
         behind[0] = past.compaction.valid.sum(1)  # the text's row has no gaps

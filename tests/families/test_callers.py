@@ -25,7 +25,6 @@ POLICIES = pytest.mark.parametrize("positions", matrix.POSITIONS)
 PACKABLE = ["llava", "llava_pixtral", "llava_next", "llava_onevision", "internvl", "idefics3"]
 MROPE = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 METHOD = dict(retention=0.5)
-_NAME = {}
 
 
 def method(name: str = "uniform") -> Any:
@@ -43,8 +42,8 @@ def one(family: str, seed: int, shown: tuple = tiny.A) -> dict[str, Any]:
     return batch
 
 
-def hand(model: nn.Module, batch: dict[str, Any], positions: str) -> Tensor:
-    """Scores `[L]` of every column that is left, by column."""
+def hand(model: nn.Module, batch: dict[str, Any], positions: str) -> tuple[by_hand.Short, Tensor]:
+    """The short prompt, and the scores `[S, V]` behind each of its tokens."""
     short = by_hand.shorten(model, batch, method(), positions)
     return short, by_hand.logits(model, short)
 
