@@ -39,15 +39,6 @@ def kinds(batch: dict[str, Tensor]) -> list[str]:
     return out
 
 
-def built(family: str) -> Any:
-    model = tiny.build(family)
-    try:
-        vtc.apply(model, "uniform").remove()
-    except vtc.VTCError as error:  # an older transformers
-        pytest.skip(str(error))
-    return model
-
-
 def call(model: Any, batch: dict[str, Tensor], method: Any, **options: Any) -> Report:
     with torch.no_grad(), vtc.compress(model, method, **options) as run:
         model(**batch)
@@ -58,7 +49,7 @@ def call(model: Any, batch: dict[str, Tensor], method: Any, **options: Any) -> R
 @pytest.mark.parametrize("family", VIDEO)
 def test_lists_and_reports_follow_the_prompt(family: str, rows: tiny.Rows) -> None:
     """Row by row, left to right, clips among images; every one as it is alone with its own share."""
-    model, batch = built(family), tiny.inputs(family, rows)
+    model, batch = tiny.built(family), tiny.inputs(family, rows)
     order = [kind for row in rows for kind, _ in row]
     assert kinds(batch) == order
     shares = list(SHARES[: len(order)])
@@ -82,7 +73,7 @@ def test_lists_and_reports_follow_the_prompt(family: str, rows: tiny.Rows) -> No
 @pytest.mark.parametrize("family", VIDEO)
 def test_a_list_gives_what_the_language_model_gives_alone(family: str) -> None:
     """The same logits as from a prompt in which the second item alone is compressed."""
-    model, batch = built(family), tiny.inputs(family, [[CLIP, A]])
+    model, batch = tiny.built(family), tiny.inputs(family, [[CLIP, A]])
     with torch.no_grad(), vtc.compress(model, "uniform", retention=[1.0, 0.3]) as run:
         ours = model(**batch).logits
     clip, image = run.reports[-1].images
@@ -106,7 +97,7 @@ def test_lists_of_another_length_name_it() -> None:
 @pytest.mark.parametrize("method", ["uniform", "pool", "globalcom2"])
 def test_more_tokens_than_a_clip_or_frame_has(method: str, family: str, video: str) -> None:
     """The very bits of the bare model, and a report that says so."""
-    model, batch = built(family), tiny.inputs(family, [[CLIP], [A, CLIP]])
+    model, batch = tiny.built(family), tiny.inputs(family, [[CLIP], [A, CLIP]])
     with torch.no_grad():
         plain = model(**batch).logits
         with vtc.compress(model, method, tokens=500, video=video) as run:
@@ -124,7 +115,7 @@ def test_more_tokens_than_a_clip_or_frame_has(method: str, family: str, video: s
 
 def test_frames_that_have_fewer_than_asked_for() -> None:
     """As many as a clip's first frames hold, but more than one holds: every frame keeps all."""
-    model, batch = built("video_llava"), tiny.inputs("video_llava", [[CLIP]])
+    model, batch = tiny.built("video_llava"), tiny.inputs("video_llava", [[CLIP]])
     (whole,) = call(model, batch, "uniform", retention=1.0).images
     one = whole.patches_before // whole.frames
     assert whole.frames > 1

@@ -74,7 +74,7 @@ def test_families_without_a_text_tower() -> None:
 
 @pytest.mark.parametrize("family", [*WITHOUT, "llava_next", "llava_siglip"])
 def test_recoverable_without_a_text_tower(family: str, tokenizer: Any) -> None:
-    model, batch = tiny.build(family), tiny.inputs(family, tiny.MIXED)
+    model, batch = tiny.built(family), tiny.inputs(family, tiny.MIXED)
     kept = []
     for question in ("what is red", "left"):
         guided = dict(retention=0.5, text_score="similarity", question=question, text_k=3)

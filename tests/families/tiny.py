@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
+import vtc
 from tests.device import DEVICE, placed
 from tests.families.models import (  # noqa: F401  (for the tests)
     BOS,
@@ -85,6 +87,16 @@ def build(name: str, seed: int = 0, attention: str = "sdpa") -> Any:
     """A random model of a family, `finished`."""
     torch.manual_seed(seed)
     return finished(FAMILIES[name].build(), attention)
+
+
+def built(name: str) -> Any:
+    """The model, or a skip where the transformers that is installed cannot run the family."""
+    model = build(name)
+    try:
+        vtc.apply(model, "uniform").remove()
+    except vtc.VTCError as error:  # an older transformers
+        pytest.skip(str(error))
+    return model
 
 
 def finished(model: Any, attention: str = "sdpa") -> Any:
