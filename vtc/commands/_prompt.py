@@ -67,7 +67,7 @@ def user_prompt(processor: Any, text: str, images: int, raw: bool = False) -> st
     Raises:
         VTCError: `text` holds image tokens, but not one for each image, or a raw one holds none.
     """
-    from vtc.plugins.hf.chat import is_chat
+    from vtc.plugins.model.chat import is_chat
 
     places = _places(processor)
     shown = len(places.findall(text))
@@ -85,7 +85,7 @@ def user_prompt(processor: Any, text: str, images: int, raw: bool = False) -> st
 
 def notes(processor: Any, text: str) -> list[str]:
     """What in the user's words may not be read as it was meant."""
-    from vtc.plugins.hf.chat import is_chat, special_texts
+    from vtc.plugins.model.chat import is_chat, special_texts
 
     found = []
     places = _places(processor)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vtc.plugins.hf import arguments, scopes
 from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.probe import Record, recording
-from vtc.plugins.hf.question import asked
+from vtc.plugins.model.question import asked
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.compaction import Compaction
+from vtc.plugins.model.compaction import Compaction
 
 
 def short_places(keep: Any, compaction: Compaction, length: int) -> tuple[Any, Tensor | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.kernels.pretend import OnDevice, PretendDevice
-from vtc.plugins.hf.content import content_seeds
+from vtc.plugins.model.fingerprint import content_seeds
 
 
 def pictures() -> list[torch.Tensor]:

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.functional.ragged import behind_each_other, side_by_side
-from vtc.plugins.hf.adapters.base import PIXELS, Call, Unit, layers_read, places
-from vtc.plugins.hf.compaction import image_runs, reading_order
-from vtc.plugins.hf.content import content_seeds
+from vtc.plugins.hf.adapters.base import PIXELS, Call
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
+from vtc.plugins.model.compaction import image_runs, reading_order
+from vtc.plugins.model.fingerprint import content_seeds
+from vtc.plugins.model.layers import layers_read
+from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens, nothing_of
 

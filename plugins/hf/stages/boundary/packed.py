@@ -15,8 +15,8 @@ from transformers import masking_utils
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from vtc.plugins.hf import cache
-from vtc.plugins.hf.compaction import Compaction
-from vtc.plugins.hf.positions import count_within
+from vtc.plugins.model.compaction import Compaction
+from vtc.plugins.model.positions import count_within
 
 #: what a collator may say of the borders for FlashAttention
 LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")

@@ -15,14 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtc.plugins.hf import arguments, cache, packed, scopes
+from vtc.plugins.hf import arguments, cache, scopes
 from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.cache import Held
 from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.logits import pick
 from vtc.plugins.hf.probe import note_projector
 from vtc.plugins.hf.scopes import Block
-from vtc.plugins.hf.shorten import continued_step, generation_setting, has_pixels, shorten
+from vtc.plugins.hf.stages.boundary import packed
+from vtc.plugins.hf.stages.boundary.logits import pick
+from vtc.plugins.hf.stages.boundary.shorten import (
+    continued_step,
+    generation_setting,
+    has_pixels,
+    shorten,
+)
 
 
 @dataclass

@@ -15,27 +15,28 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.plugins.hf import cache, packed
+from vtc.plugins.hf import cache
 from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.cache import Held
-from vtc.plugins.hf.compaction import (
+from vtc.plugins.hf.scopes import Scope
+from vtc.plugins.hf.stages.boundary import packed
+from vtc.plugins.hf.stages.boundary.encode import Encoded, encode, some
+from vtc.plugins.hf.stages.boundary.logits import short_places
+from vtc.plugins.model.compaction import (
     Compaction,
     build_compaction,
     image_runs,
     reading_order,
     rows_of,
 )
-from vtc.plugins.hf.encode import Encoded, encode, some
-from vtc.plugins.hf.logits import short_places
-from vtc.plugins.hf.positions import (
+from vtc.plugins.model.positions import (
     default_positions,
     last_of,
     next_of,
     prompt_positions,
     short_positions,
 )
-from vtc.plugins.hf.question import asked
-from vtc.plugins.hf.scopes import Scope
+from vtc.plugins.model.question import asked
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch

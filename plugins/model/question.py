@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.plugins.hf import chat
+from vtc.plugins.model import chat
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch

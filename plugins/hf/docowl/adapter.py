@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, on_grid, register_adapter
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.units import Unit, on_grid
 
 #: parts of the remote code that are relied on
 _PARTS = ("vision_model", "vision2text")

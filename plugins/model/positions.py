@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.compaction import Compaction
+from vtc.plugins.model.compaction import Compaction
 
 POLICIES = ("original", "contiguous", "regrid")
 

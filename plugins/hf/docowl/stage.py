@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit
-from vtc.plugins.hf.adapters.docowl import tiles_of_rows
-from vtc.plugins.hf.encode import Encoded, compress_call
+from vtc.plugins.hf.adapters.base import Adapter, Call
+from vtc.plugins.hf.docowl.adapter import tiles_of_rows
 from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.inside import call_hooks, forget_call, heard, listen, note_call, running
+from vtc.plugins.hf.stages.boundary.encode import Encoded, compress_call
+from vtc.plugins.hf.stages.running import call_hooks, forget_call, heard, listen, note_call, running
+from vtc.plugins.model.units import Unit
 
 #: hidden states of the tower that has just run
 _STATES: ContextVar[Any] = ContextVar("vtc_states")

@@ -22,12 +22,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vtc.errors import VTCError
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import arguments, cache
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, adapter_for, places
-from vtc.plugins.hf.content import content_seeds
+from vtc.plugins.hf.adapters.base import Adapter, Call, adapter_for
 from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.inside import forget_call, heard, listen, note_call, running
 from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.signals import Signals
+from vtc.plugins.hf.stages.running import forget_call, heard, listen, note_call, running
+from vtc.plugins.model.fingerprint import content_seeds
+from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens
 
