@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtc.eval.timing import interleaved, spread
+from vtc.eval.common.timing import interleaved, spread
+from vtc.eval.kernels.bench.device import FLUSH, Replay, called
+from vtc.eval.kernels.bench.sizes import Sizes, normal
+from vtc.eval.kernels.floors import CARDS, WORK, Card
 from vtc.kernels import (
     adaptive_pool,
     attention_received,
@@ -25,9 +28,6 @@ from vtc.kernels import (
     ragged_compact,
     segmented_topk,
 )
-from vtc.kernels.bench.device import FLUSH, Replay, called
-from vtc.kernels.bench.sizes import Sizes, normal
-from vtc.kernels.floors import CARDS, WORK, Card
 
 #: what is timed of an operation
 CALLS = ("kernel", "twin", "compiled twin")

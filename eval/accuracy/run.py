@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vtc.commands._model import Loaded
 from vtc.errors import VTCError
-from vtc.eval import manifest
-from vtc.eval.processes import Processes
-from vtc.eval.records import (
+from vtc.eval.accuracy.runner import Runner, batches
+from vtc.eval.common import manifest
+from vtc.eval.common.loading import Loaded
+from vtc.eval.common.processes import Processes
+from vtc.eval.common.records import (
     MANIFEST,
     Answer,
     Lines,
@@ -26,8 +27,7 @@ from vtc.eval.records import (
     read_manifest,
     write_manifest,
 )
-from vtc.eval.runner import Runner, batches
-from vtc.eval.settings import FULL, create
+from vtc.eval.common.settings import FULL, create
 from vtc.eval.suites.base import Item, Suite
 
 #: entries of a manifest that must be the same for a run to go on
@@ -45,7 +45,7 @@ class Run:
         loaded: the model.
         suite: the questions' suite.
         items: the questions to ask, in order.
-        settings: from `vtc.eval.settings.plan`.
+        settings: from `vtc.eval.common.settings.plan`.
         defaults: fields of methods that come with the model.
         template, positions: see `Runner`.
         batch_size: questions that go through the model together.

@@ -18,8 +18,8 @@ from typing import Any
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.answers import Batch, Score, answer, batches, score
-from vtc.eval.timing import Ratio, interleaved, ratio, stopwatch
+from vtc.eval.common.answers import Batch, Score, answer, batches, score
+from vtc.eval.common.timing import Ratio, interleaved, ratio, stopwatch
 from vtc.methods.base import Method
 
 METHODS = (

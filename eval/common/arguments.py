@@ -7,11 +7,42 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from vtc.commands._arguments import add_place, names
 from vtc.config import POSITIONS
+from vtc.eval.common.loading import DTYPES
 
 if TYPE_CHECKING:
-    from vtc.eval.records import Setting
+    from vtc.eval.common.records import Setting
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """`--model`, `--config`, `--device`, `--dtype`."""
+    parser.add_argument(
+        "--model", default="reference", help="hub id, folder, or 'reference' (default)"
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
+    add_place(parser)
+
+
+def add_place(parser: argparse.ArgumentParser) -> None:
+    """`--device`, `--dtype`."""
+    parser.add_argument("--device", help="torch device, default: a GPU if there is one")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+
+
+def positive(text: str) -> int:
+    """Type of an argument that counts something."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, allowed are whole numbers >= 1")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """Type of an argument that lists names, with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def add_settings(
@@ -48,7 +79,7 @@ def add_settings(
 
 def planned(args: argparse.Namespace, seeds: int = 1) -> list[Setting]:
     """The settings that the arguments of `add_settings` ask for."""
-    from vtc.eval import settings
+    from vtc.eval.common import settings
 
     return settings.plan(
         args.methods,

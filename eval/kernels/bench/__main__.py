@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from vtc._docs import put
-from vtc.kernels import bench
-from vtc.kernels.bench.device import ceilings
-from vtc.kernels.bench.official import official_style
-from vtc.kernels.bench.operations import OPERATIONS, correctness, is_right, operation_times
-from vtc.kernels.bench.selection import COUNTS, language_model, methods, selections
-from vtc.kernels.bench.sizes import FULL, LAYERS, SMALL, Sizes
-from vtc.kernels.bench.tables import markdown
-from vtc.kernels.floors import Card
+from vtc.eval.common.docs import put
+from vtc.eval.kernels import bench
+from vtc.eval.kernels.bench.device import ceilings
+from vtc.eval.kernels.bench.official import official_style
+from vtc.eval.kernels.bench.operations import OPERATIONS, correctness, is_right, operation_times
+from vtc.eval.kernels.bench.selection import COUNTS, language_model, methods, selections
+from vtc.eval.kernels.bench.sizes import FULL, LAYERS, SMALL, Sizes
+from vtc.eval.kernels.bench.tables import markdown
+from vtc.eval.kernels.floors import Card
 
 
 def _machine(device: torch.device) -> str:

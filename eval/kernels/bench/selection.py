@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.eval.timing import interleaved, ratio, spread, stopwatch
+from vtc.eval.common.timing import interleaved, ratio, spread, stopwatch
+from vtc.eval.kernels.bench.sizes import LAYERS, Sizes, normal
 from vtc.kernels import cls_attention
-from vtc.kernels.bench.sizes import LAYERS, Sizes, normal
 from vtc.methods.base import Method
 from vtc.methods.tokenflex import TokenFlexProjector
 from vtc.registry import create_method, list_methods

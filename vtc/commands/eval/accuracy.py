@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vtc
-from vtc.commands._arguments import names, positive
-from vtc.commands._console import progress, stdout
-from vtc.commands._model import load
+from vtc.commands.console import progress, stdout
 from vtc.errors import VTCError
-from vtc.eval.commands._arguments import add_settings, add_suite_option, command, planned
+from vtc.eval.common.arguments import (
+    add_settings,
+    add_suite_option,
+    command,
+    names,
+    planned,
+    positive,
+)
+from vtc.eval.common.loading import load
 
 if TYPE_CHECKING:
-    from vtc.eval.accuracy import Run
-    from vtc.eval.processes import Processes
+    from vtc.eval.accuracy.run import Run
+    from vtc.eval.common.processes import Processes
     from vtc.eval.suites.base import Item, Suite
 
 DESCRIPTION = """\
@@ -74,8 +80,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, ask, sum up."""
-    from vtc.eval import accuracy
-    from vtc.eval.processes import processes
+    from vtc.eval.accuracy.run import Run
+    from vtc.eval.common.processes import processes
 
     chosen = planned(args, args.seeds)
     suites = _suites(args)
@@ -83,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     group = processes(args.device)
     loaded = load(args.model, group.device, args.dtype)
     for suite in suites:
-        experiment = accuracy.Run(
+        experiment = Run(
             folder=Path(args.output) / suite.name if len(suites) > 1 else Path(args.output),
             loaded=loaded,
             suite=suite,
@@ -99,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _ask(args: argparse.Namespace, experiment: Run, group: Processes) -> None:
-    from vtc.eval.records import write_manifest
+    from vtc.eval.common.records import write_manifest
 
     share = experiment.prepare(group, command(), args.any_code)
     name, folder = experiment.suite.name, experiment.folder
@@ -127,8 +133,8 @@ def _ask(args: argparse.Namespace, experiment: Run, group: Processes) -> None:
 
 def _finish(folder: Path, strict: bool) -> None:
     """Sum up, print, and turn failed rows into an error where that is asked for."""
-    from vtc.eval import summary
-    from vtc.eval.records import read_answers
+    from vtc.eval.accuracy import summary
+    from vtc.eval.common.records import read_answers
 
     found = summary.write(folder)
     print_summary(found)
@@ -151,7 +157,7 @@ def print_summary(found: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from vtc.eval.summary import cells
+    from vtc.eval.accuracy.summary import cells
 
     header, lines = cells(found, figures=False)
     table = Table(title=found["suite"], box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
@@ -166,7 +172,7 @@ def print_summary(found: dict[str, Any]) -> None:
 
 
 def _suites(args: argparse.Namespace) -> list[Suite]:
-    from vtc.eval.settings import parse_options
+    from vtc.eval.common.settings import parse_options
     from vtc.eval.suites import create_suite
 
     options = parse_options(args.suite_option, "suite-option")

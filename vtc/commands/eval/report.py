@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vtc.commands._arguments import positive
 from vtc.errors import VTCError, nearest
-from vtc.eval.commands._arguments import add_suite_option
+from vtc.eval.common.arguments import add_suite_option, positive
 
 DESCRIPTION = """\
 One self-contained HTML page from accuracy runs and at most one efficiency run of the same model:
@@ -81,8 +80,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _pictures(args: argparse.Namespace, collected: Any, results: Any) -> tuple[list[Any], str]:
     """Questions with pictures, or why there are none."""
+    from vtc.eval.common.settings import parse_options
     from vtc.eval.report import kept
-    from vtc.eval.settings import parse_options
 
     if args.pictures <= 0:
         return [], "No pictures were asked for."

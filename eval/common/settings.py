@@ -8,7 +8,7 @@ from typing import Any
 
 from vtc.config import FlagText, option_value, parse_value
 from vtc.errors import VTCError
-from vtc.eval.records import Setting
+from vtc.eval.common.records import Setting
 from vtc.methods.base import Method
 from vtc.registry import create_method
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vtc.kernels.floors import Card
+from vtc.eval.kernels.floors import Card
 
 #: larger than any L2 cache
 FLUSH = 256 << 20

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from vtc.eval.records import Answer, read_answers, read_manifest
-from vtc.eval.settings import FULL
-from vtc.eval.statistics import by_cluster, intervals, over_seeds
+from vtc.eval.common.records import Answer, read_answers, read_manifest
+from vtc.eval.common.settings import FULL
+from vtc.eval.common.statistics import by_cluster, intervals, over_seeds
 from vtc.eval.suites import create_suite, suite_class
 from vtc.eval.suites.base import Suite
 

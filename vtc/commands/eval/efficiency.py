@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.commands._arguments import names, positive
-from vtc.commands._console import print_json, progress, stderr, stdout
+from vtc.commands.console import print_json, progress, stderr, stdout
 from vtc.errors import VTCError
-from vtc.eval.commands._arguments import add_settings, command, planned
+from vtc.eval.common.arguments import add_settings, command, names, planned, positive
 
 if TYPE_CHECKING:
     from vtc.eval.efficiency.lines import Line

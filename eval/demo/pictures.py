@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.demo import SEED, Demo, Setting, build, caption, cells
+from vtc.eval.demo.run import SEED, Demo, Setting, build, caption, cells
 from vtc.panels import paint_panel
 from vtc.report import Report
 

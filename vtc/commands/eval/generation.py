@@ -89,7 +89,7 @@ def _experiment(args: argparse.Namespace) -> Any:
 def _with_bar(call: Callable[[Any], Any], steps: int, text: str) -> Any:
     from accelerate import PartialState
 
-    from vtc.commands._console import progress
+    from vtc.commands.console import progress
 
     with progress(disable=not PartialState().is_main_process) as bar:
         task = bar.add_task(text, total=steps)
@@ -127,7 +127,7 @@ def run_train_generator(args: argparse.Namespace) -> None:
 
 def run_sample(args: argparse.Namespace) -> None:
     """`sample`."""
-    from vtc.commands._console import stdout
+    from vtc.commands.console import stdout
     from vtc.eval.generation import experiments
 
     images, _ = experiments.sample(_experiment(args), args.output)
@@ -136,7 +136,7 @@ def run_sample(args: argparse.Namespace) -> None:
 
 def run_measure(args: argparse.Namespace) -> None:
     """`measure`."""
-    from vtc.commands._console import print_json
+    from vtc.commands.console import print_json
     from vtc.eval.generation import experiments
 
     print_json(experiments.measure(_experiment(args), args.output))
@@ -160,7 +160,7 @@ def run_study(args: argparse.Namespace) -> None:
     """`study`."""
     import torch
 
-    from vtc.commands._console import progress, stdout
+    from vtc.commands.console import progress, stdout
     from vtc.eval.generation.studies import NAMES, base, load_study
 
     torch.set_num_threads(args.threads)
@@ -198,7 +198,7 @@ def _print_study(summary: dict[str, Any], console: Any) -> None:
 
 def run_page(args: argparse.Namespace) -> None:
     """`page`."""
-    from vtc.commands._console import stdout
+    from vtc.commands.console import stdout
     from vtc.eval.generation.page import write_page, write_tables
 
     stdout().print(str(write_page(args.output)), soft_wrap=True)
@@ -208,7 +208,7 @@ def run_page(args: argparse.Namespace) -> None:
 
 def run_list(args: argparse.Namespace) -> None:
     """`list`."""
-    from vtc.commands._console import stdout
+    from vtc.commands.console import stdout
     from vtc.discrete import list_generators, list_tokenizers
     from vtc.eval.generation.config import list_configs
     from vtc.eval.generation.studies import NAMES

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtc.kernels.bench.operations import CALLS
-from vtc.kernels.bench.sizes import LAYERS
+from vtc.eval.kernels.bench.operations import CALLS
+from vtc.eval.kernels.bench.sizes import LAYERS
 
 
 def milliseconds(values: Sequence[float]) -> str:

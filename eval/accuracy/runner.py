@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import vtc
-from vtc.commands._model import Loaded, prompt
 from vtc.errors import VTCError
-from vtc.eval.answers import answer, prepare
-from vtc.eval.records import Answer, Setting
-from vtc.eval.settings import FULL
+from vtc.eval.common.answers import answer, prepare
+from vtc.eval.common.loading import Loaded, prompt
+from vtc.eval.common.records import Answer, Setting
+from vtc.eval.common.settings import FULL
 from vtc.eval.suites.base import Item, Suite
 from vtc.methods.base import Method
 from vtc.pictures import load_image

@@ -21,8 +21,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write and print."""
-    from vtc.eval import summary
-    from vtc.eval.commands.accuracy import print_summary
+    from vtc.commands.eval.accuracy import print_summary
+    from vtc.eval.accuracy import summary
 
     found = summary.write(args.folder)
     if args.markdown:

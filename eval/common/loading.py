@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from vtc.commands._prompt import prompt, user_prompt
 from vtc.errors import VTCError
+from vtc.eval.common.prompts import prompt, user_prompt
 
 __all__ = ["DTYPES", "Loaded", "find_device", "load", "prompt"]
 
@@ -31,7 +31,7 @@ class Loaded:
 
         Args:
             images: of the prompt.
-            text: the user's words, or with `raw` the whole prompt; see `_prompt.RULES`.
+            text: the user's words, or with `raw` the whole prompt; see `prompts.RULES`.
 
         Raises:
             VTCError: `text` holds image tokens, but not one for each image.

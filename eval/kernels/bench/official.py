@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vtc.eval.timing import interleaved, ratio, spread, stopwatch
+from vtc.eval.common.timing import interleaved, ratio, spread, stopwatch
+from vtc.eval.kernels.bench import standins
+from vtc.eval.kernels.bench.selection import Encoded
+from vtc.eval.kernels.bench.sizes import Sizes
 from vtc.functional.recoverable import text_scores, visual_scores
-from vtc.kernels.bench import standins
-from vtc.kernels.bench.selection import Encoded
-from vtc.kernels.bench.sizes import Sizes
 from vtc.registry import create_method
 
 
