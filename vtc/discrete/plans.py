@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ class Plan:
         order: int64 `[L]`, raster index of each position of the sequence.
         sizes: group sizes, they sum to L.
         coordinates: float `[L, 2]`, row and column of each position, in units of the grid.
+        averages: whether a position may be a mean of tokens, so that it is for latents only.
 
     Raises:
         VTCError: the order is no permutation of the grid, or sizes and coordinates do not fit it.
@@ -38,6 +40,7 @@ class Plan:
     order: Tensor
     sizes: tuple[int, ...]
     coordinates: Tensor
+    averages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         tokens = self.grid[0] * self.grid[1]
@@ -107,6 +110,7 @@ class Pyramid(Plan):
         scales: `(rows, cols)` of each group, the last is the grid.
     """
 
+    averages: ClassVar[bool] = True
     scales: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
