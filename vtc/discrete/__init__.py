@@ -11,7 +11,7 @@ A plan, an objective or a sampler of your own goes where a name goes, in a `Gene
 `generator.loss(..., objective=...)` or `generator.sample(..., sampler=...)`; `vtc.registry.register`
 gives it a name.
 
-Tokenizers and generators meet in `CodeSpace` alone: ids in, ids out. Needs nothing but torch; the
+Tokenizers and generators meet in `CodeSpace` alone: ids in, ids out. Needs torch and einops; the
 quantisers of vector-quantize-pytorch and the encoders of timm are loaded when asked for.
 """
 
