@@ -251,7 +251,7 @@ class Generator(nn.Module):
     def check_causal(self) -> None:
         """Raise `VTCError` when a token takes several positions, so that none comes next."""
         if self.head.repeat > 1:
-            raise VTCError("head: a 'tied' head predicts masked tokens only, take 'index' or 'bit'")
+            raise VTCError(f"head: got {self.config.head!r}, next tokens need one position each")
 
     def next_logits(self, ids: Tensor, given: Condition) -> Tensor:
         """Logits of every token given the ones before, in the order of the plan.
@@ -279,9 +279,8 @@ class Generator(nn.Module):
         """
         x = torch.cat([self.first(given, len(ids)), self.head.embed(ids, unknown)], dim=1)
         if mask is not None:
-            mask = mask.repeat_interleave(self.head.repeat, 0).repeat_interleave(
-                self.head.repeat, 1
-            )
+            for axis in (0, 1):
+                mask = mask.repeat_interleave(self.head.repeat, axis)
             mask = F.pad(masks.with_prefix(mask, 1), (0, 0, 1, 0))
             mask[0, 0] = True
         h = self.run(x, given, mask, rope=self.positions())
@@ -394,14 +393,8 @@ class GroupStepper:
     def _run(self, x: Tensor, t: Tensor, commit: bool) -> Tensor:
         here = self.cache.length
         rope = _rows(self.rope, slice(here, here + x.shape[1]))
-        h = self.model.run(
-            self.model.head.embed(x),
-            self.given,
-            t=t.unsqueeze(1),
-            rope=rope,
-            cache=self.cache,
-            commit=commit,
-        )
+        h, cache, t = self.model.head.embed(x), self.cache, t.unsqueeze(1)
+        h = self.model.run(h, self.given, t=t, rope=rope, cache=cache, commit=commit)
         return self.model.head(h)
 
 

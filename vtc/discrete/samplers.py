@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from types import SimpleNamespace
@@ -136,7 +137,7 @@ def _whole(value: Any, low: int) -> bool:
     return isinstance(value, Integral) and int(value) >= low
 
 
-#: What a number may be, whichever sampler has it.
+#: What a number may be, whichever of the samplers here has it.
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps": (lambda value: _whole(value, 1), "whole numbers >= 1"),
     "temperature": (lambda value: _number(value, 0), "numbers >= 0"),
@@ -230,7 +231,7 @@ class Autoregressive(Sampler):
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
-    trace: list[Tensor] | None = None
+    trace: list[Tensor] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         _check(vars(self))
@@ -375,6 +376,8 @@ class BitDiffusion(Sampler):
 
     def draw(self, model: Generator, draw: Draw) -> Tensor:
         """See `Sampler`."""
+        if not model.space.is_binary:
+            raise VTCError(f"space: got vocab {model.space.vocab}, bit diffusion makes bits")
         steps, noise = self.steps, draw.noise
         shape = (draw.batch, model.space.tokens, model.space.subcodes)
         like = torch.empty(0, device=model.start.device)
@@ -500,83 +503,52 @@ def create_sampler(sampler: str | Mapping[str, Any] | Sampler, **options: Any) -
 
 def list_samplers(model: Generator | None = None) -> list[str]:
     """Names of samplers, sorted; for a model, of those that fit it with no option given."""
-    return sorted(name for name in SAMPLERS if model is None or _fits(name, model))
-
-
-def _fits(name: str, model: Generator) -> bool:
-    try:
-        return not create_sampler(name).misfit(model)
-    except VTCError:  # it needs an option
-        return False
+    fitting = []
+    for name in sorted(SAMPLERS):
+        with suppress(VTCError):  # it needs an option
+            if model is None or not create_sampler(name).misfit(model):
+                fitting.append(name)
+    return fitting
 
 
 # -- on functions in place of a generator -----------------------------------------------------------
 
 
-def sample_ar(
-    step: Callable[..., Tensor],
-    space: CodeSpace,
-    batch: int,
-    guidance: Guidance | None = None,
-    **options: Any,
-) -> Tensor:
+def sample_ar(step: Callable[..., Tensor], space: CodeSpace, batch: int, **options: Any) -> Tensor:
     """`Autoregressive` with `step(last)` for `Generator.stepper`."""
-    parts = {"space": space, "stepper": lambda *_: step}
-    return _sample(Autoregressive, parts, batch, guidance, **options)
+    return _sample(Autoregressive, batch, options, space=space, stepper=lambda *_: step)
 
 
 def sample_maskgit(
-    predict: Callable[..., Tensor],
-    space: CodeSpace,
-    batch: int,
-    steps: int = 8,
-    guidance: Guidance | None = None,
-    **options: Any,
+    predict: Callable[..., Tensor], space: CodeSpace, batch: int, steps: int = 8, **options: Any
 ) -> Tensor:
     """`MaskGit` with `predict(ids, unknown)` for `Generator.masked_logits`."""
-    parts = {"space": space, "masked_logits": lambda ids, unknown, _: predict(ids, unknown)}
-    return _sample(MaskGit, parts, batch, guidance, steps=steps, **options)
+    options["steps"] = steps
+    return _sample(MaskGit, batch, options, space=space, masked_logits=lambda *x: predict(*x[:2]))
 
 
 def sample_bit_diffusion(
-    denoise: Callable[..., Tensor],
-    space: CodeSpace,
-    batch: int,
-    steps: int = 20,
-    guidance: Guidance | None = None,
-    **options: Any,
+    denoise: Callable[..., Tensor], space: CodeSpace, batch: int, steps: int = 20, **options: Any
 ) -> Tensor:
     """`BitDiffusion` with `denoise(bits, t)` for `Generator.flip_logits`."""
-    if not space.is_binary:
-        raise VTCError(f"space: got vocab {space.vocab}, bit diffusion makes bits")
-    parts = {"space": space, "flip_logits": lambda bits, t, _: denoise(bits, t)}
-    return _sample(BitDiffusion, parts, batch, guidance, steps=steps, **options)
+    options["steps"] = steps
+    flips = {"flip_logits": lambda *x: denoise(*x[:2])}
+    return _sample(BitDiffusion, batch, options, space=space, **flips)
 
 
 def sample_next_x(
-    model: Any,
-    plan: Plan,
-    channels: int,
-    batch: int,
-    steps: int = 20,
-    guidance: Guidance | None = None,
-    **options: Any,
+    model: Any, plan: Plan, channels: int, batch: int, steps: int = 20, **options: Any
 ) -> Tensor:
     """`NextX` with `model` for `Generator.group_stepper`; latents in raster order."""
-    config = SimpleNamespace(channels=channels)
+    options["steps"], config = steps, SimpleNamespace(channels=channels)
     parts = {"plan": plan, "config": config, "group_stepper": lambda _: model}
-    return plan.restore(_sample(NextX, parts, batch, guidance, steps=steps, **options))
+    return plan.restore(_sample(NextX, batch, options, **parts))
 
 
 def _sample(
-    kind: Callable[..., Sampler],
-    parts: dict[str, Any],
-    batch: int,
-    guidance: Guidance | None,
-    seed: Seed = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    **settings: Any,
+    kind: Callable[..., Sampler], batch: int, options: dict[str, Any], **parts: Any
 ) -> Tensor:
-    model: Any = SimpleNamespace(start=torch.empty(0, device=device, dtype=dtype), **parts)
-    return kind(**settings).draw(model, Draw(batch, as_noise(seed), guidance))
+    noise, guidance = as_noise(options.pop("seed", None)), options.pop("guidance", None)
+    like = {name: options.pop(name) for name in ("device", "dtype") if name in options}
+    model: Any = SimpleNamespace(start=torch.empty(0, **like), **parts)
+    return kind(**options).draw(model, Draw(batch, noise, guidance))
