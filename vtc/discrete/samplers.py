@@ -22,7 +22,7 @@ from vtc.discrete.plans import Plan
 from vtc.discrete.schedules import MASKING, Guidance, masked_count, noisy_probability
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
-from vtc.registry import create, entry, refuse_unknown
+from vtc.registry import create, entry, names, refuse_unknown
 
 if TYPE_CHECKING:
     from vtc.discrete.generator import Generator
@@ -31,8 +31,8 @@ Seed = Noise | int | torch.Generator | None
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What one call of a sampler is to draw.
+class Call:
+    """One call of a sampler: how many samples, of what, and from which random numbers.
 
     Attributes:
         batch: how many samples.
@@ -95,7 +95,7 @@ class Sampler:
             away = model.without(given) if null is None else model.condition(null)
             given = given.followed_by(away)
         with evaluation(model):
-            made = self.draw(model, Draw(batch, noise, guidance, given))
+            made = self.draw(model, Call(batch, noise, guidance, given))
         wanted = (batch, model.plan.length, model.config.channels or model.space.subcodes)
         if not isinstance(made, Tensor) or tuple(made.shape) != wanted:
             got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
@@ -105,7 +105,7 @@ class Sampler:
     def check(self, model: Generator) -> None:
         """Raise `VTCError` where it does not fit a model; the message names the samplers that do."""
         if reason := self.misfit(model):
-            fitting = ", ".join(list_samplers(model)) or "none"
+            fitting = ", ".join(list_samplers(model=model)) or "none"
             raise VTCError(
                 f"sampler: got {type(self).__name__}, which {reason}; this model takes {fitting}"
             )
@@ -116,12 +116,12 @@ class Sampler:
             return ""
         return f"does not make the {'codes' if self.latents else 'latents'} of this model"
 
-    def draw(self, model: Generator, draw: Draw) -> Tensor:
+    def draw(self, model: Generator, call: Call) -> Tensor:
         """Codes int64 `[batch, L, K]` or latents `[batch, L, C]`, in the order of the plan.
 
         Args:
             model: one that fits, in evaluation mode.
-            draw: what is wanted.
+            call: how many, and by which condition, guidance and noise.
         """
         raise NotImplementedError
 
@@ -242,22 +242,22 @@ class Autoregressive(Sampler):
             return f"takes one position a token, the {model.config.head!r} head takes several"
         return super().misfit(model) or _timeless(model)
 
-    def draw(self, model: Generator, draw: Draw) -> Tensor:
+    def draw(self, model: Generator, call: Call) -> Tensor:
         """See `Sampler`."""
-        step, count = model.stepper(draw.given, draw.given.rows or draw.batch), model.space.tokens
+        step, count = model.stepper(call.given, call.given.rows or call.batch), model.space.tokens
         last, made = None, []
         for index in range(count):
-            logits = draw.guided(step(last), index, count)
+            logits = call.guided(step(last), index, count)
             if logits.dim() == 3:
                 _no_cut(self.top_k, self.top_p)
-                ids = draw_bits(logits, self.temperature, draw.noise)
+                ids = draw_bits(logits, self.temperature, call.noise)
             else:
                 logits = filter_logits(logits, self.temperature, self.top_k, self.top_p)
-                ids = draw_codes(logits, draw.noise)
+                ids = draw_codes(logits, call.noise)
             if self.trace is not None:
                 self.trace.append(logits)
             made.append(ids)
-            last = draw.rows(ids)
+            last = call.rows(ids)
         return torch.cat(made, dim=1)
 
 
@@ -312,19 +312,19 @@ class MaskGit(Sampler):
         """See `Sampler`."""
         return super().misfit(model) or _timeless(model)
 
-    def draw(self, model: Generator, draw: Draw) -> Tensor:
+    def draw(self, model: Generator, call: Call) -> Tensor:
         """See `Sampler`."""
         space, steps, device = model.space, self.steps, model.start.device
-        ids = torch.zeros(draw.batch, space.tokens, space.subcodes, dtype=torch.long, device=device)
-        unknown = torch.ones(draw.batch, space.tokens, dtype=torch.bool, device=device)
+        ids = torch.zeros(call.batch, space.tokens, space.subcodes, dtype=torch.long, device=device)
+        unknown = torch.ones(call.batch, space.tokens, dtype=torch.bool, device=device)
         for step in range(steps):
-            logits = model.masked_logits(draw.rows(ids), draw.rows(unknown), draw.given)
-            logits = draw.guided(logits, step, steps)
+            logits = model.masked_logits(call.rows(ids), call.rows(unknown), call.given)
+            logits = call.guided(logits, step, steps)
             if logits.dim() == 3:  # a bit is a code of two values
                 _no_cut(self.top_k, self.top_p)
                 logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
             kept = filter_logits(logits, self.code_temperature, self.top_k, self.top_p)
-            ids = torch.where(unknown.unsqueeze(-1), draw_codes(kept, draw.noise), ids)
+            ids = torch.where(unknown.unsqueeze(-1), draw_codes(kept, call.noise), ids)
             if step == steps - 1:
                 break
             chance = logits.log_softmax(dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
@@ -332,7 +332,7 @@ class MaskGit(Sampler):
             wanted = masked_count(self.schedule, space.tokens, step, steps)
             wanted = max(1, min(int(unknown[0].sum()) - 1, wanted))
             temperature = self.temperature * (1 - (step + 1) / steps)
-            unknown = least_confident(chance, wanted, temperature, draw.noise)
+            unknown = least_confident(chance, wanted, temperature, call.noise)
         return ids
 
 
@@ -374,21 +374,21 @@ class BitDiffusion(Sampler):
             return f"reads noisy bits, the {model.config.head!r} head reads codes"
         return super().misfit(model)
 
-    def draw(self, model: Generator, draw: Draw) -> Tensor:
+    def draw(self, model: Generator, call: Call) -> Tensor:
         """See `Sampler`."""
         if not model.space.is_binary:
             raise VTCError(f"space: got vocab {model.space.vocab}, bit diffusion makes bits")
-        steps, noise = self.steps, draw.noise
-        shape = (draw.batch, model.space.tokens, model.space.subcodes)
+        steps, noise = self.steps, call.noise
+        shape = (call.batch, model.space.tokens, model.space.subcodes)
         like = torch.empty(0, device=model.start.device)
         bits = (noise.uniform(shape, like) < 0.5).to(like.dtype)
         times = (1 - torch.arange(steps + 1, dtype=torch.float64) / steps) ** self.rho
         for step in range(steps):
             now, after = float(times[step]), float(times[step + 1])
-            rows = draw.rows(bits)
-            flip = model.flip_logits(rows, torch.full_like(rows[:, 0, 0], now), draw.given)
+            rows = call.rows(bits)
+            flip = model.flip_logits(rows, torch.full_like(rows[:, 0, 0], now), call.given)
             clean = clean_logits(flip / self.temperature, rows)
-            chance = torch.sigmoid(draw.guided(clean, step, steps))
+            chance = torch.sigmoid(call.guided(clean, step, steps))
             if step == steps - 1:
                 break
             chance = noisy_probability(chance, after)
@@ -451,19 +451,19 @@ class NextX(Sampler):
         _check(vars(self))
         entry(SOLVERS, "method", self.method)
 
-    def draw(self, model: Generator, draw: Draw) -> Tensor:
+    def draw(self, model: Generator, call: Call) -> Tensor:
         """See `Sampler`; on the way latents are at least float32."""
-        stepper, groups, parts = model.group_stepper(draw.given), model.plan.groups, []
+        stepper, groups, parts = model.group_stepper(call.given), model.plan.groups, []
         for group, size in enumerate(model.plan.sizes):
 
             def velocity(state: Tensor, now: float, group: int = group) -> Tensor:
-                rows = draw.rows(state)
+                rows = call.rows(state)
                 v = stepper.velocity(rows, torch.full_like(rows[:, 0, 0], now))
-                return draw.guided(v, group, groups)
+                return call.guided(v, group, groups)
 
-            x = draw.noise.normal((draw.batch, size, model.config.channels), model.start)
-            parts.append(SOLVERS[self.method](velocity, x, self.steps, draw.noise))
-            stepper.commit(draw.rows(parts[-1]))
+            x = call.noise.normal((call.batch, size, model.config.channels), model.start)
+            parts.append(SOLVERS[self.method](velocity, x, self.steps, call.noise))
+            stepper.commit(call.rows(parts[-1]))
         return torch.cat(parts, dim=1).to(model.start.dtype)
 
 
@@ -501,10 +501,10 @@ def create_sampler(sampler: str | Mapping[str, Any] | Sampler, **options: Any) -
     return made
 
 
-def list_samplers(model: Generator | None = None) -> list[str]:
-    """Names of samplers, sorted; for a model, of those that fit it with no option given."""
+def list_samplers(pattern: str = "*", model: Generator | None = None) -> list[str]:
+    """Names of samplers that match a glob, sorted; with a model, those that fit it as they are."""
     fitting = []
-    for name in sorted(SAMPLERS):
+    for name in names(SAMPLERS, pattern):
         with suppress(VTCError):  # it needs an option
             if model is None or not create_sampler(name).misfit(model):
                 fitting.append(name)
@@ -551,4 +551,4 @@ def _sample(
     noise, guidance = as_noise(options.pop("seed", None)), options.pop("guidance", None)
     like = {name: options.pop(name) for name in ("device", "dtype") if name in options}
     model: Any = SimpleNamespace(start=torch.empty(0, **like), **parts)
-    return kind(**options).draw(model, Draw(batch, noise, guidance))
+    return kind(**options).draw(model, Call(batch, noise, guidance))
