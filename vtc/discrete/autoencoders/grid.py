@@ -81,9 +81,9 @@ class GridAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` to the same shape."""
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b c h w -> b (h w) c").chunk(3, dim=-1)
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(rearrange(h, "b (h w) c -> b c h w", h=x.shape[2]))
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return x + self.out(h.unflatten(2, x.shape[2:]))
 
 
 class _Shrink(nn.Module):
