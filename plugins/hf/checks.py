@@ -25,6 +25,7 @@ from vtc.methods.base import Method
 from vtc.plugins.hf import apply, tiny
 from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.selfcheck import checking
+from vtc.plugins.model.question import with_question
 from vtc.registry import create_method
 from vtc.report import ImageReport
 
@@ -87,8 +88,8 @@ class Subject:
     def compressed(self, **changes: Any) -> apply.Handle:
         """A block with the method on the model, some of its fields changed."""
         method = replace(self.method, **changes) if changes else self.method
-        if getattr(method, "question", "") is None:  # or it would read tokens that are appended
-            method = replace(method, question="what is in the picture?")  # type: ignore[call-arg]
+        # or it would read tokens that are appended
+        method = with_question(method, "what is in the picture?")
         with checking():
             return apply.plan(
                 self.model, method, processor=self.processor, positions=self.positions

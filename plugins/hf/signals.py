@@ -117,8 +117,7 @@ class Signals:
         whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
         patches = _joined(whole)
         values = self.fuse(patches[:, None])[:, 0]
-        # with cross-attention, what is fewer was padding
-        fused = self.patch.adapter.mechanism != "crossed" and len(values) < len(patches)
+        fused = not self.patch.adapter.pads and len(values) < len(patches)
         if kind != "cls_logits" and fused:
             values = values * (len(patches) / len(values))
         return values, False

@@ -5,6 +5,7 @@ An adapter is mostly data. It never decides what is kept.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from vtc.methods.base import Method
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
+#: class -> package that brings its adapter when a model of it comes
+_ELSEWHERE = {"MPLUGDocOwlLlamaForCausalLM": "vtc.plugins.hf.docowl"}
 _FALLBACK: list[type[Adapter]] = []
 A = TypeVar("A", bound="type[Adapter]")
 
@@ -77,9 +80,10 @@ class Adapter:
 
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
-    #: how the model is wrapped: "boundary" (a placeholder for every token), "crossed" or
-    #: "expanded"
-    mechanism: ClassVar[str] = "boundary"
+    #: where tokens can be cut, in the order in which they pass, see `stages.base`
+    stages: ClassVar[tuple[str, ...]] = ("boundary",)
+    #: whether the tower pads: what `fuse` leaves out is then no part of a token
+    pads: ClassVar[bool] = False
     #: how the projector makes fewer tokens of the patches, empty where it maps each by itself
     fuses: ClassVar[str] = ""
     #: whether a layer may attend window by window, so that a tile's patches come in several calls
@@ -236,7 +240,7 @@ def register_fallback(cls: A) -> A:
 
 def supported_classes() -> list[str]:
     """Names of the model classes that have an adapter."""
-    return sorted(_ADAPTERS)
+    return sorted({*_ADAPTERS, *_ELSEWHERE})
 
 
 def adapter_for(model: nn.Module) -> Adapter:
@@ -246,8 +250,11 @@ def adapter_for(model: nn.Module) -> Adapter:
         VTCError: no adapter knows the class.
     """
     for cls in type(model).__mro__:
-        if cls.__name__ in _ADAPTERS:
-            return _ADAPTERS[cls.__name__]()
+        name = cls.__name__
+        if name in _ELSEWHERE and name not in _ADAPTERS:
+            importlib.import_module(_ELSEWHERE[name])
+        if name in _ADAPTERS:
+            return _ADAPTERS[name]()
     base = getattr(model, "base_model", None)
     takes = inspect.signature(type(model).forward).parameters
     if hasattr(base, "get_image_features") and "mm_encoder_outputs" in takes:

@@ -17,7 +17,8 @@ class Mllama(Adapter):
     """The tower sees the tiles of an image as one sequence, each with a CLS token in front and padding
     behind. All its CLS tokens look at all tiles, so attention received is read in place of theirs."""
 
-    mechanism: ClassVar[str] = "crossed"
+    stages: ClassVar[tuple[str, ...]] = ("cross_attention",)
+    pads: ClassVar[bool] = True
 
     def has_cls(self, base: nn.Module) -> bool:
         return False

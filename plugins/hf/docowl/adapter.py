@@ -30,7 +30,7 @@ class DocOwl(Adapter):
     current transformers is patched as long as it keeps their names.
     """
 
-    mechanism: ClassVar[str] = "expanded"
+    stages: ClassVar[tuple[str, ...]] = ("docowl",)
     fuses: ClassVar[str] = "which fuses rows of patches"
     positions: ClassVar[tuple[str, ...]] = ("contiguous",)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextvars import ContextVar
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,24 +20,14 @@ from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call
 from vtc.plugins.hf.docowl.adapter import tiles_of_rows
 from vtc.plugins.hf.hooks import Hook
+from vtc.plugins.hf.stages.base import register_stage
 from vtc.plugins.hf.stages.boundary.encode import Encoded, compress_call
+from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import call_hooks, forget_call, heard, listen, note_call, running
 from vtc.plugins.model.units import Unit
 
 #: hidden states of the tower that has just run
 _STATES: ContextVar[Any] = ContextVar("vtc_states")
-
-
-def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
-    """Every hook of a patched model."""
-    base = model.base_model
-    tower, reducer = adapter.tower(base), adapter.projector(base)
-    return [
-        *call_hooks(model),
-        Hook(tower, "forward_pre", before_tower),
-        Hook(tower, "forward", behind_tower),
-        Hook(reducer, "forward", behind_reducer),
-    ]
 
 
 def before_tower(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -111,5 +101,20 @@ def _check_lengths(kwargs: dict[str, Any], counts: list[int], tiles: list[Tensor
         )
 
 
-#: every function that `hooks` hangs
-FUNCTIONS = (note_call, forget_call, before_tower, behind_tower, behind_reducer)
+@register_stage
+class DocOwlStage(EncoderStage):
+    """On the model, its vision tower and its reducer are hooks, no more."""
+
+    name: ClassVar[str] = "docowl"
+    functions = (note_call, forget_call, before_tower, behind_tower, behind_reducer)
+
+    def hooks(self, model: nn.Module, adapter: Adapter) -> list[Hook]:
+        base = model.base_model
+        tower, reducer = adapter.tower(base), adapter.projector(base)
+        assert reducer is not None
+        return [
+            *call_hooks(model),
+            Hook(tower, "forward_pre", before_tower),
+            Hook(tower, "forward", behind_tower),
+            Hook(reducer, "forward", behind_reducer),
+        ]

@@ -12,7 +12,7 @@ import dataclasses
 import threading
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,35 +20,27 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
+from vtc.methods.base import Method
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import arguments, cache
 from vtc.plugins.hf.adapters.base import Adapter, Call, adapter_for
 from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.signals import Signals
+from vtc.plugins.hf.stages.base import register_stage
+from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import forget_call, heard, listen, note_call, running
 from vtc.plugins.model.fingerprint import content_seeds
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens
 
+if TYPE_CHECKING:
+    from vtc.plugins.hf.patch import Patch
+
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 # The lock of the forward under way in this context
 _TAKEN: ContextVar[Any] = ContextVar("vtc_taken", default=None)
-
-
-def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
-    """Every hook of a patched model."""
-    tower = adapter.tower(model.base_model)
-    return [
-        Hook(model, "forward_pre", refuse_static_cache),
-        Hook(model, "forward_pre", note_call),
-        Hook(model, "forward_pre", begin),
-        Hook(model, "forward", forget_call, always=True),
-        Hook(model, "forward", end, always=True),
-        Hook(tower, "forward_pre", before),
-        Hook(tower, "forward", after),
-    ]
 
 
 def all_patches(tower: nn.Module) -> int:
@@ -151,7 +143,7 @@ def _rows(tiles: Tensor, out: CompressedTokens, count: int) -> Tensor:
 
 
 def _tokens(
-    patch: Any,
+    patch: Patch,
     tower: nn.Module,
     image: Tensor,
     real: Tensor,
@@ -183,5 +175,29 @@ def _tokens(
     )
 
 
-#: every function that `hooks` hangs
-FUNCTIONS = (refuse_static_cache, note_call, begin, forget_call, end, before, after)
+@register_stage
+class CrossAttention(EncoderStage):
+    """On the model and its vision tower are hooks, no more."""
+
+    name: ClassVar[str] = "cross_attention"
+    functions = (refuse_static_cache, note_call, begin, forget_call, end, before, after)
+
+    def hooks(self, model: nn.Module, adapter: Adapter) -> list[Hook]:
+        tower = adapter.tower(model.base_model)
+        return [
+            Hook(model, "forward_pre", refuse_static_cache),
+            Hook(model, "forward_pre", note_call),
+            Hook(model, "forward_pre", begin),
+            Hook(model, "forward", forget_call, always=True),
+            Hook(model, "forward", end, always=True),
+            Hook(tower, "forward_pre", before),
+            Hook(tower, "forward", after),
+        ]
+
+    def check(self, model: nn.Module, patch: Patch, method: Method) -> None:
+        super().check(model, patch, method)
+        if any(request.kind == "text_similarity" for request in patch.requests.values()):
+            raise VTCError(
+                f"method: {method.name!r} compares tokens with the question as the language model "
+                f"reads both, but {type(model).__name__} reads images by cross-attention"
+            )

@@ -38,10 +38,10 @@ class Running(NamedTuple):
         """What row `row` of the batch asks."""
         ids, mask = self.kwargs.get("input_ids"), self.kwargs.get("attention_mask")
         if ids is None:
-            return asked(self.patch, None)
+            return asked(self.patch.method, self.patch.tokenizer, None)
         mine: Tensor = ids[row] if mask is None else ids[row][mask[row].bool()]
         # a negative id is a placeholder, which no tokenizer reads
-        return asked(self.patch, mine[mine >= 0])
+        return asked(self.patch.method, self.patch.tokenizer, mine[mine >= 0])
 
 
 _CALL: ContextVar[Running | None] = ContextVar("vtc_call", default=None)

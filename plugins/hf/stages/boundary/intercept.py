@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from vtc.plugins.hf import arguments, cache, scopes
 from vtc.plugins.hf.adapters.base import Adapter
+from vtc.plugins.hf.attach import running
 from vtc.plugins.hf.cache import Held
-from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.probe import note_projector
 from vtc.plugins.hf.scopes import Block
 from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.logits import pick
@@ -67,16 +66,6 @@ _GENERATING: ContextVar[Generating | None] = ContextVar("vtc_generating", defaul
 _PENDING: ContextVar[Pending | None] = ContextVar("vtc_pending", default=None)
 
 
-def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
-    """Every hook of a patched model."""
-    projector = adapter.projector(model.base_model)
-    return [
-        *([] if projector is None else [Hook(projector, "forward", note_projector)]),
-        Hook(model, "forward_pre", pre_hook),
-        Hook(model, "forward", post_hook),
-    ]
-
-
 @torch.compiler.disable
 def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
@@ -88,7 +77,7 @@ def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
     generating = _GENERATING.get()
     if has_pixels(kwargs):
-        with scopes.running(model, scope):
+        with running(model, scope):
             short = shorten(model, scope, kwargs, generating=False)
         kwargs = short.kwargs
         patch.note_compaction(scope.call, short.compaction)
@@ -137,7 +126,7 @@ def generate(model: nn.Module, *args: Any, fetched: Block | None = None, **kwarg
     own = None if state is None else state.own_generate
     original = own or MethodType(type(model).generate, model)
     scope = scopes.current(model, fetched)
-    with scopes.running(model, scope):
+    with running(model, scope):
         if scope is None or scope.patch is None:
             return original(*args, **kwargs)
         names = list(arguments.parameters_of(type(model).generate))[1:]
@@ -221,7 +210,3 @@ def _with_prompt(out: Any, prompt: Tensor | None, short: int) -> Any:
         return whole
     out.sequences = whole
     return out
-
-
-#: every function that `hooks` hangs
-FUNCTIONS = (note_projector, pre_hook, post_hook)

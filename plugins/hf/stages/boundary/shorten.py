@@ -556,9 +556,12 @@ def _pad_id(model: nn.Module, kwargs: dict[str, Any]) -> int:
 
 
 def _questions(
-    patch: Any, ids: Tensor | None, words: Tensor, runs: list[Tensor], length: int
+    patch: Patch, ids: Tensor | None, words: Tensor, runs: list[Tensor], length: int
 ) -> list[str]:
     """The text that each image is asked about, read where `words [B, L]` is True."""
     rows = rows_of(runs, length)
-    texts = {row: asked(patch, None if ids is None else ids[row][words[row]]) for row in set(rows)}
+    texts = {
+        row: asked(patch.method, patch.tokenizer, None if ids is None else ids[row][words[row]])
+        for row in set(rows)
+    }
     return [texts[row] for row in rows]
