@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.plugins.hf import apply, tiny
-from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.selfcheck import checking
+from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.question import with_question
 from vtc.registry import create_method
 from vtc.report import ImageReport

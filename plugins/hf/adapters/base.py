@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.probe import Record
+from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.positions import POLICIES
 from vtc.plugins.model.units import Unit, square
 from vtc.registry import put
@@ -37,42 +38,18 @@ _ATTENTIONS = ("self_attn", "attention", "attn")
 
 
 @dataclass
-class Call:
+class Call(Inputs):
     """One call of an encoder: what went in, what came out, what the probes saw.
 
     Attributes:
         base: the inner model.
-        modality: `"image"` or `"video"`.
-        kwargs: the arguments of the model's call.
-        ids: token ids `[B, L]`, None when the caller gave embeddings.
-        placeholder: bool `[B, L]`, the placeholders that the features of this call fill.
         output: what the model's own encoder function returned.
         record: what the probes saw.
     """
 
     base: nn.Module
-    modality: str
-    kwargs: dict[str, Any]
-    ids: Tensor | None
-    placeholder: Tensor
     output: Any
     record: Record
-
-    @property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """`(row, start, length)` of every unbroken run of placeholders, in reading order."""
-        mask = nn.functional.pad(self.placeholder, (1, 1))
-        edges = (mask[:, 1:] != mask[:, :-1]).nonzero().view(-1, 2, 2).tolist()
-        return [(row, start, stop - start) for (row, start), (_, stop) in edges]
-
-    @property
-    def pixels(self) -> Tensor:
-        """The pixel input of this call."""
-        return self.kwargs[PIXELS[self.modality]]
-
-
-#: pixel input of each modality
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 class Adapter:

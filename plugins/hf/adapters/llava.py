@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit
 
 
@@ -26,11 +26,4 @@ class Llava(Adapter):
         return "crop" if self.has_cls(base) else "stretch"
 
     def units(self, call: Call) -> list[Unit]:
-        sizes = call.kwargs.get("image_sizes")
-        if sizes is None:
-            return super().units(call)
-        patch = self.tower(call.base).patch_size
-        return [
-            Unit(1, (height // patch, width // patch))
-            for height, width in torch.as_tensor(sizes).tolist()
-        ]
+        return families.llava(call)

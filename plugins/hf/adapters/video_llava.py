@@ -9,7 +9,8 @@ from torch import nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
-from vtc.plugins.model.units import Unit, square
+from vtc.plugins.model import families
+from vtc.plugins.model.units import Unit
 
 
 @register_adapter("VideoLlavaForConditionalGeneration", "VideoLlavaModel")
@@ -29,8 +30,4 @@ class VideoLlava(Adapter):
             )
 
     def units(self, call: Call) -> list[Unit]:
-        if call.modality == "image":
-            return super().units(call)
-        clips, frames = call.pixels.shape[:2]
-        grid = square(call.output.pooler_output.shape[1] - 1)
-        return [Unit(frames, grid, lead=True)] * clips
+        return families.video_llava(call)

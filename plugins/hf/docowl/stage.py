@@ -55,7 +55,7 @@ def behind_reducer(reducer: nn.Module, args: Any, kwargs: dict[str, Any], output
     patch, base, ids = current.patch, current.model.base_model, current.kwargs["input_ids"]
     made = BaseModelOutputWithPooling(pooler_output=output, hidden_states=_STATES.get())
     placeholder = ids == patch.adapter.token_id(current.model.config, "image")
-    call = Call(base, "image", current.kwargs, ids, placeholder, made, record)
+    call = Call(base.config, "image", current.kwargs, ids, placeholder, base, made, record)
     units = patch.adapter.units(call)
     rows = _rows(call, units)
 

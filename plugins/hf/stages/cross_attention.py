@@ -159,7 +159,9 @@ def _tokens(
     output = BaseModelOutputWithPooling(
         pooler_output=tiles, hidden_states=(tiles[..., : tower.hidden_size],)
     )
-    call = Call(tower, "image", {"image": index, "real": real}, None, real, output, record)
+    call = Call(
+        tower.config, "image", {"image": index, "real": real}, None, real, tower, output, record
+    )
     signals = Signals(patch, call).of(next(places([unit])), question, unit, tiles.flatten(0, 1))
     seed = 0
     if patch.method.draws:

@@ -12,8 +12,9 @@ from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import probe
-from vtc.plugins.hf.adapters.base import PIXELS, Adapter
+from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.hooks import Hook, hang, is_hung, take_off
+from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.layers import layer_index
 from vtc.plugins.model.signals import HIDDEN, TEXT
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.functional.ragged import behind_each_other, side_by_side
-from vtc.plugins.hf.adapters.base import PIXELS, Call
+from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
 from vtc.plugins.model.compaction import image_runs, reading_order
 from vtc.plugins.model.fingerprint import content_seeds
+from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.layers import layers_read
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
@@ -155,7 +156,7 @@ def _run_encoder(
         output = function(**arguments, return_dict=True)
     # The model's forward wants what its encoder returned: a list of images, or one tensor
     patch.tensors[modality] = isinstance(output.pooler_output, Tensor)
-    return Call(base, modality, kwargs, ids, placeholder, output, record)
+    return Call(base.config, modality, kwargs, ids, placeholder, base, output, record)
 
 
 def compress_call(

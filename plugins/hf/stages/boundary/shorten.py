@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf import cache
-from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.cache import Held
 from vtc.plugins.hf.scopes import Scope
 from vtc.plugins.hf.stages.boundary import packed
@@ -29,6 +28,7 @@ from vtc.plugins.model.compaction import (
     reading_order,
     rows_of,
 )
+from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.positions import (
     default_positions,
     last_of,
