@@ -19,6 +19,7 @@ from vtc.plugins.hf.scopes import LOCK, State, state_of
 from vtc.plugins.hf.selfcheck import check_once
 from vtc.plugins.hf.stages.base import stages_for
 from vtc.plugins.hf.text_encoder import load_tokenizer
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.positions import check_policy
 from vtc.several import check_places, names_of
 
@@ -32,7 +33,7 @@ def takes(model: Any) -> bool:
 
 
 def apply(
-    model: nn.Module,
+    model: Model,
     method: Plan,
     *,
     processor: Any = None,
@@ -70,7 +71,7 @@ def apply(
 
 
 def plan(
-    model: nn.Module,
+    model: Model,
     method: Plan,
     *,
     processor: Any = None,
@@ -90,7 +91,7 @@ def plan(
     return Handle(model, patch)
 
 
-def remove(model: nn.Module) -> None:
+def remove(model: Model) -> None:
     """Take any patch off `model`; nothing happens when there is none.
 
     In a block, calls made there run bare from now on, and leaving it puts back what it found.
@@ -111,7 +112,7 @@ def remove(model: nn.Module) -> None:
         sync(model, state)
 
 
-def _inner_most(model: nn.Module) -> nn.Module:
+def _inner_most(model: Model) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise VTCError(f"model: got {type(model).__name__}, allowed is a transformers model")
     for part in ("_orig_mod", "module"):  # torch.compile, DataParallel
@@ -124,7 +125,7 @@ def _inner_most(model: nn.Module) -> nn.Module:
 
 
 def _resolve(
-    model: nn.Module, method: Plan, positions: str | None, options: dict[str, Any]
+    model: Model, method: Plan, positions: str | None, options: dict[str, Any]
 ) -> tuple[list[Method], str]:
     """The methods, with what the model brings for them, and the position policy."""
     if isinstance(method, str) and "+" not in method:
@@ -152,7 +153,7 @@ def _resolve(
     return methods, check_policy(policy)
 
 
-def _one(model: nn.Module, method: Any) -> Method:
+def _one(model: Model, method: Any) -> Method:
     """One method of a plan."""
     if isinstance(method, str):
         return create_for(model, method, {})
@@ -163,7 +164,7 @@ def _one(model: nn.Module, method: Any) -> Method:
     )
 
 
-def _plan(model: nn.Module, methods: Sequence[Method], positions: str, processor: Any) -> Patch:
+def _plan(model: Model, methods: Sequence[Method], positions: str, processor: Any) -> Patch:
     """Everything that can go wrong, before anything is changed."""
     adapter = adapter_for(model)
     parts = stages_for(adapter, methods)

@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from vtc.plugins.hf.scopes import LOCK, RUNNING, Scope, State, state_of
+from vtc.plugins.hf.typing import Model
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
 
 
-def sync(model: nn.Module, state: State) -> None:
+def sync(model: Model, state: State) -> None:
     """Put on the model what its patches need, or take everything off; `LOCK` is held."""
     patches = state.patches
     for patch in state.attached:
@@ -40,7 +39,7 @@ def sync(model: nn.Module, state: State) -> None:
             stage.attach(model, patch)
 
 
-def take_off_everything(model: nn.Module) -> None:
+def take_off_everything(model: Model) -> None:
     """Leave no hook, attribute or config of ours on any module of `model`."""
     for stage in model._vtc.stages.values():
         stage.detach(model)
@@ -49,7 +48,7 @@ def take_off_everything(model: nn.Module) -> None:
 
 
 @contextmanager
-def running(model: nn.Module, scope: Scope | None) -> Iterator[None]:
+def running(model: Model, scope: Scope | None) -> Iterator[None]:
     """Inside, calls of `model` made from this context run under `scope`, None for bare.
 
     The model keeps what the scope needs until the end, whatever blocks end meanwhile.

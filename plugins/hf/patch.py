@@ -14,6 +14,7 @@ from vtc.methods.base import Method
 from vtc.plugins.hf.adapters import Adapter
 from vtc.plugins.hf.scopes import Call
 from vtc.plugins.hf.text_encoder import load_text_encoder
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
 from vtc.plugins.model.question import guidance
 from vtc.plugins.model.signals import HIDDEN, TEXT
@@ -92,7 +93,7 @@ class Patch:
             bool(kinds & TEXT) and guidance(self.method).question is None
         )
 
-    def equip(self, model: nn.Module) -> None:
+    def equip(self, model: Model) -> None:
         """Load the text encoder of a method that reads one, if the patch has none (any more)."""
         kinds = {request.kind for request in self.requests.values()}
         if self.text_encoder is None and kinds & {"text_embedding", "patch_embedding"}:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vtc.errors import VTCError
+from vtc.plugins.hf.typing import Model
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
@@ -220,12 +221,12 @@ def caller() -> FrameType:
     return frame
 
 
-def state_of(model: nn.Module) -> State | None:
+def state_of(model: Model) -> State | None:
     """The state of a patched model, None for a bare one."""
     return vars(model).get("_vtc")
 
 
-def current(model: nn.Module, fetched: Block | None = None) -> Scope | None:
+def current(model: Model, fetched: Block | None = None) -> Scope | None:
     """The scope that a call of `model` runs under, None where it runs bare; see `State.current`."""
     running = RUNNING.get()
     if running is not None and running[0] is model:

@@ -120,20 +120,20 @@ class Signals:
             if fused is patches:
                 return whole, True
             return torch.cat([whole[:, :1], fused.unflatten(0, (len(whole), -1))], 1), True
-        whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
-        patches = _joined(whole)
+        patches = _joined([self._attention(kind, c)[:, self.skip :].flatten() for c in calls])
         values = self.fuse(patches[:, None])[:, 0]
-        fused = not self.patch.adapter.pads and len(values) < len(patches)
-        if kind != "cls_logits" and fused:
+        fewer = not self.patch.adapter.pads and len(values) < len(patches)
+        if kind != "cls_logits" and fewer:
             values = values * (len(patches) / len(values))
         return values, False
 
     def _attention(self, kind: str, heads: Heads) -> Tensor:
         """`[B, L]` of one call."""
         if kind == "attention_received":
-            if heads.mask is not None:
-                return masked_attention_received(*heads)
-            received = attention_received(heads.query, heads.key, heads.scale)
+            query, key, scale, mask = heads
+            if mask is not None:
+                return masked_attention_received(query, key, scale, mask)
+            received = attention_received(query, key, scale)
             # of windows: sums over queries, so that a tile's windows weigh by their size
             return received * received.shape[1] if self.patch.adapter.windows else received
         logits, probabilities = cls_attention(heads.query[:, :, 0], heads.key, heads.scale)

@@ -15,9 +15,10 @@ from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.plugins.hf.typing import Model
 
 #: held while something is loaded, copied, tokenized (a fast tokenizer cannot pad for two threads at
 #: once) or put into a cache; not on the instances, which are copied and pickled with their model
@@ -285,7 +286,7 @@ def _shared(key: _Key | None, make: Callable[[], TextEncoder]) -> TextEncoder:
         return found
 
 
-def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool) -> Any:
+def load_text_encoder(choice: Any, model: Model, width: int, official: bool) -> Any:
     """The text encoder that a text-guided method reads, on the model's device.
 
     Shared with whoever uses the same one there: the caller owns it, nothing here does.
@@ -331,7 +332,7 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
     )
 
 
-def load_tokenizer(processor: Any, model: nn.Module) -> Any:
+def load_tokenizer(processor: Any, model: Model) -> Any:
     """The tokenizer that reads the prompt: the processor's, or the one beside the model's weights.
 
     Raises:

@@ -110,7 +110,7 @@ def llava_onevision(inputs: Inputs) -> list[Unit]:
 
 def _shrunk(unit: Unit, limit: int) -> Unit:
     """A unit whose canvas holds more tokens than `limit` tiles have is scaled down."""
-    if unit.tile_grid is None:
+    if unit.tile_grid is None or unit.image_size is None:
         return unit
     side = unit.patch_grid[0]
     canvas = unit.tile_grid[0] * side, unit.tile_grid[1] * side

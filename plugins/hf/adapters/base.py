@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.probe import Record
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.positions import POLICIES
 from vtc.plugins.model.units import Unit, square
@@ -47,7 +48,7 @@ class Call(Inputs):
         record: what the probes saw.
     """
 
-    base: nn.Module
+    base: Model
     output: Any
     record: Record
 
@@ -77,40 +78,40 @@ class Adapter:
 
     # -- where things are --------------------------------------------------------------------
 
-    def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
+    def tower(self, base: Model, modality: str = "image") -> Model:
         """The vision tower."""
         return find(base, _TOWERS, "vision tower")[2]
 
-    def projector(self, base: nn.Module) -> nn.Module | None:
+    def projector(self, base: Model) -> Model | None:
         """The module that maps vision features to the language model's width, where it is needed."""
         return find(base, _PROJECTORS, "projector")[2]
 
-    def layer_list(self, base: nn.Module, modality: str = "image") -> tuple[nn.Module, str]:
+    def layer_list(self, base: Model, modality: str = "image") -> tuple[nn.Module, str]:
         """The module that holds the encoder layers, and the name under which it does."""
         tower = self.tower(base, modality)
         owner, name, _ = find(getattr(tower, "vision_model", tower), _LAYERS, "encoder layers")
         return owner, name
 
-    def layers(self, base: nn.Module, modality: str = "image") -> nn.ModuleList:
+    def layers(self, base: Model, modality: str = "image") -> nn.ModuleList:
         """The encoder layers of the vision tower."""
         owner, name = self.layer_list(base, modality)
         return getattr(owner, name)
 
-    def attention(self, base: nn.Module, layer: int, modality: str = "image") -> nn.Module:
+    def attention(self, base: Model, layer: int, modality: str = "image") -> nn.Module:
         """The attention module of encoder layer `layer`."""
         return find(self.layers(base, modality)[layer], _ATTENTIONS, "attention")[2]
 
-    def width(self, base: nn.Module) -> int:
+    def width(self, base: Model) -> int:
         """Width C of the vision tower."""
         config = self.tower(base).config
         return getattr(config, "embed_dim", None) or config.hidden_size
 
-    def side(self, base: nn.Module) -> int:
+    def side(self, base: Model) -> int:
         """Rows of patches of a square tile, as the tower sees it."""
         config = self.tower(base).config
         return config.image_size // config.patch_size
 
-    def has_cls(self, base: nn.Module) -> bool:
+    def has_cls(self, base: Model) -> bool:
         """Whether the tower puts a CLS token in front of the patches."""
         names = (name.rsplit(".", 1)[-1] for name, _ in self.tower(base).named_parameters())
         return any(name in ("class_embedding", "cls_token") for name in names)
@@ -121,7 +122,7 @@ class Adapter:
 
     # -- how a call's outcome is to be read ----------------------------------------------------
 
-    def newline(self, base: nn.Module) -> Tensor | None:
+    def newline(self, base: Model) -> Tensor | None:
         """The separator embedding, None when the family has none."""
         return getattr(base, "image_newline", None)
 
@@ -139,16 +140,16 @@ class Adapter:
         """
         return values
 
-    def cell(self, base: nn.Module) -> tuple[int, int]:
+    def cell(self, base: Model) -> tuple[int, int]:
         """`(rows, cols)` of the patches behind a token, for methods that judge them one by one
         (`Method.by_patch`); (1, 1) where only `fuse` says how patches and tokens belong together."""
         return 1, 1
 
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         """What the family's processor does to a picture that becomes one tile: `ImageReport.fit`."""
         return "stretch"
 
-    def notes(self, base: nn.Module, method: Method) -> list[str]:
+    def notes(self, base: Model, method: Method) -> list[str]:
         """What a reader of the reports should know of this method on this family.
 
         Raises:
@@ -164,7 +165,7 @@ class Adapter:
             return []
         return [f"the method works on tokens behind the projector, {self.fuses}"]
 
-    def check(self, base: nn.Module) -> None:
+    def check(self, base: Model) -> None:
         """Raise `VTCError` when this checkpoint's configuration cannot be compressed."""
         strategy = getattr(base.config, "vision_feature_select_strategy", None)
         if strategy == "full" and self.has_cls(base):
@@ -182,7 +183,7 @@ class Adapter:
         return values.flatten(0, -4)[start : start + units[index].tiles]
 
 
-def find(module: nn.Module, paths: Sequence[str], what: str) -> tuple[nn.Module, str, nn.Module]:
+def find(module: Model, paths: Sequence[str], what: str) -> tuple[nn.Module, str, nn.Module]:
     """The first of the dotted `paths` that exists: its owner, its name, itself."""
     for path in paths:
         owner, names = module, path.split(".")
@@ -220,7 +221,7 @@ def supported_classes() -> list[str]:
     return sorted({*_ADAPTERS, *_ELSEWHERE})
 
 
-def adapter_for(model: nn.Module) -> Adapter:
+def adapter_for(model: Model) -> Adapter:
     """The adapter of a model, looked up along its class's bases.
 
     Raises:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit, grouped, square
 
@@ -23,7 +24,7 @@ from vtc.plugins.model.units import Unit, grouped, square
 class Idefics3(Adapter):
     fuses: ClassVar[str] = "which fuses squares of patches"
 
-    def check(self, base: nn.Module) -> None:
+    def check(self, base: Model) -> None:
         super().check(base)
         if type(base).__name__ == "SmolVLMModel" and not hasattr(base, "get_placeholder_mask"):
             raise VTCError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit
 
@@ -21,7 +20,7 @@ class Llava(Adapter):
     A Pixtral tower takes images of any size and packs them into one sequence.
     """
 
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         # CLIP's processor cuts a square from the middle, SigLIP's squashes
         return "crop" if self.has_cls(base) else "stretch"
 

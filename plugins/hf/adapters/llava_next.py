@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit, grouped, on_grid
 
@@ -21,7 +22,7 @@ class LlavaNext(Adapter):
 class LlavaNextVideo(Adapter):
     """Frames of a clip are pooled before the projector, and have no newline."""
 
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         return "crop" if modality == "video" else "stretch"
 
     def units(self, call: Call) -> list[Unit]:

@@ -5,23 +5,23 @@ from __future__ import annotations
 import inspect
 
 import transformers
-from torch import nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit
 
 
 @register_adapter("VideoLlavaForConditionalGeneration", "VideoLlavaModel")
 class VideoLlava(Adapter):
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         return "crop"
 
-    def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
+    def tower(self, base: Model, modality: str = "image") -> Model:
         return base.video_tower if modality == "video" else base.image_tower
 
-    def check(self, base: nn.Module) -> None:
+    def check(self, base: Model) -> None:
         super().check(base)
         if "pixel_values" not in inspect.signature(base.get_image_features).parameters:
             raise VTCError(

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
@@ -24,13 +24,14 @@ from vtc.plugins.hf.stages.base import register_stage
 from vtc.plugins.hf.stages.boundary.encode import Encoded, compress_call
 from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import call_hooks, forget_call, heard, listen, note_call, running
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.units import Unit
 
 #: hidden states of the tower that has just run
 _STATES: ContextVar[Any] = ContextVar("vtc_states")
 
 
-def before_tower(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def before_tower(tower: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the tower: ears for the probes, and hidden states where they are read."""
     call = running()
     if call is None:
@@ -41,12 +42,12 @@ def before_tower(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return args, kwargs
 
 
-def behind_tower(tower: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+def behind_tower(tower: Model, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of the tower: its caller hands on the last hidden state alone."""
     _STATES.set(output.hidden_states)
 
 
-def behind_reducer(reducer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Any:
+def behind_reducer(reducer: Model, args: Any, kwargs: dict[str, Any], output: Tensor) -> Any:
     """Forward hook of the module that makes tokens `[S, n, D]` of all S tiles."""
     current = running()
     if current is None:
@@ -108,7 +109,7 @@ class DocOwlStage(EncoderStage):
     name: ClassVar[str] = "docowl"
     functions = (note_call, forget_call, before_tower, behind_tower, behind_reducer)
 
-    def hooks(self, model: nn.Module, adapter: Adapter) -> list[Hook]:
+    def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         base = model.base_model
         tower, reducer = adapter.tower(base), adapter.projector(base)
         assert reducer is not None

@@ -8,13 +8,12 @@ in `Adapter.stages`. A new one is a file that registers itself here: none of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
-
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.plugins.hf.adapters.base import Adapter
+from vtc.plugins.hf.typing import Model
 from vtc.registry import put
 
 if TYPE_CHECKING:
@@ -29,20 +28,20 @@ class Stage(Protocol):
         where: of the methods that it takes, see `Method.where`.
     """
 
-    name: str
-    where: str
+    name: ClassVar[str]
+    where: ClassVar[str]
 
-    def check(self, model: nn.Module, patch: Patch, method: Method) -> None:
+    def check(self, model: Model, patch: Patch, method: Method) -> None:
         """Settle on `patch` what the calls of `method` need; nothing is changed on the model.
 
         Raises:
             VTCError: the model or the method is none for this stage.
         """
 
-    def attach(self, model: nn.Module, patch: Patch) -> None:
+    def attach(self, model: Model, patch: Patch) -> None:
         """Put on the model what a patch needs here; done again, nothing changes."""
 
-    def detach(self, model: nn.Module) -> None:
+    def detach(self, model: Model) -> None:
         """Take off whatever `attach` put on, also what somebody has copied since."""
 
 

@@ -30,6 +30,7 @@ from vtc.plugins.hf.signals import Signals
 from vtc.plugins.hf.stages.base import register_stage
 from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import forget_call, heard, listen, note_call, running
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.fingerprint import content_seeds
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
@@ -43,12 +44,12 @@ _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _TAKEN: ContextVar[Any] = ContextVar("vtc_taken", default=None)
 
 
-def all_patches(tower: nn.Module) -> int:
+def all_patches(tower: Model) -> int:
     """All patches of a tile, CLS included."""
     return (tower.image_size // tower.patch_size) ** 2 + 1
 
 
-def refuse_static_cache(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def refuse_static_cache(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the model."""
     named = arguments.by_name(model, args, kwargs)
     layers = getattr(cache.given(named), "layers", ())
@@ -61,7 +62,7 @@ def refuse_static_cache(model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
         )
 
 
-def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def begin(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the model: its turn, and the number of patches that its cache holds."""
     kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
     tower = adapter_for(model).tower(model.base_model)
@@ -72,7 +73,7 @@ def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return (), kwargs
 
 
-def end(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+def end(model: Model, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of the model, which runs when it failed as well."""
     lock = _TAKEN.get()
     if lock is None:
@@ -86,7 +87,7 @@ def end(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Non
     lock.release()
 
 
-def before(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def before(tower: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the tower: all its patches, and ears for the probes."""
     tower.num_patches = all_patches(tower)
     call = running()
@@ -94,7 +95,7 @@ def before(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         listen(call.patch)
 
 
-def after(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def after(tower: Model, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of the tower: keep as many tokens of every tile."""
     call = running()
     if call is None:
@@ -144,7 +145,7 @@ def _rows(tiles: Tensor, out: CompressedTokens, count: int) -> Tensor:
 
 def _tokens(
     patch: Patch,
-    tower: nn.Module,
+    tower: Model,
     image: Tensor,
     real: Tensor,
     record: Record,
@@ -184,7 +185,7 @@ class CrossAttention(EncoderStage):
     name: ClassVar[str] = "cross_attention"
     functions = (refuse_static_cache, note_call, begin, forget_call, end, before, after)
 
-    def hooks(self, model: nn.Module, adapter: Adapter) -> list[Hook]:
+    def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         tower = adapter.tower(model.base_model)
         return [
             Hook(model, "forward_pre", refuse_static_cache),
@@ -196,7 +197,7 @@ class CrossAttention(EncoderStage):
             Hook(tower, "forward", after),
         ]
 
-    def check(self, model: nn.Module, patch: Patch, method: Method) -> None:
+    def check(self, model: Model, patch: Patch, method: Method) -> None:
         super().check(model, patch, method)
         if any(request.kind == "text_similarity" for request in patch.requests.values()):
             raise VTCError(

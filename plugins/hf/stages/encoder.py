@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-
 from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import probe
 from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.hooks import Hook, hang, is_hung, take_off
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.layers import layer_index
 from vtc.plugins.model.signals import HIDDEN, TEXT
@@ -33,11 +32,11 @@ class EncoderStage:
     where: ClassVar[str] = "boundary"
     functions: ClassVar[tuple[Callable[..., Any], ...]]
 
-    def hooks(self, model: nn.Module, adapter: Adapter) -> list[Hook]:
+    def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         """Every hook of a patched model."""
         raise NotImplementedError
 
-    def check(self, model: nn.Module, patch: Patch, method: Method) -> None:
+    def check(self, model: Model, patch: Patch, method: Method) -> None:
         """Find the layers of the tower that the method's signals come from."""
         adapter, base = patch.adapter, model.base_model
         adapter.check(base)
@@ -71,13 +70,13 @@ class EncoderStage:
                 "the vision tower has no CLS token: attention received is used in its place"
             )
 
-    def attach(self, model: nn.Module, patch: Patch) -> None:
+    def attach(self, model: Model, patch: Patch) -> None:
         """Hang the hooks, and probe the layers that are read."""
         hang(hook for hook in self.hooks(model, patch.adapter) if not is_hung(hook))
         for module, layer in patch.probed:
             probe.attach(module, layer)
 
-    def detach(self, model: nn.Module) -> None:
+    def detach(self, model: Model) -> None:
         """Leave no hook and no probe on any module.
 
         Every module is looked at: other libraries may have copied one that carried a hook (PEFT does).

@@ -13,7 +13,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.plugins.hf import arguments, cache, scopes
 from vtc.plugins.hf.adapters.base import Adapter
@@ -28,6 +28,7 @@ from vtc.plugins.hf.stages.boundary.shorten import (
     has_pixels,
     shorten,
 )
+from vtc.plugins.hf.typing import Model
 
 
 @dataclass
@@ -67,7 +68,7 @@ _PENDING: ContextVar[Pending | None] = ContextVar("vtc_pending", default=None)
 
 
 @torch.compiler.disable
-def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
     _PENDING.set(None)
     scope = scopes.current(model)
@@ -96,7 +97,7 @@ def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @torch.compiler.disable
-def post_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def post_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook: note on the cache what was dropped from its prompt, and pick the logits that the
     caller asked for."""
     pending = _PENDING.get()
@@ -116,7 +117,7 @@ def post_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
     return None
 
 
-def generate(model: nn.Module, *args: Any, fetched: Block | None = None, **kwargs: Any) -> Any:
+def generate(model: Model, *args: Any, fetched: Block | None = None, **kwargs: Any) -> Any:
     """`model.generate` under compression; returns sequences that start with the user's own prompt.
 
     Args:
@@ -134,7 +135,7 @@ def generate(model: nn.Module, *args: Any, fetched: Block | None = None, **kwarg
         return _generate(model, scope, original, cache.renamed(model, kwargs))
 
 
-def _generate(model: nn.Module, scope: scopes.Scope, original: Any, kwargs: dict[str, Any]) -> Any:
+def _generate(model: Model, scope: scopes.Scope, original: Any, kwargs: dict[str, Any]) -> Any:
     patch = scope.patch
     assert patch is not None
     if kwargs.get("inputs") is not None and kwargs.get("input_ids") is None:
@@ -163,7 +164,7 @@ def _generate(model: nn.Module, scope: scopes.Scope, original: Any, kwargs: dict
 
 
 def _generated_positions(
-    model: nn.Module, adapter: Adapter, generating: Generating, kwargs: dict[str, Any]
+    model: Model, adapter: Adapter, generating: Generating, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Positions of the short prompt, or of a step behind it, where generate's own were thrown away.
 
@@ -189,7 +190,7 @@ def _generated_positions(
     return {"position_ids": every[:, -fresh:] + adapter.first_position}
 
 
-def _shift_lengths(model: nn.Module, kwargs: dict[str, Any], dropped: int) -> None:
+def _shift_lengths(model: Model, kwargs: dict[str, Any], dropped: int) -> None:
     """`max_length` and `min_length` count the prompt: count the short one."""
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         length = generation_setting(model, kwargs, total)

@@ -7,7 +7,6 @@ import inspect
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import transformers
-from torch import nn
 
 from vtc.errors import VTCError
 from vtc.methods.base import Method
@@ -20,6 +19,7 @@ from vtc.plugins.hf.scopes import state_of
 from vtc.plugins.hf.stages.base import register_stage
 from vtc.plugins.hf.stages.boundary.intercept import generate, post_hook, pre_hook
 from vtc.plugins.hf.stages.encoder import EncoderStage
+from vtc.plugins.hf.typing import Model
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
@@ -32,7 +32,7 @@ class Boundary(EncoderStage):
     name: ClassVar[str] = "boundary"
     functions = (note_projector, pre_hook, post_hook)
 
-    def hooks(self, model: nn.Module, adapter: Adapter) -> list[Hook]:
+    def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         projector = adapter.projector(model.base_model)
         return [
             *([] if projector is None else [Hook(projector, "forward", note_projector)]),
@@ -40,7 +40,7 @@ class Boundary(EncoderStage):
             Hook(model, "forward", post_hook),
         ]
 
-    def check(self, model: nn.Module, patch: Patch, method: Method) -> None:
+    def check(self, model: Model, patch: Patch, method: Method) -> None:
         if not arguments.takes(model, "mm_encoder_outputs"):
             raise VTCError(
                 f"transformers: {transformers.__version__} is installed, needed is >= 5.18 "
@@ -48,7 +48,7 @@ class Boundary(EncoderStage):
             )
         super().check(model, patch, method)
 
-    def attach(self, model: nn.Module, patch: Patch) -> None:
+    def attach(self, model: Model, patch: Patch) -> None:
         super().attach(model, patch)
         base = model.base_model
         if getattr(base.config, "vision_feature_layer", None) is not None:
@@ -64,7 +64,7 @@ class Boundary(EncoderStage):
             # Not a bound method: unpickling would look it up on the class
             model.generate = functools.partial(generate, model, fetched=alone)
 
-    def detach(self, model: nn.Module) -> None:
+    def detach(self, model: Model) -> None:
         super().detach(model)
         for module in model.modules():
             LiveLayers.take_off(module)
