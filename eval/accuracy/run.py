@@ -21,13 +21,12 @@ from vtc.eval.common.records import (
     MANIFEST,
     Answer,
     Lines,
-    Setting,
     answer_files,
     read_answers,
     read_manifest,
     write_manifest,
 )
-from vtc.eval.common.settings import FULL, create
+from vtc.eval.common.settings import FULL, Setting, create
 from vtc.eval.suites.base import Item, Suite
 
 #: entries of a manifest that must be the same for a run to go on

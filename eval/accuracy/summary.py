@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vtc.eval.common.records import Answer, read_answers, read_manifest
-from vtc.eval.common.settings import FULL
+from vtc.eval.common.settings import FULL, share_label
 from vtc.eval.common.statistics import by_cluster, intervals, over_seeds
 from vtc.eval.suites import create_suite, suite_class
 from vtc.eval.suites.base import Suite
@@ -190,7 +190,7 @@ def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[st
         lines.append(
             [
                 _label(entry),
-                "its own" if entry["retention"] is None else f"{entry['retention']:.0%}",
+                share_label(entry["retention"]),
                 _text(entry["value"], whole),
                 f"{low} - {high}" if low else "",
                 _text(entry["share"], 100),

@@ -11,7 +11,7 @@ from vtc.config import POSITIONS
 from vtc.eval.common.loading import DTYPES
 
 if TYPE_CHECKING:
-    from vtc.eval.common.records import Setting
+    from vtc.eval.common.settings import Setting
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

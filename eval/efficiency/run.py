@@ -16,8 +16,8 @@ import torch
 import vtc
 from vtc.errors import VTCError
 from vtc.eval.common import manifest
-from vtc.eval.common.records import Lines, Setting, write_manifest
-from vtc.eval.common.settings import FULL, create
+from vtc.eval.common.records import Lines, write_manifest
+from vtc.eval.common.settings import FULL, Setting, create
 from vtc.eval.common.timing import turns
 from vtc.eval.efficiency.figures import Series, measures, noisy
 from vtc.eval.efficiency.flops import encoder_flops, language_flops

@@ -10,7 +10,8 @@ from typing import Any
 
 from vtc.errors import VTCError
 from vtc.eval.common import manifest
-from vtc.eval.common.records import Answer, Setting, read_answers, read_manifest
+from vtc.eval.common.records import Answer, read_answers, read_manifest
+from vtc.eval.common.settings import Setting
 from vtc.eval.common.timing import Ratio
 from vtc.eval.efficiency.lines import read_measures
 from vtc.eval.report.results import group_key

@@ -12,7 +12,7 @@ from typing import Any
 from vtc.eval import pages
 from vtc.eval.common.statistics import Interval, points, sentence
 from vtc.eval.report import charts, words
-from vtc.eval.report.kept import Subject
+from vtc.eval.report.kept import Example
 from vtc.eval.report.results import Results, budget
 from vtc.eval.report.runs import Collected, Run
 
@@ -24,7 +24,7 @@ def write(
     collected: Collected,
     results: Results,
     folder: Path,
-    subjects: Sequence[Subject] = (),
+    subjects: Sequence[Example] = (),
     without: str = "",
     title: str | None = None,
 ) -> list[Path]:
@@ -135,7 +135,7 @@ def _cell(value: float) -> str:
 def page(
     collected: Collected,
     results: Results,
-    subjects: Sequence[Subject] = (),
+    subjects: Sequence[Example] = (),
     without: str = "",
     title: str | None = None,
 ) -> str:
