@@ -236,9 +236,4 @@ def _told(name: str, before: Any, now: Any) -> str:
         return f"{name} is missing now"
     if isinstance(now, Mapping):
         return f"{name} is new"
-    return f"{name} was {_short(before)}, is now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{name} was {manifest.short(before)}, is now {manifest.short(now)}"

@@ -19,6 +19,7 @@ from typing import Any
 import vtc
 from vtc.errors import VTCError
 from vtc.eval.accuracy.runner import Runner
+from vtc.eval.common.docs import table
 from vtc.eval.common.loading import Loaded
 from vtc.eval.common.records import Answer
 from vtc.eval.common.settings import FULL, Setting, create
@@ -273,10 +274,7 @@ def caption(demo: Demo) -> list[str]:
 
 def markdown(demo: Demo) -> str:
     """The table and its caption as Markdown."""
-    header, lines = cells(demo)
-    rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *lines]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return table + "\n\n" + "\n".join(f"- {line}" for line in caption(demo)) + "\n"
+    return table(*cells(demo)) + "\n" + "".join(f"- {line}\n" for line in caption(demo))
 
 
 def to_dict(demo: Demo) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vtc.eval.common.statistics import Interval, points, sentence
 from vtc.eval.report import charts, words
 from vtc.eval.report.kept import Example
 from vtc.eval.report.results import Results, budget
-from vtc.eval.report.runs import Collected, Run
+from vtc.eval.report.runs import Collected, Recorded
 
 PAGE = "report.html"
 MANY = 20  # failed rows that are listed one by one
@@ -191,7 +191,7 @@ def page(
     )
 
 
-def _runs(collected: Collected) -> list[Run]:
+def _runs(collected: Collected) -> list[Recorded]:
     efficiency = [] if collected.efficiency is None else [collected.efficiency]
     return [*collected.accuracy, *efficiency]
 
@@ -219,7 +219,7 @@ def failures(collected: Collected) -> dict[str, Any]:
     return {"count": len(rows), "reasons": reasons.most_common(), "rows": rows[:MANY]}
 
 
-def facts(run: Run) -> dict[str, Any]:
+def facts(run: Recorded) -> dict[str, Any]:
     """What the page says about a run: name, kind, the commands that made it, other entries."""
     known = run.facts
     sessions = known.get("sessions", [])

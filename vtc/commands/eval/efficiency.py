@@ -13,7 +13,7 @@ from vtc.eval.common.arguments import add_settings, command, names, planned, pos
 
 if TYPE_CHECKING:
     from vtc.eval.efficiency.lines import Line
-    from vtc.eval.efficiency.run import Run
+    from vtc.eval.efficiency.run import Measurement
     from vtc.eval.efficiency.subject import Subject
 
 DESCRIPTION = """\
@@ -139,7 +139,7 @@ def _attentions(given: Sequence[str] | None, device: Any) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def _print(done: Run, lines: Sequence[Line], folder: Path) -> None:
+def _print(done: Measurement, lines: Sequence[Line], folder: Path) -> None:
     from vtc.eval.efficiency.run import NOISY
     from vtc.eval.efficiency.table import CAPTION, table
 
