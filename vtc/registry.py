@@ -139,6 +139,16 @@ def list_methods(pattern: str = "*") -> list[str]:
     return names(_load(), pattern)
 
 
+def compared_methods() -> list[str]:
+    """Names of vtc's own methods but "none", as tables show them: baselines, then what is published."""
+    own = {
+        name: cls
+        for name, cls in _load().items()
+        if cls.__module__.startswith("vtc.methods.") and name != "none"
+    }
+    return sorted(own, key=lambda name: (bool(own[name].paper), name))
+
+
 def method_class(name: str) -> type[Method]:
     """The class registered under `name`."""
     return entry(_load(), "method", name)
