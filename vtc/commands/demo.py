@@ -57,10 +57,11 @@ def run(args: argparse.Namespace) -> None:
     """Measure, paint, write, print."""
     from vtc.eval.demo import pictures as painted
     from vtc.eval.demo import run as demo
+    from vtc.registry import compared_methods
 
     began = time.monotonic()
     chosen = demo.settings(
-        demo.METHODS if args.methods is None else args.methods,
+        compared_methods() if args.methods is None else args.methods,
         demo.RETENTIONS if args.retention is None else args.retention,
     )
     folder = Path(args.output)
