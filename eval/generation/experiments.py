@@ -30,7 +30,7 @@ from vtc.discrete import (
 from vtc.discrete.adversarial import Adversarial, PatchDiscriminator
 from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.discrete.presets import GENERATORS
-from vtc.discrete.samplers import check_options
+from vtc.discrete.samplers import create_sampler
 from vtc.errors import VTCError
 from vtc.eval.generation import folder as folders
 from vtc.eval.generation import pictures
@@ -161,7 +161,7 @@ def generator_task(experiment: Experiment, data: ImageData, model: Generator) ->
     """
     drawing, objective = experiment.sample, experiment.generator.objective
     Guidance(drawing.guidance, drawing.schedule)
-    check_options(drawing.sampler or model.config.sampler, drawing.options)
+    create_sampler(drawing.sampler or model.config.sampler, **drawing.options).check(model)
     if drawing.captions and model.text is None:
         raise VTCError("sample.captions: got some, but generator.condition is label")
     for caption in drawing.captions:
