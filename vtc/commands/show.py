@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     import vtc
 
     config = CompressionConfig.from_sources(file=args.config, args=args)
-    config.create()  # what is wrong is said before the model is loaded
+    config.create_all()  # what is wrong is said before the model is loaded
     picture = load_image(args.image)
     _check_suffix(args.output)
     loaded = load(args.model, args.device, args.dtype)
