@@ -120,8 +120,8 @@ def build_generator(
     settings, latents = experiment.generator, experiment.generator.target == "latents"
     options = dict(settings.options)
     if settings.name in GENERATORS:
-        takes, given = inspect.signature(GENERATORS[settings.name]).parameters, {}
-        given["classes"] = len(data.classes)
+        takes = inspect.signature(GENERATORS[settings.name]).parameters
+        given: dict[str, Any] = {"classes": len(data.classes)}
         if settings.condition == "caption":
             if not data.words or "words" not in takes:
                 raise VTCError(
@@ -326,7 +326,7 @@ def _train(
         task, images, settings, experiment.seed, folder, resume, progress, accelerator
     )
     if accelerator.is_main_process:
-        model = getattr(best, "tokenizer", None) or best.generator
+        model: Any = getattr(best, "tokenizer", None) or best.generator
         save(model, folder / folders.FILE)
         lines = "".join(json.dumps(row) + "\n" for row in history)
         (folder / "history.jsonl").write_text(lines, encoding="utf-8")
