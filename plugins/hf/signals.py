@@ -14,12 +14,7 @@ from vtc.kernels.attention_received import attention_received
 from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.probe import Heads
-from vtc.plugins.hf.text_encoder import (
-    TextEncoder,
-    fits_one_space,
-    fits_one_text,
-    fits_patches,
-)
+from vtc.plugins.hf.text_encoder import TextEncoder, fits, fits_one_space
 from vtc.plugins.model.layers import layer_index
 from vtc.plugins.model.signals import masked_attention_received
 from vtc.plugins.model.units import Place, Unit, places
@@ -75,7 +70,7 @@ class Signals:
                 encoder, device = self.patch.text_encoder, self.call.output.pooler_output[0].device
                 if isinstance(encoder, TextEncoder):
                     encoder = encoder.on(device)
-                out[name], embedded = fits_one_text(encoder.embed(text)).to(device), True
+                out[name], embedded = fits(encoder.embed(text), "embed").to(device), True
                 continue
             if request not in self._done:
                 self._done[request] = self._compute(request)
@@ -106,7 +101,8 @@ class Signals:
             hidden = self.call.output.hidden_states[-1]
             hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
             if kind == "patch_embedding":
-                hidden = fits_patches(self.patch.text_encoder.project(hidden), hidden)
+                rows = hidden.shape[:-1]
+                hidden = fits(self.patch.text_encoder.project(hidden), "project", *rows)
             return self.fuse(hidden), False
         calls = self.call.record.attention[layer_index(request.layer, self.patch.depth)]
         if kind == "cls_query":
