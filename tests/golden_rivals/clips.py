@@ -1,0 +1,54 @@
+"""Runners of the clip methods' golden cases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from vtc import VisualTokens, create_method
+from vtc.batch import ImageBatch
+from vtc.tokens import CompressedTokens
+
+
+def clip(case: Any, **signals: Tensor) -> VisualTokens:
+    """The case's frames; where no grid is given a frame is a line of tokens."""
+    features, info = case.input("features"), case.info
+    frames = info["frames"]
+    features = features.reshape(frames, -1, features.shape[-1])
+    return VisualTokens(
+        features, tuple(info.get("grid", (1, features.shape[1]))), None, None, None, signals
+    )
+
+
+def kept(out: CompressedTokens, tokens: VisualTokens) -> Tensor:
+    """Indices over the clip, in the order of the output."""
+    return out.tile * tokens.features.shape[1] + out.patch
+
+
+def evs(case: Any) -> None:
+    tokens = clip(case)
+    frames, patches = tokens.features.shape[:2]
+    # in floating point, and never less than a frame
+    count = max(patches, int(frames * patches * (1 - case.info["pruning_rate"])))
+    out = create_method("evs", tokens=count).compress(tokens)
+    case.expect("keep_idx", kept(out, tokens), need=True)
+
+
+def vidcom2(case: Any) -> None:
+    tokens, retention = clip(case), case.info["retention"]
+    official = create_method("vidcom2", retention=retention, count="official")
+    score, frames = official.steps(ImageBatch([tokens], [official]))
+    case.expect("score", score[0], rtol=1e-4)
+    case.expect("frame_budget", frames[0])
+    case.expect("keep_idx", kept(official.compress(tokens), tokens), need=True)
+    patches = tokens.num_patches
+    total = max(len(tokens.features), int(patches * retention))
+    budget = (
+        {"retention": retention} if int(patches * retention + 1e-9) == total else {"tokens": total}
+    )
+    exact = create_method("vidcom2", **budget)
+    case.expect("keep_idx_exact", kept(exact.compress(tokens), tokens), need=True)
+
+
+RUNNERS = {"ev_": evs, "vc_": vidcom2}
