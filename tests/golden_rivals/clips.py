@@ -51,4 +51,10 @@ def vidcom2(case: Any) -> None:
     case.expect("keep_idx_exact", kept(exact.compress(tokens), tokens), need=True)
 
 
-RUNNERS = {"ev_": evs, "vc_": vidcom2}
+def dycoke(case: Any) -> None:
+    tokens = clip(case)
+    method = create_method("dycoke", merging_ratio=case.info["merging_ratio"], groups="official")
+    case.expect("keep_idx", kept(method.compress(tokens), tokens), need=True)
+
+
+RUNNERS = {"ev_": evs, "vc_": vidcom2, "dy_": dycoke}
