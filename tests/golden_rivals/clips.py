@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vtc import VisualTokens, create_method
@@ -57,4 +58,30 @@ def dycoke(case: Any) -> None:
     case.expect("keep_idx", kept(method.compress(tokens), tokens), need=True)
 
 
-RUNNERS = {"ev_": evs, "vc_": vidcom2, "dy_": dycoke}
+def fastvid(case: Any) -> None:
+    info = case.info
+    tokens = clip(
+        case,
+        pool_attention=case.input("pool_attention"),
+        pool_output=case.input("frame_embedding"),
+    )
+    method = create_method(
+        "fastvid",
+        retention=info["retention"],
+        c=info["DySeg_c"],
+        tau=info["DySeg_tau"],
+        d=info["STPrune_d"],
+        p=info["DTM_p"],
+        beta=info["DTM_beta"],
+        guide="pool",
+        count="official",
+    )
+    begins = torch.as_tensor(method.begins(ImageBatch([tokens], [method])))
+    if info["DTM_p"] > 1:
+        case.expect("segments", begins.cumsum(0).bincount()[1:])
+    out = method.compress(tokens)
+    case.expect("keep_idx", kept(out, tokens), need=True)
+    case.expect("out_tokens", out.features, atol=2e-5, rtol=1e-4, need=True)
+
+
+RUNNERS = {"ev_": evs, "vc_": vidcom2, "dy_": dycoke, "fa_": fastvid}

@@ -31,9 +31,9 @@ class DyCoke(ComparesFrames):
 
     Without a budget every compared frame keeps `1 - merging_ratio` of its tokens, 47.5 % of a clip in
     all. A budget solves for the ratio: whole frames first, the rest evenly for the compared ones; where
-    it is smaller than the whole frames, these share it, by how unlike its frame's mean a token is [ours].
-    So it goes with an image, which is a first frame, and with every tile of one with crops; without a
-    budget these stay whole.
+    it is smaller than the whole frames, these share it, by how unlike its frame's mean a token is
+    [ours]. So it goes with an image, which is a first frame, and with every tile of one with crops;
+    without a budget these stay whole.
 
     The official loops leave the third frame of the last group whole, lose the last of an odd number of
     frames, and need more than four. By default all groups are alike, and an incomplete one is cut like
