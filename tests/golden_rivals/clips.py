@@ -84,4 +84,43 @@ def fastvid(case: Any) -> None:
     case.expect("out_tokens", out.features, atol=2e-5, rtol=1e-4, need=True)
 
 
-RUNNERS = {"ev_": evs, "vc_": vidcom2, "dy_": dycoke, "fa_": fastvid}
+def prunevid(case: Any) -> None:
+    tokens, info = clip(case), case.info
+    patches = tokens.features.shape[1]
+    method = create_method(
+        "prunevid",
+        temporal_segment_ratio=info["temporal_segment_ratio"],
+        tau=info["tau"],
+        cluster_ratio=info["cluster_ratio"],
+        k=info["k"],
+    )
+    batch = ImageBatch([tokens], [method])
+    sets, found = method.sets(batch), method.windows(batch)[0]
+    case.expect("windows", torch.tensor(found))
+    share = torch.as_tensor(sets.share)
+    case.expect("static", share[: len(found)])
+    dynamic = torch.zeros(len(found), dtype=torch.long)
+    dynamic.index_add_(0, torch.as_tensor(sets.window), share[len(found) :])
+    case.expect("dynamic", dynamic)
+
+    # officially the order is window by window: static tokens, then frame by frame, by peak score
+    out = method.compress(tokens)
+    at = {place: nth for nth, place in enumerate(kept(out, tokens).tolist())}
+    order: list[int] = []
+    members = torch.cat([sets.static, ~sets.static[torch.as_tensor(sets.window)]])
+    for window in range(len(found)):
+        first = sum(found[:window])
+        rows = [(window, first)]
+        rows += [(len(found) + first + i, first + i) for i in range(found[window])]
+        for row, frame in rows:
+            many = members[row].sum() > 14
+            ranked = sets.order[row].tolist() if many else range(patches)
+            order += [
+                at[frame * patches + place]
+                for place in ranked
+                if members[row, place] and sets.centre[row, place] == place
+            ]
+    case.expect("out_tokens", out.features[order], atol=2e-5, rtol=1e-4, need=True)
+
+
+RUNNERS = {"ev_": evs, "vc_": vidcom2, "dy_": dycoke, "fa_": fastvid, "pv_": prunevid}

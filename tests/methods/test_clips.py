@@ -74,7 +74,8 @@ def test_clips_are_a_fixed_number_of_operations(name, budget, monkeypatch):
         for one, other in zip(out, want, strict=True):
             assert torch.equal(taken_back(one.anchor), other.anchor)
             torch.testing.assert_close(taken_back(one.features), other.features)
-    assert len(found) == len(host) == 1 and found.pop()[2] <= 1
+    # `prunevid` asks for its windows, and then for what does not move in them
+    assert len(found) == len(host) == 1 and found.pop()[2] <= 1 + (name == "prunevid")
 
 
 @pytest.mark.parametrize("name", CLIPS)

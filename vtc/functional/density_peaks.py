@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vtc.kernels.segmented_topk import segmented_topk
+
 
 def distances(tokens: Tensor, valid: Tensor) -> Tensor:
     """Distances over the root of the width, float32 `[R, N, N]`.
@@ -54,3 +56,25 @@ def peak_scores(distance: Tensor, valid: Tensor, neighbours: int) -> Tensor:
     largest = distance.masked_fill(~here, 0).amax((1, 2))
     nearest = torch.where(rank == 0, largest[:, None], nearest)
     return (density * nearest).masked_fill(~valid, 0)
+
+
+def clusters(
+    tokens: Tensor, valid: Tensor, counts: Tensor, neighbours: int
+) -> tuple[Tensor, Tensor]:
+    """Each set in so many clusters, around its best peaks.
+
+    Args:
+        tokens: `[R, N, C]`.
+        valid: bool `[R, N]`.
+        counts: int64 `[R]`, clusters wanted.
+        neighbours: see `peak_scores`.
+
+    Returns:
+        int64 `[R, N]`, the centre that each token is nearest to, the first of equally near ones, a
+        centre to itself; int64 `[R, N]`, tokens by falling peak score, masked ones last.
+    """
+    distance = distances(tokens, valid)
+    order, centre = segmented_topk(peak_scores(distance, valid, neighbours), counts, valid)
+    nearest = distance.masked_fill(~centre[:, None], torch.inf).argmin(-1)
+    own = torch.arange(nearest.shape[1], device=nearest.device)
+    return torch.where(centre, own, nearest), order
