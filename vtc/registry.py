@@ -150,8 +150,17 @@ def compared_methods() -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class registered under `name`."""
-    return entry(_load(), "method", name)
+    """The class registered under `name`.
+
+    Raises:
+        VTCError: there is none; of published methods that are not here it says why.
+    """
+    try:
+        return entry(_load(), "method", name)
+    except VTCError as error:
+        from vtc.methods._known import unknown
+
+        raise unknown(error, name) from None
 
 
 def create_method(name: str, **options: Any) -> Method:
@@ -160,4 +169,5 @@ def create_method(name: str, **options: Any) -> Method:
     Raises:
         VTCError: unknown method, unknown option or a value out of range.
     """
+    method_class(name)  # says more than a table does
     return create(_load(), "method", name, **options)
