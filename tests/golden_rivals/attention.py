@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from vtc import VisualTokens, create_method
+from vtc.batch import ImageBatch
+from vtc.functional.vispruner import choose
+from vtc.methods.hiprune import beside
 from vtc.tokens import CompressedTokens
 
 
@@ -43,4 +46,107 @@ def fastervlm(case: Any) -> None:
     case.expect("keep_idx", kept(method.compress(tokens)), need=True)
 
 
-RUNNERS = {"fv": fastervlm}
+def visionzip(case: Any) -> None:
+    info, hidden, keys = case.info, case.input("hidden"), case.input("key_metric")
+    attention = case.input("cls_attention").mean(-2)
+    dominant = info["dominant"] - 1  # CLS is left out, and put in front again below
+    method = create_method(
+        "visionzip",
+        tokens=dominant + info["contextual"],
+        contextual=info["contextual"],
+        order="official",
+    )
+    if "grid_wh" in info:
+        return visionzip_crops(case, method, dominant)
+    out = method.compress(
+        tokens_of(hidden[1:], {"attention": attention, "key_mean": keys}),
+    )
+    patch, merged = kept(out), out.merged
+    target = torch.full((len(hidden),), -1)
+    target[merged.source] = patch[merged.output]
+    given = [i for i, t in enumerate(target.tolist()) if t not in (-1, i)]
+    case.expect("dominant_idx", patch[:dominant])
+    case.expect("target_idx", patch[dominant:])
+    case.expect("owner", torch.searchsorted(patch[dominant:], target[given]))  # its number
+    case.expect("count", out.weight[dominant:] - 1)
+    tokens = torch.cat([hidden[:1], out.features])
+    case.expect("out_tokens", tokens, atol=2e-5, rtol=1e-4, need=True)
+
+
+def visionzip_crops(case: Any, method: Any, dominant: int) -> None:
+    """The official packing of crops: kept patches of the canvas, all CLS rows, all merged tokens."""
+    hidden, keys = case.input("hidden"), case.input("key_metric")
+    attention = case.input("cls_attention").mean(-2)
+    crops = [
+        tokens_of(h[1:], {"attention": a, "key_mean": k})
+        for h, a, k in zip(hidden, attention, keys, strict=True)
+    ]
+    outs = method.compress_all(crops)
+    across, side = case.info["grid_wh"][0], crops[0].patch_grid[0]
+    crop = torch.arange(len(crops))[:, None]
+    patch = torch.stack([kept(out)[:dominant] for out in outs])
+    row, col = crop // across * side + patch // side, crop % across * side + patch % side
+    place = (row * across * side + col).flatten()
+    order = place.argsort()
+    first = torch.cat([out.features[:dominant] for out in outs])[order]
+    last = [out.features[dominant:] for out in outs]
+    case.expect("canvas_idx", place[order])
+    tokens = torch.cat([first, hidden[:, 0], *last])
+    case.expect("out_tokens", tokens, atol=2e-5, rtol=1e-4, need=True)
+
+
+def hiprune(case: Any) -> None:
+    info = case.info
+    signals = {"object": case.input("received_object"), "deep": case.input("received_deep")}
+    tiles, patches = signals["deep"].shape
+    features = torch.zeros(tiles, patches, 1)
+    tokens = VisualTokens(features, tuple(info["grid"]), signals=signals)
+    method = create_method(
+        "hiprune", tokens=info["tokens"], alpha=info["alpha"], neighbours="official"
+    )
+    anchor = torch.zeros(tiles, patches, dtype=torch.bool)
+    for tile, count in enumerate(info["anchors"]):
+        case.expect_value("anchors", round(info["tokens_per_tile"] * info["alpha"] / 5), count)
+        anchor[tile, signals["object"][tile].topk(count).indices] = True
+    buffer = beside(anchor, tokens.patch_grid, "official")[0].nonzero().squeeze(1)
+    case.expect("buffer_idx", buffer)
+    out, keep = method.compress(tokens), torch.zeros_like(anchor)
+    keep[out.tile, out.patch] = True
+    case.expect("keep", keep, need=True)
+
+
+def vispruner(case: Any) -> None:
+    info, features = case.info, case.input("features")
+    tokens, ratio = info["tokens"], info["important_ratio"]
+    attention = case.input("cls_attention").mean(0)
+    front = int(tokens * ratio)
+    left = len(features) - front if tokens > front else 0
+    valid = torch.ones(1, len(features), dtype=torch.bool)
+    order, rest = choose(attention[None], features[None], valid, [front], [left], [tokens - front])
+    case.expect("important_idx", order[0, :front])
+    case.expect("diverse_idx", rest[0, : tokens - front])
+    method = create_method("vispruner", tokens=tokens, important=ratio)
+    out = method.compress(tokens_of(features, {"attention": attention}))
+    case.expect("keep_idx", kept(out), need=True)
+
+
+def prumerge(case: Any) -> None:
+    info, features = case.info, case.input("features")
+    plus = info["method"] == "prumerge_plus"
+    fixed = {} if info["adaptive"] else {"tokens": int(len(features) * info["reduction_ratio"]) + 1}
+    method = create_method("prumerge", plus=plus, grid="official", order="official", **fixed)
+    signals = {"cls_query": case.input("q_cls"), "keys": case.input("keys")}
+    tokens = tokens_of(features, signals)
+    case.expect("cls_attn", method.attention(ImageBatch([tokens], [method]))[0], atol=1e-6)
+    out = method.compress(tokens)
+    case.expect("idx", kept(out)[:-1])
+    case.expect("out_tokens", out.features, atol=2e-5, rtol=1e-4, need=True)
+
+
+RUNNERS = {
+    "fv": fastervlm,
+    "vz": visionzip,
+    "hp": hiprune,
+    "vp": vispruner,
+    "pm": prumerge,
+}

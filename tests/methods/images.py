@@ -50,7 +50,7 @@ def image(
     signals |= {"attention_received": attention, **more_signals(tiles, patches, has_cls, seed)}
     for name, kind in named(has_cls).items():
         values = torch.softmax(logits * 1.5, 1) if name.startswith("deep_att") else signals[kind]
-        values = signals["another_layer"] if name in ("shallow", "object") else values
+        values = signals["another_layer"] if name in ("object", "local") else values
         signals.setdefault(name, values)
     return VisualTokens(
         features=normal(tiles, patches, WIDTH).to(dtype),
