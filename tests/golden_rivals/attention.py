@@ -143,10 +143,31 @@ def prumerge(case: Any) -> None:
     case.expect("out_tokens", out.features, atol=2e-5, rtol=1e-4, need=True)
 
 
+def vscan(case: Any) -> None:
+    info, features = case.info, case.input("features")
+    if info["method"] == "vscan":
+        names = ("shallow_attention", "deep_attention")
+        local, deep = (case.input(name).mean(0) for name in names)
+        # the official code ends with fewer than it was asked for
+        half = info["tokens"] // 2 // 16 * 16
+        options = {"quota": "each", "tokens": half + info["tokens"] - info["tokens"] // 2}
+    else:
+        local, deep = case.input("local_attention"), case.input("global_attention")
+        options = {"tokens": info["tokens"]}
+    tokens = tokens_of(features, {"local": local, "attention": deep}, tuple(info["grid"]))
+    method = create_method("vscan", window=info["window"], **options)
+    picked = method.local(ImageBatch([tokens], [method]), [options["tokens"]])
+    case.expect("local_idx", picked[0].nonzero().squeeze(1))
+    out = method.compress(tokens)
+    case.expect("keep_idx", kept(out))
+    case.expect("out_tokens", out.features, atol=2e-5, rtol=1e-4, need=True)
+
+
 RUNNERS = {
     "fv": fastervlm,
     "vz": visionzip,
     "hp": hiprune,
     "vp": vispruner,
     "pm": prumerge,
+    "vs": vscan,
 }
