@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vtc import VisualTokens, create_method
 from vtc.batch import ImageBatch
+from vtc.functional.holov import cut, quotas, run_scores
 from vtc.functional.vispruner import choose
 from vtc.methods.hiprune import beside
 from vtc.tokens import CompressedTokens
@@ -163,6 +164,31 @@ def vscan(case: Any) -> None:
     case.expect("out_tokens", out.features, atol=2e-5, rtol=1e-4, need=True)
 
 
+def holov(case: Any) -> None:
+    info, features, attention = case.info, case.input("features"), case.input("attention")
+    runs = cut(len(features), info["chunks"])
+    lengths = [length for _, length in runs]
+    parts = [torch.arange(start, start + length) for start, length in runs]
+    source = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    real = torch.arange(source.shape[1]) < torch.tensor(lengths)[:, None]
+    scores = run_scores(features[source], attention[source], real, info["alpha"])
+    quota, granted = quotas(scores[None], [lengths], [info["tokens"]])
+    case.expect("quota", quota[0])
+    order = []  # a run that its quota covers is kept whole, others by falling attention
+    for part, count, length in zip(parts, quota[0].tolist(), lengths, strict=True):
+        best = attention[part].argsort(descending=True, stable=True)[:count]
+        order.append(part if count >= length else part[best])
+    order = torch.cat(order)
+    case.expect("keep_idx", order)
+    zeros = torch.zeros(info["zero_rows"], features.shape[1])
+    tokens = torch.cat([features[order], zeros])
+    case.expect("out_tokens", tokens, atol=2e-5, rtol=1e-4, need=True)
+    method = create_method("holov", tokens=info["tokens"], runs=info["chunks"])
+    out = set(kept(method.compress(tokens_of(features, {"attention": attention}))).tolist())
+    if len(out) != info["tokens"] or not (out >= set(order.tolist())):
+        raise ValueError("kept: not the official patches, and others in place of zero rows")
+
+
 RUNNERS = {
     "fv": fastervlm,
     "vz": visionzip,
@@ -170,4 +196,5 @@ RUNNERS = {
     "vp": vispruner,
     "pm": prumerge,
     "vs": vscan,
+    "hv": holov,
 }
