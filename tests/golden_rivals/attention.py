@@ -9,9 +9,11 @@ from torch import Tensor
 
 from vtc import VisualTokens, create_method
 from vtc.batch import ImageBatch
+from vtc.functional.bipartite import merge_pairs
 from vtc.functional.holov import cut, quotas, run_scores
 from vtc.functional.vispruner import choose
 from vtc.methods.hiprune import beside
+from vtc.methods.tome import destinations
 from vtc.tokens import CompressedTokens
 
 
@@ -189,6 +191,48 @@ def holov(case: Any) -> None:
         raise ValueError("kept: not the official patches, and others in place of zero rows")
 
 
+def tome(case: Any) -> None:
+    info, features = case.info, case.input("features")
+    if info["method"] == "tomesd":
+        return tomesd(case)
+    size, valid = len(features), torch.ones(1, len(features), dtype=torch.bool)
+    metric = case.input("metric")
+    place, main = merge_pairs(metric[None], valid, [size], [info["rounds"]])
+    left = size - sum(info["rounds"])
+    count = torch.bincount(place[0], minlength=left).float()
+    sums = torch.zeros(left, features.shape[1]).index_add(0, place[0], features)
+    case.expect("member", place[0])
+    case.expect("size", count)
+    case.expect("out_tokens", sums / count[:, None], atol=2e-5, rtol=1e-4, need=True)
+    if len(info["rounds"]) == 1:  # as many as the method takes in its first
+        method = create_method("tome", tokens=left, metric="keys")
+        out = method.compress(tokens_of(features, {"key_mean": metric}))
+        order = torch.full((size,), -1)
+        order[kept(out)] = torch.arange(left)
+        tokens = out.features[order[main[0, :left]]]
+        case.expect("out_tokens", tokens, atol=2e-5, rtol=1e-4)
+
+
+def tomesd(case: Any) -> None:
+    info, features = case.info, case.input("features")
+    tokens = tokens_of(features, {}, tuple(info["grid"]))
+    down, across = torch.tensor([info["stride_yx"]]).unbind(1)
+    to = destinations(tokens.valid, tokens.patch_grid, down, across)
+    case.expect("dst_idx", to[0].nonzero().squeeze(1))
+    left, cell = len(features) - info["r"], tuple(info["stride_yx"])
+    out = create_method("tome", tokens=left, variant="tomesd", cell=cell).compress(tokens)
+    case.expect_rows("out_tokens", out.features, atol=2e-5, rtol=1e-4)
+
+
+def pixelprune(case: Any) -> None:
+    info, pixels = case.info, case.input("pixels")
+    features = torch.zeros(len(pixels), 1)
+    tokens = tokens_of(features, {"pixels": pixels}, tuple(info["grid"]))
+    patch = kept(create_method("pixelprune", tau=info["threshold"]).compress(tokens))
+    case.expect_value("kept", len(patch), info["kept"])
+    case.expect("keep_idx", patch, need=True)
+
+
 RUNNERS = {
     "fv": fastervlm,
     "vz": visionzip,
@@ -197,4 +241,6 @@ RUNNERS = {
     "pm": prumerge,
     "vs": vscan,
     "hv": holov,
+    "to": tome,
+    "px": pixelprune,
 }
