@@ -233,6 +233,21 @@ def pixelprune(case: Any) -> None:
     case.expect("keep_idx", patch, need=True)
 
 
+def prunesid(case: Any) -> None:
+    tokens = case.info["tokens"] - 1  # without CLS
+    attention = case.input("cls_attention").mean(0)
+    image = tokens_of(case.input("hidden")[1:], {"attention": attention})
+    method = create_method("prunesid", tokens=tokens)
+    parts = method.plan(ImageBatch([image], [method]), [tokens])
+    group, rank, left, quota = (part[0] for part in parts)
+    case.expect("group", group)
+    case.expect("kept", left)
+    case.expect("quota", quota)
+    patch = kept(method.compress(image))
+    order = (group * len(rank) + rank)[patch].argsort()
+    case.expect("keep_idx", patch[order], need=True)
+
+
 RUNNERS = {
     "fv": fastervlm,
     "vz": visionzip,
@@ -243,4 +258,5 @@ RUNNERS = {
     "hv": holov,
     "to": tome,
     "px": pixelprune,
+    "ps": prunesid,
 }
