@@ -108,6 +108,19 @@ class Case:
             if a != set(b):
                 raise Mismatch(f"{name}[{i}]: got {sorted(a)}, expected {sorted(b)}")
 
+    def expect_rows(self, name: str, got: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> None:
+        """Compare the rows of a matrix in any order."""
+        if name not in self._tensors:
+            raise Mismatch(f"{name}: not in the file")
+        want = self._tensors[name].double()
+        if got.shape != want.shape:
+            raise Mismatch(f"{name}: shape {tuple(got.shape)}, expected {tuple(want.shape)}")
+        far = (got.double()[:, None] - want[None]).abs().amax(-1)
+        nearest = far.argmin(1)
+        if len(nearest.unique()) != len(want):
+            raise Mismatch(f"{name}: rows are not those expected, or some occur twice")
+        self.expect(name, got[nearest.argsort()], atol=atol, rtol=rtol)
+
     def expect_value(self, name: str, got: float, want: float | None, slack: float = 0) -> None:
         """Compare a number from the JSON, None for one that is not there."""
         if want is not None and not abs(got - want) <= slack:

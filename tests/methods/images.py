@@ -47,8 +47,15 @@ def image(
     if has_cls:
         query = normal(tiles, WIDTH) * 3
         signals |= {"cls_logits": logits, "cls_attention": attention, "cls_query": query}
+<<<<<<< HEAD
+=======
+    else:
+        attention = torch.softmax(logits, 1)
+    signals |= {"attention_received": attention, **more_signals(tiles, patches, has_cls, seed)}
+>>>>>>> h-attn
     for name, kind in named(has_cls).items():
         values = torch.softmax(logits * 1.5, 1) if name.startswith("deep_att") else signals[kind]
+        values = signals["another_layer"] if name in ("object", "local") else values
         signals.setdefault(name, values)
     return VisualTokens(
         features=normal(tiles, patches, WIDTH).to(dtype),
@@ -62,6 +69,7 @@ def image(
     )
 
 
+<<<<<<< HEAD
 def clip(
     frames: int,
     grid: tuple[int, int] = (4, 4),
@@ -81,6 +89,20 @@ def clip(
     return VisualTokens(
         features, packing, newline=newline, signals=still.signals, content_seed=seed
     )
+=======
+def more_signals(tiles: int, patches: int, has_cls: bool, seed: int) -> dict[str, torch.Tensor]:
+    """Signals with draws of their own, so that those of the others stay as they were."""
+    generator = torch.Generator().manual_seed(seed + 10**6)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return {
+        "key_mean": normal(tiles, patches + has_cls, 8),
+        "another_layer": torch.softmax(normal(tiles, patches) * 2, 1) * 0.9,
+        "pixels": torch.randint(0, 2, (tiles, patches, 2), generator=generator).float(),
+    }
+>>>>>>> h-attn
 
 
 class Plain(torch.nn.Module):

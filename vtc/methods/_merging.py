@@ -1,0 +1,77 @@
+"""Tokens that stay, each made of itself and of patches that are given to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vtc.batch import ImageBatch
+from vtc.functional.ragged import where_true
+from vtc.kernels.cosine_topk import cosine_topk
+from vtc.selection import Selection
+
+
+def listed(mask: Tensor, counts: Sequence[int]) -> Tensor:
+    """Int64 `[S, most]`: the True entries of each row of `mask` `[S, N]`, of which there are
+    `counts`; what is behind them is of no meaning, and there is one column at least."""
+    return (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(*counts, 1)]
+
+
+def nearest(values: Tensor, mask: Tensor, counts: Sequence[int]) -> Tensor:
+    """The entry of `mask` that is most alike each patch by cosine, lower on ties; int64 `[S, N]`.
+
+    Args:
+        values: `[S, N, C]`, float32.
+        mask: bool `[S, N]`, the entries.
+        counts: how many there are of each tile; without any, what comes back is of no meaning.
+    """
+    entries = listed(mask, counts)
+    there = values.gather(1, entries[..., None].expand(-1, -1, values.shape[-1]))
+    real = mask.gather(1, entries)
+    found = cosine_topk(values, there, 1, valid=real).squeeze(-1).clamp(min=0)
+    return entries.gather(1, found)
+
+
+def merge_into(
+    batch: ImageBatch,
+    keep: Tensor,
+    owner: Tensor,
+    given: Tensor,
+    counts: Sequence[int],
+    weight: str,
+    key: Tensor | None = None,
+) -> Selection:
+    """The patches that stay, and with each those that are given to it.
+
+    Args:
+        batch: the images; as many tokens stay of each as its budget says.
+        keep: bool `[S, N]`, those that stay.
+        owner: int64 `[S, N]`, for each patch that is given away the one of its tile that gets it.
+        given: bool `[S, N]`, which they are.
+        counts: how many stay or are given away of each tile.
+        weight: "mean" of the token's patches, or "sum": itself and the mean of what it was given.
+        key: int64 `[S, N]`, ranks of tokens in their image, see `ImageBatch.merge`.
+    """
+    patches = keep.shape[1]
+    kept = where_true(keep.flatten(), sum(batch.budgets))
+    source = where_true((keep | given).flatten(), sum(counts))
+    owner = torch.where(keep, torch.arange(patches, device=keep.device), owner).flatten()
+    number = keep.flatten().cumsum(0) - 1
+    output = number[source - source % patches + owner[source]]
+    size = torch.zeros(len(kept), device=keep.device)
+    size.index_add_(0, output, torch.ones_like(output, dtype=torch.float32))
+    share = 1 / size[output]
+    if weight == "sum":
+        share = torch.where(keep.flatten()[source], 1, 1 / (size[output] - 1))
+    return batch.merge(
+        batch.tables.packed.flatten()[kept],
+        output,
+        source,
+        share,
+        size,
+        batch.budgets,
+        batch.per_image(counts),
+        key=None if key is None else key.flatten()[kept],
+    )
