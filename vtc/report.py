@@ -127,6 +127,11 @@ class ImageReport:
         return self.packing.layout
 
     @property
+    def hidden(self) -> tuple[int, ...]:
+        """Packed tokens that the prompt's attention mask hides; no part of the counts."""
+        return self.packing.hidden
+
+    @property
     def frames(self) -> int:
         """Frames of a clip, 1 for an image."""
         return self.packing.frames

@@ -165,6 +165,11 @@ class VisualTokens:
         return self.packing.image_size
 
     @property
+    def hidden(self) -> tuple[int, ...]:
+        """Packed tokens that the prompt's attention mask hides; no part of the counts."""
+        return self.packing.hidden
+
+    @property
     def frames(self) -> int:
         """Frames of a clip; 1 for an image, whatever its tiles."""
         return self.packing.frames
