@@ -36,7 +36,7 @@ class {cls}(vtc.Method):
 def put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Modules can be written to a folder on the path; tables are as before afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
-    tables = (_METHODS, plans.PLANS, quantizers.QUANTIZERS, samplers.SAMPLERS, base._ADAPTERS)
+    tables = (_METHODS.made, plans.PLANS, quantizers.QUANTIZERS, samplers.SAMPLERS, base._ADAPTERS)
     before = [dict(table) for table in tables]
     modules = set(sys.modules)
     yield

@@ -34,7 +34,7 @@ VARIABLES = {
     "VTC_OPTIONS": "options",
 }
 #: variables of other parts of `vtc`, never taken for a misspelling
-OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK")
+OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK", "VTC_IMPORT")
 #: the two ways to state a budget; setting one replaces the other
 BUDGET = {"retention": "tokens", "tokens": "retention"}
 # PyYAML follows YAML 1.1, where 1e-3 without a dot is a string
