@@ -25,9 +25,9 @@ from rich.table import Table
 from torch import Tensor
 
 import vtc
-from vtc.commands._arguments import positive
 from vtc.eval import reference
-from vtc.eval.answers import Batch, answer, batches
+from vtc.eval.common.answers import Batch, answer, batches
+from vtc.eval.common.arguments import positive
 from vtc.functional.token_correlation import neighbour_count, redundant_patches, sampling_number
 from vtc.methods.token_correlation import TokenCorrelation
 from vtc.tokens import CompressedTokens, VisualTokens, keep_patches

@@ -173,7 +173,7 @@ def gc2_steps(tokens: VisualTokens, method: Any) -> dict[str, Tensor]:
     """The steps on the way to GlobalCom2's output, named and laid out as in the golden files."""
     if tokens.tile_grid is None:
         return {}
-    chosen = method.select(tokens)
+    chosen = method.choose(tokens)
     valid = tokens.valid[1:]
     extents = gc2.crop_extents(tokens.patch_grid, tokens.tile_grid, method.region(tokens))
     compact = gc2.compact_index(valid)

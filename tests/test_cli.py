@@ -11,8 +11,8 @@ from PIL import Image
 import vtc
 import vtc.eval.reference as reference
 from vtc.cli import main
-from vtc.commands import _model
 from vtc.commands.methods import describe
+from vtc.eval.common import loading
 from vtc.registry import create_method, list_methods
 from vtc.report import Report
 
@@ -162,7 +162,7 @@ def test_the_projector_that_ships_is_taken(capsys, images, loaded, tmp_path):
     argv = ["--image", images[0], "--prompt", QUESTION, "--method", "tokenflex", "--tokens", "80"]
     (plain,) = run_json(capsys, "run", *argv)["results"]
     (named,) = run_json(capsys, "run", *argv, "--option", f"projector={folder}")["results"]
-    inputs = _model.Loaded("reference", model, processor, model.device).inputs(
+    inputs = loading.Loaded("reference", model, processor, model.device).inputs(
         [Image.open(images[0]).convert("RGB")], QUESTION
     )
     with vtc.compress(model, "tokenflex", tokens=80, projector=folder):
@@ -242,7 +242,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("argv, message", ERRORS)
 def test_expected_problems_are_one_line(capsys, images, tmp_path, monkeypatch, argv, message):
-    monkeypatch.setattr(_model, "_hub_answers", lambda: False)
+    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
     text = tmp_path / "text.png"
     text.write_text("no picture")
     places = {"text": text, "image": images[0], "folder": tmp_path}

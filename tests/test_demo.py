@@ -11,7 +11,8 @@ from PIL import Image
 
 from vtc.cli import main
 from vtc.errors import VTCError
-from vtc.eval import answers, demo, timing
+from vtc.eval.common import answers, timing
+from vtc.eval.demo import run as demo
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 import pytest
 
-from vtc.commands._prompt import notes, placed, user_prompt
 from vtc.errors import VTCError
+from vtc.eval.common.prompts import notes, placed, user_prompt
 
 # As the families' templates are: images in front, whatever the order of the parts (LLaVA) ...
 FRONT = (

@@ -43,9 +43,9 @@ def apply(
         VTCError: unknown method or option, value out of range, unsupported model or signal; the model
             is left as it was.
     """
-    from vtc.plugins.hf import patch
+    from vtc.plugins.hf import apply as hf
 
-    return patch.apply(model, method, processor=processor, positions=positions, **options)
+    return hf.apply(model, method, processor=processor, positions=positions, **options)
 
 
 def compress(
@@ -71,16 +71,16 @@ def compress(
             may belong to any of them; enter the block in the thread, or start it with
             `threading.Thread(target=contextvars.copy_context().run, args=(model.generate,))`.
     """
-    from vtc.plugins.hf import patch
+    from vtc.plugins.hf import apply as hf
 
-    return patch.plan(model, method, processor=processor, positions=positions, **options)
+    return hf.plan(model, method, processor=processor, positions=positions, **options)
 
 
 def remove(model: Any) -> None:
     """Take any compression off `model`: it is exactly as before. Safe when there is none."""
-    from vtc.plugins.hf import patch
+    from vtc.plugins.hf import apply as hf
 
-    patch.remove(model)
+    hf.remove(model)
 
 
 def model_defaults(model: Any) -> dict[str, dict[str, Any]]:

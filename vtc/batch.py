@@ -4,102 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vtc.batch_tables import BatchTables, batch_tables
 from vtc.checks import passed, thorough
 from vtc.errors import VTCError
 from vtc.functional.budget import apportion
-from vtc.functional.geometry import Geometry, tables
 from vtc.functional.ragged import read, side_by_side, where_true
-from vtc.tokens import CompressedTokens, Gathered, MergeIndex, VisualTokens
+from vtc.functional.sampling import image_noise
+from vtc.selection import Selection
+from vtc.tokens import MergeIndex, VisualTokens
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
-
-
-@dataclass(frozen=True, eq=False)
-class BatchTables:
-    """Geometry of B images: S tiles of N patches, L packed tokens, images behind each other.
-
-    Attributes:
-        image: int64 `[S]`, the image of each tile.
-        nth: int64 `[S]`, its number in that image.
-        slot: int64 `[B, most]`, the tiles of each image, padded with its first.
-        here: bool `[B, most]`, False for that padding.
-        valid: bool `[S, N]`, patches that are not padding.
-        available: int64 `[S]`, how many of them a tile has.
-        packed: int64 `[S, N]`, place of each patch among all packed tokens, -1 for padding.
-        origin: int64 `[4, L]`, of each packed token: `tile * N + patch` in the batch, its tile and
-            patch in the image (all -1 for separators), its place in the image's packed sequence.
-        separators: int64, places of the separators among all packed tokens.
-        start: int64 `[B]`, place of each image's first packed token.
-        first: int64 `[B]`, each image's first tile.
-    """
-
-    image: Tensor
-    nth: Tensor
-    slot: Tensor
-    here: Tensor
-    valid: Tensor
-    available: Tensor
-    packed: Tensor
-    origin: Tensor
-    separators: Tensor
-    start: Tensor
-    first: Tensor
-
-
-@lru_cache(maxsize=16)
-def batch_tables(shapes: tuple[Geometry, ...], device: torch.device) -> BatchTables:
-    """The tables of images of these shapes on `device`; kept, since calls repeat them."""
-    with tables():
-        tiles = torch.tensor([shape.tiles for shape in shapes])
-        lengths = torch.tensor([len(shape.source) for shape in shapes])
-        patches = shapes[0].valid.shape[1]
-        first, start = tiles.cumsum(0) - tiles, lengths.cumsum(0) - lengths
-        image = torch.arange(len(shapes)).repeat_interleave(tiles)
-        nth = torch.arange(len(image)) - first[image]
-        column = torch.arange(int(tiles.max()))
-        here = column < tiles[:, None]
-        of_token = torch.arange(len(shapes)).repeat_interleave(lengths)
-        source = torch.cat([shape.source for shape in shapes])
-        packed = torch.cat([shape.packed for shape in shapes])
-        valid = packed >= 0
-        origin = torch.stack(
-            [
-                torch.where(source < 0, -1, source + first[of_token] * patches),
-                torch.where(source < 0, -1, source // patches),
-                torch.where(source < 0, -1, source % patches),
-                torch.arange(len(source)) - start[of_token],
-            ]
-        )
-        parts = (
-            image,
-            nth,
-            first[:, None] + column * here,
-            here,
-            valid,
-            valid.sum(1),
-            torch.where(valid, packed + start[image][:, None], -1),
-            origin,
-            (source < 0).nonzero().squeeze(1),
-            start,
-            first,
-        )
-        return BatchTables(*(part.to(device, non_blocking=True) for part in parts))
-
-
-def joined(parts: Sequence[Tensor], steps: Tensor) -> Tensor:
-    """The images' index tensors behind each other, those of image i moved by `steps[i]`."""
-    lengths = torch.tensor([len(part) for part in parts])
-    shift = steps.repeat_interleave(lengths).reshape(-1, *[1] * (parts[0].dim() - 1))
-    return torch.cat(list(parts)) + shift
 
 
 class ImageBatch:
@@ -132,6 +54,11 @@ class ImageBatch:
         return len(self.images)
 
     @cached_property
+    def _even(self) -> bool:
+        """Whether all images have as many tiles, so that rows are a view."""
+        return len(set(self.tiles)) == 1
+
+    @cached_property
     def features(self) -> Tensor:
         """`[S, N, D]`."""
         return side_by_side([image.features for image in self.images])
@@ -152,7 +79,7 @@ class ImageBatch:
     @property
     def hidden(self) -> bool:
         """Whether the prompt's mask hides some of the tokens."""
-        return any(image.hidden for image in self.images)
+        return any(image.packing.hidden for image in self.images)
 
     @cached_property
     def tables(self) -> BatchTables:
@@ -161,11 +88,15 @@ class ImageBatch:
 
     def rows(self, values: Tensor, fill: float) -> Tensor:
         """Values of tiles `[S, ...]` as one row an image, `[B, most, ...]`; `fill` in the padding."""
+        if self._even:
+            return values.unflatten(0, (len(self), self.tiles[0]))
         here = self.tables.here.reshape(*self.tables.here.shape, *[1] * (values.dim() - 1))
         return values[self.tables.slot].masked_fill(~here, fill)
 
     def of_rows(self, rows: Tensor) -> Tensor:
         """One row an image, `[B, most * N]`, as tiles `[S, N]`: the inverse of `rows`."""
+        if self._even:
+            return rows.unflatten(1, (self.tiles[0], -1)).flatten(0, 1)
         tiles = rows.unflatten(1, (self.tables.slot.shape[1], -1))
         return tiles[self.tables.image, self.tables.nth]
 
@@ -173,6 +104,16 @@ class ImageBatch:
         """Sums of one number a tile over each image."""
         ends = itertools.accumulate(self.tiles)
         return [sum(counts[end - n : end]) for n, end in zip(self.tiles, ends, strict=True)]
+
+    def noise(self, seed: int, patches: int | None = None) -> Tensor:
+        """Float32 `[S, N]` in (0, 1): draws that belong to `seed` and each image's pixels.
+
+        Args:
+            patches: N, where it is not that of the tokens.
+        """
+        seeds = [image.content_seed for image in self.images]
+        size = self.tables.slot.shape[1] * (patches or self.tables.valid.shape[1])
+        return self.of_rows(image_noise(seed, seeds, size, self.tables.valid.device))
 
     def shares(self, weights: Tensor | Sequence[float], totals: Sequence[int]) -> Tensor:
         """`budget.apportion` of each image's total among its tiles, by one weight a tile.
@@ -191,7 +132,7 @@ class ImageBatch:
         )
         return apportion(weights, capacity, totals)[host.image, host.nth]
 
-    def _newlines(self, place: Tensor, features: Tensor) -> Tensor:
+    def newlines(self, place: Tensor, features: Tensor) -> Tensor:
         """What stands at these separators: newlines, zeros where they have another width."""
         newlines = [image.newline for image in self.images]
         first = newlines[0]
@@ -202,9 +143,14 @@ class ImageBatch:
         image = torch.searchsorted(self.tables.start, place, right=True) - 1
         return torch.stack([n for n in newlines if n is not None])[image].to(features)
 
-    # -- putting results together --------------------------------------------------------------
+    # -- decisions -----------------------------------------------------------------------------
 
-    def keep(self, keep: Tensor, kept: Sequence[int]) -> list[CompressedTokens]:
+    @property
+    def separators(self) -> list[int]:
+        """Separators of each image, as it was packed."""
+        return [shape.length - shape.patches for shape in self.shapes]
+
+    def keep(self, keep: Tensor, kept: Sequence[int]) -> Selection:
         """Select patches and leave everything else as it was packed: order, separators, positions.
 
         Args:
@@ -229,103 +175,91 @@ class ImageBatch:
                 raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers")
             if not on_host:
                 passed(*key)
-        return self._gather(place, lengths, separators, right=on_host)
+        return Selection(self.shapes, place, lengths, separators, _looked_at=True)
 
-    @property
-    def separators(self) -> list[int]:
-        """Separators of each image, as it was packed."""
-        return [shape.length - shape.patches for shape in self.shapes]
+    def keep_all(self) -> Selection:
+        """Everything stays."""
+        return self.keep(self.tables.valid, [shape.patches for shape in self.shapes])
 
     def gather(
         self,
         place: Tensor,
         lengths: Sequence[int],
         separators: Sequence[int],
-        *,
-        features: Tensor | None = None,
         weight: Tensor | None = None,
-        merged: Sequence[MergeIndex | None] | None = None,
-        sound: bool = False,
-    ) -> list[CompressedTokens]:
+    ) -> Selection:
         """Tokens by their place among all packed tokens, image after image.
 
         Args:
             place: int64 `[M]`.
             lengths: tokens of each image, M together.
             separators: how many of each image's are separators.
-            features: `[M, D]`, instead of the tokens' own; newlines are put in all the same.
             weight: `[M]`, 1 each by default.
-            merged: of each image.
-            sound: whether merges are in range, weights are numbers, and `features` sums of the tokens'
-                own with these weights.
 
         Raises:
             VTCError: places are of other images or occur twice.
         """
-        on_host = place.device.type == "cpu"
-        key = "gather", type(self.methods[0]), self.shapes, place.device
-        if on_host or thorough(*key):
-            self._check_places(place, lengths, separators)
-        if not on_host:
-            passed(*key)
-        right = on_host and (sound or (features is None and weight is None and merged is None))
-        return self._gather(place, lengths, separators, features, weight, merged, right)
+        return Selection(self.shapes, place, lengths, separators, weight).checked(self.methods[0])
 
-    def _gather(
+    def merge(
         self,
         place: Tensor,
-        lengths: Sequence[int],
-        separators: Sequence[int],
+        output: Tensor,
+        source: Tensor,
+        weight: Tensor,
+        size: Tensor,
+        tokens: Sequence[int],
+        entries: Sequence[int],
+        *,
+        separators: tuple[Tensor, Sequence[int]] | None = None,
+        key: Tensor | None = None,
         features: Tensor | None = None,
-        weight: Tensor | None = None,
-        merged: Sequence[MergeIndex | None] | None = None,
-        right: bool = False,
-    ) -> list[CompressedTokens]:
-        """`gather` of places that are right; `right`: see `Gathered`."""
-        source, tile, patch, own = self.tables.origin[:, place].unbind()
-        if features is None:
-            features = self.features.flatten(0, 1)[source.clamp(min=0)]
-        if any(separators):  # in place: the tokens were gathered a moment ago, by whoever made them
-            rows = where_true(source < 0, sum(separators))
-            features.index_copy_(0, rows, self._newlines(place[rows], features))
-        if weight is None:
-            weight = torch.ones_like(source, dtype=torch.float32)
-        sizes = list(lengths)
-        columns = (x.split(sizes) for x in (features, tile, patch, own, weight))
-        out, index = [], [None] * len(self) if merged is None else merged
-        for nth, (f, t, p, a, w) in enumerate(zip(*columns, strict=True)):
-            m, patches = index[nth], sizes[nth] - separators[nth]
-            more = () if m is None else (m.output, m.source, m.weight)
-            known = Gathered.of(self.shapes[nth], patches, right, f, t, p, a, w, *more)
-            out.append(CompressedTokens(f, t, p, a, w, m, gathered=known))
-        return out
+    ) -> Selection:
+        """Merged tokens with their separators, in order.
 
-    def _check_places(
-        self, place: Tensor, lengths: Sequence[int], separators: Sequence[int]
-    ) -> None:
-        """Whether all places are of the image whose token they give a place, patches each once."""
-        where, is_patch = read(place).numpy(), _patches(self.shapes)
-        packed = [shape.length for shape in self.shapes]
-        try:
-            seen = np.bincount(where, minlength=len(is_patch))
-        except ValueError:  # a negative place
-            seen = where[:0]
-        inside = len(seen) == len(is_patch)
-        if inside and len(packed) > 1:
-            own = where - np.repeat(np.cumsum(packed) - packed, lengths)
-            inside = bool(((own >= 0) & (own < np.repeat(packed, lengths))).all())
-        if not inside:
-            raise VTCError(f"lengths: got {list(lengths)}, but tokens stand in other images")
-        seen *= is_patch
-        starts = [0, *itertools.accumulate(packed)][:-1]
-        found = np.add.reduceat(seen, starts).tolist()
-        if np.count_nonzero(seen) != sum(found):
-            raise VTCError("place: got a patch twice, expected each once at most")
-        if found != [length - n for length, n in zip(lengths, separators, strict=True)]:
-            raise VTCError(f"separators: got {list(separators)}, but {found} tokens are patches")
+        Args:
+            place: int64 `[M]`, place among all packed tokens of each merged token's main source;
+                distinct, not padding.
+            output, source, weight: `[K]` entries of the merge: token (counted in this order), source as
+                `tile * N + patch` in the batch, coefficient.
+            size: float `[M]`, source tokens that each one stands for.
+            tokens, entries: of each image, M and K together.
+            separators: places of the separators that stay and how many of them each image has; None for
+                all.
+            key: int64 `[M]`, a token's rank in its image, below its packed length; separators then
+                follow behind. None to sort everything by position. Needs images of equal packed length.
+            features: `[M, D]` token features that the method has projected itself, instead of the
+                weighted sums.
 
-
-@lru_cache(maxsize=16)
-def _patches(shapes: tuple[Geometry, ...]) -> Any:
-    """A NumPy array with 1 for every packed token of these images that is a patch, 0 for separators."""
-    return np.concatenate([shape.source.numpy() >= 0 for shape in shapes]).astype(np.int64)
+        Returns:
+            A selection that counts separators as outputs without sources.
+        """
+        tables = self.tables
+        if separators is None:
+            separators = tables.separators, self.separators
+        where = torch.cat([place, separators[0]])
+        if key is None:
+            order = where.argsort()
+        else:
+            own = tables.origin[3, where]
+            behind = own[len(place) :] + len(self.shapes[0].source)
+            order = (2 * (where - own) + torch.cat([key, behind])).argsort()
+        rank = torch.empty_like(order)
+        rank.scatter_(0, order, torch.arange(len(order), device=order.device))
+        output, entry = torch.sort(rank[output], stable=True)
+        sources = tables.valid.numel()
+        if features is not None:
+            blank = features.new_zeros(len(separators[0]), features.shape[1])
+            features = torch.cat([features, blank])[order]
+        ones = torch.ones_like(separators[0], dtype=torch.float32)
+        return Selection(
+            self.shapes,
+            where[order],
+            [n + s for n, s in zip(tokens, separators[1], strict=True)],
+            separators[1],
+            torch.cat([size.float(), ones])[order],
+            MergeIndex(output, source[entry], weight[entry].float(), len(order), sources),
+            entries,
+            features,
+            projected=features is not None,
+        ).checked(self.methods[0])

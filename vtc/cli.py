@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from vtc import __version__
 from vtc.commands import demo, doctor, methods, run, show
-from vtc.commands._status import run_command
+from vtc.commands.status import run_command
 
 EPILOG = """\
 examples:

@@ -105,8 +105,8 @@ def cells_of(
     else:
         tile, patch = (x.numpy() for x in canvas_provenance(report.patch_grid, report.tile_grid))
         rows, cols = tile.shape
-        stretched = report.unpad == "none"
-        if report.shrink is not None:
+        stretched = report.packing.unpad == "none"
+        if report.packing.shrink is not None:
             at = _nearest_tokens(share[tile, patch], report)
             tile, patch = tile[at], patch[at]
     top, left, down, across = _placement(rows, cols, original, stretched, crops=name == "crops")
@@ -131,8 +131,8 @@ def _nearest_tokens(share: Array, report: ImageReport) -> tuple[Array, Array]:
     """
     rows, cols = share.shape
     region = (0, rows, 0, cols)
-    if report.unpad != "none" and report.image_size is not None:
-        region = valid_region(report.image_size, (rows, cols), report.unpad)
+    if report.packing.unpad != "none" and report.image_size is not None:
+        region = valid_region(report.image_size, (rows, cols), report.packing.unpad)
     lines = []
     for axis, extent, low, high in ((1, rows, *region[:2]), (0, cols, *region[2:])):
         have = np.nonzero((share >= 0).any(axis))[0]

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.functional.anyres import Layout, pack_layout
-from vtc.functional.geometry import without_tokens
+from vtc.packing import Layout, Packing
 from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens
 
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ COUNTS = (
 )
 #: most lines that images add to the notes of a report
 MOST_NOTES = 4
-#: how tiles are strung together, keywords of `pack_layout`
-PACKING = ("frames", "order", "shrink", "lead", "tail")
 
 
 @dataclass(eq=False)
@@ -52,47 +49,28 @@ class ImageReport:
     """One image: what was there, what is left.
 
     Attributes:
-        patch_grid: `(rows, cols)` of a tile's patches.
-        tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
-        image_size: original `(height, width)` in pixels, None when the model did not say.
-        layout: provenance of the uncompressed sequence.
+        packing: how the uncompressed sequence was made of tiles; what the prompt's attention mask hides
+            is no part of it, nor of the counts.
         tile: int64 `[M]`, source tile of what is left, -1 for a separator.
         patch: int64 `[M]`, source patch, -1 for a separator; of a merged token its main source.
         weight: float `[M]`, how many source tokens it stands for.
         merged: the sources of merged tokens, None when tokens were only selected.
-        newline: whether the model closes rows with a separator.
-        unpad: how padding was cut from the canvas, see `functional.anyres.valid_region`.
-        frames: frames of a clip, 1 for an image.
-        order, shrink, lead, tail: how tiles are strung together, see
-            `functional.anyres.pack_layout`.
         fit: how a single tile saw the picture: `"crop"` (the largest centred rectangle of the
             tile's shape, as CLIP's processor does) or `"stretch"`. Thumbnails are stretched.
         seconds: time spent in the selection of the call, divided by its images.
         sample: row of the batch that the image belongs to.
-        hidden: packed tokens that the prompt's attention mask hides; they are no part of the counts.
         asked: patch tokens that the setting asked for, be they there or not; None where the method
             counts by itself.
     """
 
-    patch_grid: tuple[int, int]
-    tile_grid: tuple[int, int] | None
-    image_size: tuple[int, int] | None
-    layout: Layout = field(repr=False)
+    packing: Packing
     tile: Tensor = field(repr=False)
     patch: Tensor = field(repr=False)
     weight: Tensor = field(repr=False)
     merged: MergeIndex | None = field(default=None, repr=False)
-    newline: bool = False
-    unpad: str = "hf"
-    frames: int = 1
-    order: str = "canvas"
-    shrink: int | None = None
-    lead: bool = False
-    tail: bool = False
     fit: str = "crop"
     seconds: float = 0.0
     sample: int = 0
-    hidden: tuple[int, ...] = ()
     asked: int | None = None
     #: patch tokens `(before, left)`, where both are known without a look at the device
     _known: tuple[int, int] | None = field(default=None, repr=False)
@@ -114,45 +92,66 @@ class ImageReport:
         """
         left = out.num_patches
         return cls(
-            patch_grid=tokens.patch_grid,
-            tile_grid=tokens.tile_grid,
-            image_size=tokens.image_size,
-            layout=tokens.layout,
+            packing=tokens.packing,
             tile=out.tile.detach(),
             patch=out.patch.detach(),
             weight=out.weight.detach(),
             merged=out.merged and replace(out.merged, weight=out.merged.weight.detach()),
-            newline=tokens.newline is not None,
-            unpad=tokens.unpad,
-            frames=tokens.frames,
-            order=tokens.order,
-            shrink=tokens.shrink,
-            lead=tokens.lead,
-            tail=tokens.tail,
             fit=fit,
             seconds=seconds,
             sample=sample,
-            hidden=tokens.hidden,
             asked=asked,
             _known=None if left is None else (tokens.num_patches, left),
         )
+
+    # -- the shape ---------------------------------------------------------------------------
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """`(rows, cols)` of a tile's patches."""
+        return self.packing.patch_grid
+
+    @property
+    def tile_grid(self) -> tuple[int, int] | None:
+        """`(rows, cols)` of the crops, None for a single tile or a clip."""
+        return self.packing.tile_grid
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Original `(height, width)` in pixels, None when the model did not say."""
+        return self.packing.image_size
+
+    @property
+    def layout(self) -> Layout:
+        """Provenance of the uncompressed sequence."""
+        return self.packing.layout
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip, 1 for an image."""
+        return self.packing.frames
+
+    @property
+    def num_tiles(self) -> int:
+        """The thumbnail and the crops, or the frames of a clip."""
+        return self.packing.tiles
 
     # -- counts ------------------------------------------------------------------------------
 
     @property
     def tokens_before(self) -> int:
         """Length of the uncompressed sequence: patch tokens and separators."""
-        return len(self.layout)
+        return self.packing.length
 
     @property
     def tokens_after(self) -> int:
         """Length of what went on to the language model."""
         return int(self.tile.numel())
 
-    @cached_property
+    @property
     def patches_before(self) -> int:
         """Patch tokens of the uncompressed sequence, without padding: the base of `retention`."""
-        return int(self.layout.is_patch.sum())
+        return self.packing.patches
 
     @cached_property
     def patches_after(self) -> int:
@@ -178,13 +177,6 @@ class ImageReport:
     def note(self) -> str:
         """What became of a budget that was not met to the token; empty where it was."""
         return _note(self.asked, self.patches_before, self.patches_after)
-
-    @property
-    def num_tiles(self) -> int:
-        """The thumbnail and the crops, or the frames of a clip."""
-        if self.tile_grid is None:
-            return self.frames
-        return 1 + self.tile_grid[0] * self.tile_grid[1]
 
     @cached_property
     def kept(self) -> list[tuple[int, int, int]]:
@@ -229,10 +221,7 @@ class ImageReport:
         else:
             share.index_add_(0, self.merged.source.cpu(), self._parts)
         share = share.clamp(max=1.0).reshape(tiles, patches)
-        inside = torch.zeros(tiles, patches, dtype=torch.bool)
-        real = self.layout.is_patch
-        inside[self.layout.tile[real], self.layout.patch[real]] = True
-        return torch.where(inside, share, torch.full_like(share, -1.0))
+        return share.masked_fill(~self.packing.valid, -1.0)
 
     @cached_property
     def group(self) -> Tensor:
@@ -260,11 +249,9 @@ class ImageReport:
 
     def counts(self) -> dict[str, Any]:
         """The numbers a person or a script reads, as plain values."""
-        out = {name: getattr(self, name) for name in COUNTS}
-        for name in ("patch_grid", "tile_grid", "image_size"):
-            value = getattr(self, name)
-            out[name] = None if value is None else list(value)
-        return out
+        shape = self.packing.to_dict()
+        pairs = {name: shape[name] for name in ("patch_grid", "tile_grid", "image_size")}
+        return {name: getattr(self, name) for name in COUNTS} | pairs
 
     def to_dict(self) -> dict[str, Any]:
         """`counts`, and everything that `from_dict` needs."""
@@ -273,50 +260,33 @@ class ImageReport:
         }
         return {
             **self.counts(),
-            **{name: getattr(self, name) for name in ("newline", "unpad", "fit", *PACKING)},
+            **self.packing.to_dict(),
+            "fit": self.fit,
             "kept": [list(entry) for entry in self.kept],
             "tile": self.tile.tolist(),
             "patch": self.patch.tolist(),
             "weight": self.weight.tolist(),
             "merged": merged,
-            "hidden": list(self.hidden),
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ImageReport:
         """The inverse of `to_dict`; derived counts are worked out again."""
-        patch_grid, tile_grid, image_size = (
-            None if data[key] is None else (int(data[key][0]), int(data[key][1]))
-            for key in ("patch_grid", "tile_grid", "image_size")
-        )
-        if patch_grid is None:
-            raise TypeError("patch_grid is missing")
-        data = {"tail": False, "hidden": (), **data}  # reports were saved before there were these
-        packing = {key: data[key] for key in PACKING}
         report = cls(
-            patch_grid=patch_grid,
-            tile_grid=tile_grid,
-            image_size=image_size,
-            layout=pack_layout(
-                patch_grid, tile_grid, image_size, data["newline"], data["unpad"], **packing
-            ),
+            packing=Packing.from_dict(data),
             tile=torch.tensor(data["tile"], dtype=torch.long),
             patch=torch.tensor(data["patch"], dtype=torch.long),
             weight=torch.tensor(data["weight"], dtype=torch.float),
-            **packing,
-            **{key: data[key] for key in ("newline", "unpad", "fit", "seconds", "sample")},
+            **{key: data[key] for key in ("fit", "seconds", "sample")},
             asked=data.get("asked"),  # reports were saved before they said so
         )
-        if data["hidden"]:
-            report.hidden = tuple(data["hidden"])
-            report.layout = without_tokens(report.layout, report.hidden)
         if data["merged"] is not None:
             report.merged = MergeIndex(
                 output=torch.tensor(data["merged"]["output"], dtype=torch.long),
                 source=torch.tensor(data["merged"]["source"], dtype=torch.long),
                 weight=torch.tensor(data["merged"]["weight"], dtype=torch.float),
                 num_outputs=len(data["tile"]),
-                num_sources=report.num_tiles * patch_grid[0] * patch_grid[1],
+                num_sources=report.packing.valid.numel(),
             )
         return report
 

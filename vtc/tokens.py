@@ -5,17 +5,15 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vtc.errors import VTCError, nearest
-from vtc.functional.anyres import Layout
-from vtc.functional.geometry import Geometry, geometry, without
 from vtc.kernels.merge import weighted_merge
+from vtc.packing import Geometry, Layout, Packing
 
 #: Every signal a method can ask for. T tiles, N patches a tile, C width of the vision tower,
 #: P width of the shared text-image space. "Layer" is the one the request names (default: the last).
@@ -63,96 +61,119 @@ class SignalRequest:
             )
 
 
-@dataclass(frozen=True)
+_NOT_GIVEN: Any = object()  # None is a value
+
+
+@dataclass(frozen=True, init=False)
 class VisualTokens:
     """The visual tokens of one image or clip, before or after the projector (see `Method.stage`).
 
+    `VisualTokens(features, packing)`; in place of a packing, or in change of it, its fields may be given
+    one by one: `VisualTokens(features, (8, 8), (2, 2), size)`. Whether there is a newline, and how many
+    frames a clip has, follows from the tensors.
+
     Attributes:
-        features: `[T, N, D]`; with crops, tile 0 is the thumbnail and tiles 1.. are the crops,
-            row-major; without crops and with T > 1, the tiles are the frames of a clip.
-        patch_grid: `(rows, cols)` of a tile's patches, `rows * cols == N`.
-        tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
-        image_size: original `(height, width)` in pixels; needed where crops are un-padded.
+        features: `[T, N, D]`, T tiles (thumbnail first) or frames of N patches each.
+        packing: how the tiles become a sequence.
         newline: `[D_lm]` separator embedding that closes each canvas row, None when the model has
             none.
         signals: what the method asked for, by name; see `SIGNALS`.
-        unpad: how padding is cut from the canvas, see `functional.anyres.valid_region`.
         content_seed: a hash of the image's pixels, so that methods that draw at random give an image
             the same draw wherever it stands in a batch.
-        order, shrink, lead, tail: how the model strings tiles together, see
-            `functional.anyres.pack_layout`.
         cell: `(rows, cols)` of the patches that a token is made of, where signals are given patch by
             patch (`Method.by_patch`); N of `SIGNALS` then counts patches, row-major.
-        hidden: packed tokens that the prompt's attention mask hides. They count as padding: they are
-            not chosen, not merged, and no part of what `retention` is a share of.
+
+    Raises:
+        VTCError: the features do not fit the packing.
     """
 
     features: Tensor
-    patch_grid: tuple[int, int]
-    tile_grid: tuple[int, int] | None = None
-    image_size: tuple[int, int] | None = None
-    newline: Tensor | None = None
-    signals: Mapping[str, Tensor] = field(default_factory=dict)
-    unpad: str = "hf"
-    content_seed: int = 0
-    order: str = "canvas"
-    shrink: int | None = None
-    lead: bool = False
-    tail: bool = False
-    cell: tuple[int, int] = (1, 1)
-    hidden: tuple[int, ...] = ()
+    packing: Packing
+    newline: Tensor | None
+    signals: Mapping[str, Tensor]
+    content_seed: int
+    cell: tuple[int, int]
 
-    def __post_init__(self) -> None:
-        if self.features.dim() != 3:
+    def __init__(
+        self,
+        features: Tensor,
+        packing: Packing | tuple[int, int] | None = None,
+        tile_grid: tuple[int, int] | None = _NOT_GIVEN,
+        image_size: tuple[int, int] | None = _NOT_GIVEN,
+        newline: Tensor | None = None,
+        signals: Mapping[str, Tensor] = MappingProxyType({}),
+        *,
+        content_seed: int = 0,
+        cell: tuple[int, int] = (1, 1),
+        **fields: Any,
+    ) -> None:
+        if features.dim() != 3:
             raise VTCError(
-                f"features: got shape {tuple(self.features.shape)}, expected [tiles, patches, width]"
+                f"features: got shape {tuple(features.shape)}, expected [tiles, patches, width]"
             )
-        tiles, patches, _ = self.features.shape
-        rows, cols = self.patch_grid
+        tiles, patches, _ = features.shape
+        for name, pair in (("tile_grid", tile_grid), ("image_size", image_size)):
+            if pair is not _NOT_GIVEN:
+                fields[name] = pair
+        own = {"newline": newline is not None, "tiles": tiles}
+        if not isinstance(packing, Packing):
+            packing = Packing(**{"patch_grid": packing, **own, **fields})
+        elif fields or (packing.newline, packing.tiles) != (newline is not None, tiles):
+            packing = replace(packing, **own, **fields)
+        rows, cols = packing.patch_grid
         if rows * cols != patches:
-            raise VTCError(f"patch_grid: got {self.patch_grid}, but a tile has {patches} patches")
-        if self.tile_grid is not None and tiles != 1 + self.tile_grid[0] * self.tile_grid[1]:
             raise VTCError(
-                f"tile_grid: got {self.tile_grid}, which means "
-                f"{1 + self.tile_grid[0] * self.tile_grid[1]} tiles, but features has {tiles}"
+                f"patch_grid: got {packing.patch_grid}, but a tile has {patches} patches"
             )
+        for name, value in (
+            ("features", features),
+            ("packing", packing),
+            ("newline", newline),
+            ("signals", signals),
+            ("content_seed", content_seed),
+            ("cell", cell),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """`(rows, cols)` of one tile's patches."""
+        return self.packing.patch_grid
+
+    @property
+    def tile_grid(self) -> tuple[int, int] | None:
+        """`(rows, cols)` of the crops, None for a single tile or a clip."""
+        return self.packing.tile_grid
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Original `(height, width)` in pixels, None when the model does not know it."""
+        return self.packing.image_size
 
     @property
     def frames(self) -> int:
         """Frames of a clip; 1 for an image, whatever its tiles."""
-        return self.features.shape[0] if self.tile_grid is None else 1
+        return self.packing.frames
 
-    @cached_property
+    @property
     def geometry(self) -> Geometry:
-        """The index tables of this image's shape; shared with others, so never change them."""
-        shape = geometry(
-            tuple(self.patch_grid),
-            None if self.tile_grid is None else tuple(self.tile_grid),
-            None if self.image_size is None else tuple(self.image_size),
-            newline=self.newline is not None,
-            unpad=self.unpad,
-            frames=self.frames,
-            order=self.order,
-            shrink=self.shrink,
-            lead=self.lead,
-            tail=self.tail,
-        )
-        return without(shape, self.hidden) if self.hidden else shape
+        """The index tables of this image's packing; shared with others, so never change them."""
+        return self.packing.geometry
 
     @property
     def layout(self) -> Layout:
         """Provenance of the packed sequence that the model would see uncompressed (on the CPU)."""
-        return self.geometry.layout
+        return self.packing.layout
 
     @property
     def valid(self) -> Tensor:
         """Bool `[T, N]`, on the CPU: the patches that survive un-padding."""
-        return self.geometry.valid
+        return self.packing.valid
 
     @property
     def num_patches(self) -> int:
         """Patch tokens of the image, un-padded, all tiles together: the base of `retention`."""
-        return self.geometry.patches
+        return self.packing.patches
 
     def signal(self, name: str) -> Tensor:
         """The captured signal `name`; a clear error when the model could not give it."""
@@ -342,26 +363,17 @@ def nothing_of(tokens: VisualTokens) -> CompressedTokens:
 
 def frames_of(tokens: VisualTokens) -> list[VisualTokens]:
     """Every frame of a clip as an image of its own, without the separator behind the clip."""
-    length = _frame_length(tokens)
     return [
-        replace(
-            tokens,
-            features=tokens.features[i : i + 1],
+        VisualTokens(
+            tokens.features[i : i + 1],
+            tokens.packing.frame(i),
             # all signals but the question's embedding have the frames in front
             signals={k: v if v.dim() == 1 else v[i : i + 1] for k, v in tokens.signals.items()},
-            newline=None,
             content_seed=tokens.content_seed + i,
-            hidden=tuple(
-                h - i * length for h in tokens.hidden if i * length <= h < (i + 1) * length
-            ),
+            cell=tokens.cell,
         )
         for i in range(tokens.frames)
     ]
-
-
-def _frame_length(tokens: VisualTokens) -> int:
-    """Packed tokens of a frame of a clip."""
-    return tokens.features.shape[1] + int(tokens.lead) + int(tokens.tail)
 
 
 def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> CompressedTokens:
@@ -371,8 +383,8 @@ def join_frames(tokens: VisualTokens, parts: Sequence[CompressedTokens]) -> Comp
         tokens: the clip that `frames_of` took apart.
         parts: one for each frame.
     """
-    patches, length = tokens.features.shape[1], _frame_length(tokens)
-    hidden = torch.tensor(tokens.hidden, dtype=torch.long)
+    patches, length = tokens.features.shape[1], tokens.packing.frame_length
+    hidden = torch.tensor(tokens.packing.hidden, dtype=torch.long)
     tile, patch, anchor, features, weight = [], [], [], [], []
     output, source, share = [], [], []
     done = 0

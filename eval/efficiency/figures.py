@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from vtc.eval.common.timing import Ratio, ratio, spread
 from vtc.eval.efficiency.lines import MEASURES, Measure
 from vtc.eval.efficiency.passes import Pass
-from vtc.eval.timing import Ratio, ratio, spread
 
 #: quartiles of a time's ratio further apart than this share of its median: a noisy figure
 WIDE = 0.2

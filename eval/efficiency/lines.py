@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import VTCError
-from vtc.eval.records import read_lines
-from vtc.eval.timing import Ratio
+from vtc.eval.common.records import read_lines
+from vtc.eval.common.timing import Ratio
 
 #: file of the lines, in a run's folder
 LINES = "measures.jsonl"

@@ -15,16 +15,16 @@ import torch
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval import manifest
+from vtc.eval.common import manifest
+from vtc.eval.common.records import Lines, Setting, write_manifest
+from vtc.eval.common.settings import FULL, create
+from vtc.eval.common.timing import turns
 from vtc.eval.efficiency.figures import Series, measures, noisy
 from vtc.eval.efficiency.flops import encoder_flops, language_flops
 from vtc.eval.efficiency.lines import LINES, Line, write_summary
 from vtc.eval.efficiency.memory import weight_bytes
 from vtc.eval.efficiency.passes import Counted, counted, embeddings, encoder_peak, timed
 from vtc.eval.efficiency.subject import Subject
-from vtc.eval.records import Lines, Setting, write_manifest
-from vtc.eval.settings import FULL, create
-from vtc.eval.timing import turns
 from vtc.plugins.hf.adapters import adapter_for
 
 #: a count may differ from its formula by this share before a note says so
@@ -142,7 +142,7 @@ def measure(
     """Measure all settings and write the run's folder, which is whole after every round.
 
     Args:
-        settings: from `vtc.eval.settings.plan`.
+        settings: from `vtc.eval.common.settings.plan`.
         attentions: attention implementations, the baseline's first.
         rounds: timed rounds.
         new_tokens: tokens to decode in each, at least 2.

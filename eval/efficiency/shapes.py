@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtc.errors import VTCError
-from vtc.functional.anyres import pack_layout, tile_grid
+from vtc.functional.anyres import tile_grid
+from vtc.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,8 @@ def _anyres(config: Any, inputs: Mapping[str, Any]) -> list[int]:
     pinpoints = [(rows, cols) for rows, cols in config.image_grid_pinpoints]
     crops = tile_grid((height, width), pinpoints, vision.image_size)
     side = vision.image_size // vision.patch_size
-    layout = pack_layout((side, side), crops, (height, width), newline=True)
-    return [config.image_token_id] * len(layout)
+    packing = Packing((side, side), crops, (height, width), newline=True)
+    return [config.image_token_id] * packing.length
 
 
 # -- Qwen2.5-VL -------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from unittest import mock
 from torch import nn
 
 from vtc.errors import VTCError
-from vtc.plugins.hf import entry
 from vtc.plugins.hf.adapters import adapter_for
+from vtc.plugins.hf.stages.boundary import intercept
 
 #: "encoder": vision tower and projector. "shorten": all that vtc does before the language model,
 #: the encoder included. "language": language model and head. "*_layers": from the first layer to
@@ -56,7 +56,9 @@ class Stages:
             features = base.__dict__.get("get_image_features")
             base.get_image_features = self._encoder(base.get_image_features)
             stack.callback(_restore, base, features)
-            stack.enter_context(mock.patch.object(entry, "shorten", self._shorten(entry.shorten)))
+            stack.enter_context(
+                mock.patch.object(intercept, "shorten", self._shorten(intercept.shorten))
+            )
             for layers, stage in ((towers, "encoder_layers"), (decoder, "language_layers")):
                 for layer in layers:
                     for handle in self._layer(layer, stage):

@@ -93,7 +93,7 @@ def from_shape(
     """
     import torch
 
-    from vtc.commands._model import find_device
+    from vtc.eval.common.loading import find_device
 
     wanted = shape(name)
     place = find_device(device)
@@ -213,7 +213,7 @@ def from_checkpoint(
     Raises:
         VTCError: it cannot be loaded.
     """
-    from vtc.commands._model import load
+    from vtc.eval.common.loading import load
     from vtc.eval.efficiency.memory import weight_bytes
     from vtc.eval.efficiency.stages import parts
 

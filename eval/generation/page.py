@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vtc._docs import put
 from vtc.errors import VTCError
 from vtc.eval import pages
+from vtc.eval.common.docs import put
 from vtc.eval.generation.studies import NAMES
 from vtc.eval.generation.studies.base import cell, markdown
 

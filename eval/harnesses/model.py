@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import vtc
-from vtc.commands._model import Loaded, load, prompt
-from vtc.commands._prompt import placed
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
-from vtc.eval.answers import prepare
+from vtc.eval.common.answers import prepare
+from vtc.eval.common.loading import Loaded, load, prompt
+from vtc.eval.common.prompts import placed
 
 #: stands where an image goes in the text of multi-image questions
 PLACE = "<image>"

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtc.commands._arguments import add_place
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
+from vtc.eval.common.arguments import add_place
 from vtc.eval.harnesses.model import PLACE, Compressed, Generation, Question
 from vtc.pictures import load_image
 

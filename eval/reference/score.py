@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vtc.eval.answers import answer, batches
+from vtc.eval.common.answers import answer, batches
 
 from .model import load_reference
 from .questions import TYPES, is_correct, majority

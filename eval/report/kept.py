@@ -15,7 +15,7 @@ import numpy as np
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.records import Answer, Setting
+from vtc.eval.common.records import Answer, Setting
 from vtc.eval.report.results import FULL, Results
 from vtc.eval.report.runs import Collected
 from vtc.pictures import load_image
@@ -23,7 +23,7 @@ from vtc.pictures import load_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vtc.eval.runner import Runner
+    from vtc.eval.accuracy.runner import Runner
     from vtc.eval.suites.base import Item, Suite
 
 SIDE = 300  # px, widest picture
@@ -148,7 +148,7 @@ def remake(
 
 def _suite(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Suite:
     """The suite of a manifest; entries of its facts that are options of the suite are taken."""
-    from vtc.eval.manifest import differences, plain
+    from vtc.eval.common.manifest import differences, plain
     from vtc.eval.suites import create_suite, suite_class
 
     allowed = {field.name for field in dataclasses.fields(suite_class(facts["name"])) if field.init}
@@ -164,10 +164,10 @@ def _suite(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Suite:
 def _runner(
     facts: Mapping[str, Any], suite: Suite, settings: list[Setting], model: str | None
 ) -> Runner:
-    from vtc.commands._model import load
-    from vtc.eval import manifest
-    from vtc.eval.runner import Runner
-    from vtc.eval.settings import create
+    from vtc.eval.accuracy.runner import Runner
+    from vtc.eval.common import manifest
+    from vtc.eval.common.loading import load
+    from vtc.eval.common.settings import create
 
     name = model or facts["model"]["name"]
     loaded = load(name, None, facts["model"]["dtype"])
@@ -195,7 +195,7 @@ def _subject(
     settings: Mapping[str, Setting],
     said: Mapping[tuple[str, str], Answer],
 ) -> Subject:
-    from vtc.eval.runner import Row
+    from vtc.eval.accuracy.runner import Row
 
     row = Row(item, tuple(load_image(call()) for call in item.images))
     panels = [

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vtc.errors import VTCError
-from vtc.eval import statistics
-from vtc.eval.records import Answer, Setting
-from vtc.eval.statistics import Comparison, Interval
-from vtc.eval.timing import Ratio
+from vtc.eval.common import statistics
+from vtc.eval.common.records import Answer, Setting
+from vtc.eval.common.statistics import Comparison, Interval
+from vtc.eval.common.timing import Ratio
 
 FULL = "none"  # method of the uncompressed model
 NAN = Interval(math.nan, math.nan, math.nan)

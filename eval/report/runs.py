@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import VTCError
-from vtc.eval import manifest
+from vtc.eval.common import manifest
+from vtc.eval.common.records import Answer, Setting, read_answers, read_manifest
+from vtc.eval.common.timing import Ratio
 from vtc.eval.efficiency.lines import read_measures
-from vtc.eval.records import Answer, Setting, read_answers, read_manifest
 from vtc.eval.report.results import group_key
 from vtc.eval.suites import list_suites, suite_class
-from vtc.eval.timing import Ratio
 
 #: entries of a manifest that accuracy runs must share
 SAME = ("model", "suite", "generation")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vtc.eval.common.statistics import FEW, Comparison, points
 from vtc.eval.report.results import Entry, Results, budget
-from vtc.eval.statistics import FEW, Comparison, points
 
 Found = list[tuple[Entry, Comparison]]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval import pages
+from vtc.eval.common.statistics import Interval, points, sentence
 from vtc.eval.report import charts, words
 from vtc.eval.report.kept import Subject
 from vtc.eval.report.results import Results, budget
 from vtc.eval.report.runs import Collected, Run
-from vtc.eval.statistics import Interval, points, sentence
 
 PAGE = "report.html"
 MANY = 20  # failed rows that are listed one by one

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vtc.eval.records import Answer
+    from vtc.eval.common.records import Answer
 
 
 @dataclass(frozen=True)

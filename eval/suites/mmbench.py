@@ -13,7 +13,7 @@ from vtc.eval.suites.base import Item
 from vtc.eval.suites.table import LETTER, Row, TableSuite, listed
 
 if TYPE_CHECKING:
-    from vtc.eval.records import Answer
+    from vtc.eval.common.records import Answer
 
 TURN = 1_000_000  # turned copies of a question have its index plus a multiple of this
 

@@ -10,7 +10,7 @@ from vtc.eval.suites.base import Item
 from vtc.eval.suites.table import Row, TableSuite
 
 if TYPE_CHECKING:
-    from vtc.eval.records import Answer
+    from vtc.eval.common.records import Answer
 
 FORMULAS = "HME100k"  # the dataset of handwritten formulas
 

@@ -17,7 +17,7 @@ from vtc.eval.suites.base import Item, Suite
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from vtc.eval.records import Answer
+    from vtc.eval.common.records import Answer
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Plug-in for Hugging Face transformers models: boundary compaction.
 
 The images are encoded first, the method shrinks them, the surplus placeholders leave the prompt, and
-transformers runs as if the prompt had always been short. See `patch.py` for what is put on a model,
-`entry.py` for the two entry points, `encode.py` for the way from pixels to compressed tokens,
-`compaction.py` for the way from a long prompt to a short one, `checks.py` for whether all that is right.
+transformers runs as if the prompt had always been short. See `apply.py` for what is settled before a
+model is touched, `stages/boundary/intercept.py` for the two ways in, `encode.py` beside it for the way
+from pixels to compressed tokens, `shorten.py` for the way from a long call to a short one, `checks.py`
+for whether all that is right. What needs no transformers is in `vtc.plugins.model`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a patched model carries, and how it goes on and comes off.
 
 All on the instance, nothing on a class: the attribute `_vtc` (a `scopes.State`), hooks (see `hooks` of
-`entry.py`, `crossed.py` and `expanded.py`), where prompts are shortened a `generate` and a list of the
+`stages` and `docowl`), where prompts are shortened a `generate` and a list of the
 tower's layers that can end early, and a shadow config or a hook on each probed vision attention module.
 """
 
@@ -13,13 +13,16 @@ from typing import Any
 
 from torch import nn
 
-from vtc.plugins.hf import crossed, entry, expanded, probe
+from vtc.plugins.hf import probe
+from vtc.plugins.hf.docowl import stage as docowl
 from vtc.plugins.hf.hooks import hang, is_hung, take_off
 from vtc.plugins.hf.live_layers import LiveLayers
 from vtc.plugins.hf.scopes import State, state_of
+from vtc.plugins.hf.stages import cross_attention
+from vtc.plugins.hf.stages.boundary import intercept
 
 #: how a family's models are wrapped, by `Adapter.mechanism`
-_MECHANISMS = {"boundary": entry, "crossed": crossed, "expanded": expanded}
+_MECHANISMS = {"boundary": intercept, "crossed": cross_attention, "expanded": docowl}
 
 
 def sync(model: nn.Module, state: State) -> None:
@@ -48,18 +51,18 @@ def sync(model: nn.Module, state: State) -> None:
             for modality, layers in patch.layers.items():
                 if len(layers):
                     LiveLayers.put_on(*patch.adapter.layer_list(base, modality))
-    if mechanism is entry and hasattr(model, "generate"):
+    if mechanism is intercept and hasattr(model, "generate"):
         mine = model.__dict__.get("generate")
         if not _is_ours(mine):
             state.own_generate = mine
         alone = state.blocks[0] if len(state.blocks) == 1 else None
         # Not a bound method: unpickling would look it up on the class
-        model.generate = functools.partial(entry.generate, model, fetched=alone)
+        model.generate = functools.partial(intercept.generate, model, fetched=alone)
 
 
 def _is_ours(generate: Any) -> bool:
     """Whether an instance's `generate` is ours, or wraps it."""
-    return getattr(inspect.unwrap(generate), "func", None) is entry.generate
+    return getattr(inspect.unwrap(generate), "func", None) is intercept.generate
 
 
 def take_off_everything(model: nn.Module) -> None:
@@ -69,7 +72,7 @@ def take_off_everything(model: nn.Module) -> None:
     """
     state = model._vtc
     for module in model.modules():
-        take_off(module, *entry.FUNCTIONS, *crossed.FUNCTIONS, *expanded.FUNCTIONS)
+        take_off(module, *intercept.FUNCTIONS, *cross_attention.FUNCTIONS, *docowl.FUNCTIONS)
         probe.detach(module)
         LiveLayers.take_off(module)
     if _is_ours(model.__dict__.get("generate")):

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 
 from vtc.errors import VTCError
 from vtc.plugins.hf import arguments
-from vtc.plugins.hf.compaction import Compaction
+from vtc.plugins.model.compaction import Compaction
 
 #: what the argument may be called, the new name first
 NAMES = ("cache", "past_key_values")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.methods.base import Method
-from vtc.plugins.hf import patch, tiny
+from vtc.plugins.hf import apply, tiny
 from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.selfcheck import checking
 from vtc.registry import create_method
@@ -84,13 +84,13 @@ class Subject:
     processor: Any = None
     steps: int = 4
 
-    def compressed(self, **changes: Any) -> patch.Handle:
+    def compressed(self, **changes: Any) -> apply.Handle:
         """A block with the method on the model, some of its fields changed."""
         method = replace(self.method, **changes) if changes else self.method
         if getattr(method, "question", "") is None:  # or it would read tokens that are appended
             method = replace(method, question="what is in the picture?")  # type: ignore[call-arg]
         with checking():
-            return patch.plan(
+            return apply.plan(
                 self.model, method, processor=self.processor, positions=self.positions
             )
 

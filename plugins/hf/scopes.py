@@ -29,12 +29,12 @@ from torch import nn
 from vtc.errors import VTCError
 
 if TYPE_CHECKING:
-    from vtc.plugins.hf.compaction import Compaction
     from vtc.plugins.hf.patch import Patch
+    from vtc.plugins.model.compaction import Compaction
     from vtc.report import Report
 
 #: with-statements that enter on somebody's behalf
-_GO_BETWEENS = frozenset({"contextlib", __name__, "vtc.plugins.hf.patch"})
+_GO_BETWEENS = frozenset({"contextlib", __name__, "vtc.plugins.hf.handle"})
 
 
 class Call:

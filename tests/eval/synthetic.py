@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from vtc.eval.common.records import Answer, Setting
+from vtc.eval.common.settings import plan
+from vtc.eval.common.timing import Ratio
 from vtc.eval.efficiency.lines import Line, Measure
-from vtc.eval.records import Answer, Setting
-from vtc.eval.settings import plan
-from vtc.eval.timing import Ratio
 
 #: chance of a right answer, relative to the full model's, by method and retention
 ABILITY = {

@@ -23,13 +23,14 @@ import torch
 from PIL import Image
 
 import vtc.eval.suites as suites
-from vtc.commands import _model
-from vtc.commands._model import load
+from vtc.commands.eval import main
 from vtc.errors import VTCError
-from vtc.eval import accuracy, runner, settings, summary
-from vtc.eval.__main__ import main
-from vtc.eval.processes import Processes
-from vtc.eval.records import Answer, read_answers, read_lines, read_manifest
+from vtc.eval.accuracy import run as accuracy
+from vtc.eval.accuracy import runner, summary
+from vtc.eval.common import loading, settings
+from vtc.eval.common.loading import load
+from vtc.eval.common.processes import Processes
+from vtc.eval.common.records import Answer, read_answers, read_lines, read_manifest
 from vtc.eval.reference import checkpoint_path
 from vtc.eval.suites import Item, Suite, create_suite
 from vtc.eval.suites.chartqa import ChartQA
@@ -48,7 +49,7 @@ def loaded():
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, loaded):
     """Load the reference model once."""
-    monkeypatch.setattr("vtc.eval.commands.accuracy.load", lambda *arguments: loaded)
+    monkeypatch.setattr("vtc.commands.eval.accuracy.load", lambda *arguments: loaded)
 
 
 def answers(folder):
@@ -227,7 +228,7 @@ def test_other_settings_are_refused(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         assert main([*argv, *change]) == 1
         assert name in capsys.readouterr().err
-    monkeypatch.setattr("vtc.eval.manifest._sources", lambda: "other")
+    monkeypatch.setattr("vtc.eval.common.manifest._sources", lambda: "other")
     assert main(argv) == 1
     assert "code.sources" in capsys.readouterr().err
     assert (tmp_path / "answers.jsonl").read_bytes() == before
@@ -553,7 +554,7 @@ def test_reference_suite_draws_fresh_images_from_any_seed():
 
 def test_model_by_its_folder(tmp_path, monkeypatch):
     """A folder loads through the automatic classes and answers as the shipped model does."""
-    monkeypatch.setattr("vtc.eval.commands.accuracy.load", _model.load)
+    monkeypatch.setattr("vtc.commands.eval.accuracy.load", loading.load)
     argv = [*SMALL, *POOL, "--limit", "2", "--output"]
     assert main([*argv, str(tmp_path / "folder"), "--model", str(checkpoint_path())]) == 0
     assert main([*argv, str(tmp_path / "name")]) == 0

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vtc.eval.records import read_answers, read_manifest
-from vtc.eval.summary import markdown, summarise
+from vtc.eval.accuracy.summary import markdown, summarise
+from vtc.eval.common.records import read_answers, read_manifest
 from vtc.registry import list_methods
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,11 @@ import dataclasses
 import pytest
 
 from vtc.errors import VTCError
+from vtc.eval.common.timing import Ratio, ratio, spread, turns
 from vtc.eval.efficiency.figures import Series, measures, noisy
 from vtc.eval.efficiency.lines import LINES, MEASURES, Line, read_measures, write_summary
 from vtc.eval.efficiency.passes import Pass
 from vtc.eval.efficiency.table import HEADER, cells
-from vtc.eval.timing import Ratio, ratio, spread, turns
 
 COUNTED = ("peak_memory", "kv_cache", "vision_flops", "selection_flops", "prefill_flops", "flops")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.eval.tiny_shapes import subject
+from vtc.commands.eval import main
 from vtc.errors import VTCError
-from vtc.eval.__main__ import main
+from vtc.eval.common.records import read_lines, read_manifest
+from vtc.eval.common.settings import plan
 from vtc.eval.efficiency import run as runs
 from vtc.eval.efficiency.lines import MEASURES, read_measures
 from vtc.eval.efficiency.shapes import Depth
-from vtc.eval.records import read_lines, read_manifest
-from vtc.eval.settings import plan
 
 METHODS = ["uniform", "globalcom2"]
 

@@ -13,13 +13,13 @@ import pytest
 from matplotlib.transforms import Bbox
 
 from tests.eval import synthetic
+from vtc.commands.eval import main
 from vtc.errors import VTCError
-from vtc.eval.__main__ import main
-from vtc.eval.records import Setting
+from vtc.eval.common.records import Setting
+from vtc.eval.common.timing import Ratio
 from vtc.eval.report import charts, kept
 from vtc.eval.report.results import analyse, group_key
 from vtc.eval.report.runs import collect
-from vtc.eval.timing import Ratio
 
 FULL = Setting("none")
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.eval import synthetic
 from tests.eval.browser import CHROMIUM, browser
-from vtc.eval.__main__ import main
+from vtc.commands.eval import main
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from vtc.errors import VTCError
-from vtc.eval import statistics
-from vtc.eval.statistics import (
+from vtc.eval.common import statistics
+from vtc.eval.common.statistics import (
     Comparison,
     Interval,
     by_cluster,

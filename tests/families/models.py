@@ -11,7 +11,8 @@ import transformers as tf
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from vtc.functional.anyres import pack_layout, tile_grid
+from vtc.functional.anyres import tile_grid
+from vtc.packing import Packing
 
 PAD, BOS, EOS, VOCAB = 0, 1, 2, 96
 IMAGE, VIDEO, FAKE, GLOBAL, START, NEWLINE = 90, 91, 92, 93, 94, 95
@@ -237,7 +238,7 @@ def anyres(per_frame: int = 0, newline: int = 0, limit: int | None = None, alone
         tiles = torch.stack(cut(picture(size, rng), grid))
         crops = None if alone and count > 1 else grid
         side = TILE // PATCH
-        tokens = len(pack_layout((side, side), crops, size, newline=True, shrink=limit))
+        tokens = Packing((side, side), crops, size, newline=True, shrink=limit).length
         return Item(kind, [IMAGE] * tokens, tiles, {"image_sizes": size})
 
     return item

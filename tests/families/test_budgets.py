@@ -214,7 +214,9 @@ class Spoilt(Method):
     def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
         valid = batch.tables.valid
         kept = [sum(n > 0 for n in shape.available) for shape in batch.shapes]
-        return [self.change(o) for o in batch.keep(valid & (valid.cumsum(1) == 1), kept)]
+        return [
+            self.change(o) for o in batch.keep(valid & (valid.cumsum(1) == 1), kept).apply(batch)
+        ]
 
 
 @pytest.mark.parametrize("family", ["mllama", "docowl", "qwen2_vl", "llava_next", "llava"])

@@ -13,10 +13,12 @@ import vtc
 from tests.families import tiny
 from tests.families.matrix import cases
 from tests.hf.methods import Spy
-from vtc.plugins.hf.adapters.base import Call, layers_read, places
-from vtc.plugins.hf.adapters.mosaic import arrangement
-from vtc.plugins.hf.encode import _run_encoder
-from vtc.plugins.hf.signals import masked_attention_received
+from vtc.plugins.hf.adapters.base import Call
+from vtc.plugins.hf.stages.boundary.encode import _run_encoder
+from vtc.plugins.model.layers import layers_read
+from vtc.plugins.model.mosaic import arrangement
+from vtc.plugins.model.signals import masked_attention_received
+from vtc.plugins.model.units import places
 
 IDS = {"image": tiny.IMAGE, "video": tiny.VIDEO}
 

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtc.functional.anyres import pack_layout, valid_region
+from vtc.functional.anyres import valid_region
 from vtc.functional.grids import even_bins, pooled_axis, valid_rectangles
 from vtc.kernels.adaptive_pool import pool_bounds
+from vtc.packing import Packing
 
 
 def crossings(rows: list[bool], cols: list[bool]) -> torch.Tensor:
@@ -88,7 +89,7 @@ def test_pooled_axis_of_nothing_but_padding_is_empty():
 
 def test_valid_rectangles_are_the_tiles_cut_with_the_region():
     grid, crops, size = (6, 6), (2, 2), (300, 1000)
-    layout = pack_layout(grid, crops, size)
+    layout = Packing(grid, crops, size).layout
     valid = torch.zeros(5, 36, dtype=torch.bool)
     valid[layout.tile, layout.patch] = True
     top, bottom, left, right = valid_region(size, (12, 12))
@@ -106,6 +107,6 @@ def test_valid_rectangles_are_the_tiles_cut_with_the_region():
 @pytest.mark.parametrize("newline", [False, True])
 @pytest.mark.parametrize("size", [(3000, 10), (10, 3000)])
 def test_layout_survives_images_that_un_padding_leaves_nothing_of(size, newline):
-    layout = pack_layout((4, 4), (2, 2), size, newline=newline)
+    layout = Packing((4, 4), (2, 2), size, newline=newline).layout
     assert len(layout.tile) == len(layout.patch) == len(layout.row)
     assert math.prod(layout.tile[layout.is_patch].shape) >= 16

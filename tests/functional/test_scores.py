@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from vtc.functional import globalcom2 as gc2
 from vtc.functional import token_correlation as tcc
-from vtc.functional.geometry import geometry
 from vtc.functional.recoverable import cluster_keys, cluster_members, text_scores, visual_scores
 from vtc.functional.sampling import exponential_race, image_noise
+from vtc.packing import Packing
 
 CPU = torch.device("cpu")
 #: the patches of an 8 x 8 thumbnail that stand for each of 2 x 2 crops
@@ -45,7 +45,7 @@ def test_a_saturated_softmax_gives_one_crop_the_most_it_can_get():
 
 @pytest.mark.parametrize("size", [(300, 600), (600, 300), (500, 570)])
 def test_thumbnail_view_covers_the_region_and_nothing_else(size):
-    shape = geometry((4, 4), (2, 2), size)
+    shape = Packing((4, 4), (2, 2), size).geometry
     top, bottom, left, right = shape.region
     thumbnail = torch.rand(1, 16, generator=torch.Generator().manual_seed(0)) + 1
     view = gc2.global_scores(thumbnail, gc2.crop_tables((shape,), CPU))
@@ -61,7 +61,7 @@ def test_thumbnail_view_covers_the_region_and_nothing_else(size):
 
 
 def test_thumbnail_view_of_an_empty_region_is_zero():
-    shape = geometry((4, 4), (2, 2), (3000, 10))
+    shape = Packing((4, 4), (2, 2), (3000, 10)).geometry
     assert shape.region[2] >= shape.region[3]
     view = gc2.global_scores(torch.ones(1, 16), gc2.crop_tables((shape,), CPU))
     assert float(view.abs().sum()) == 0

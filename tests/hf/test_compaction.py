@@ -10,9 +10,9 @@ from transformers import DynamicCache
 
 from tests.hf import tiny
 from vtc.errors import VTCError
-from vtc.plugins.hf.compaction import build_compaction, image_runs
-from vtc.plugins.hf.packed import one_sample
-from vtc.plugins.hf.positions import check_policy, default_positions
+from vtc.plugins.hf.stages.boundary.packed import one_sample
+from vtc.plugins.model.compaction import build_compaction, image_runs
+from vtc.plugins.model.positions import check_policy, default_positions
 
 IMAGE = 9
 

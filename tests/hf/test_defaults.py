@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 import vtc
 from tests.families.tiny import projector
 from tests.hf import tiny
-from vtc.eval import demo, reference
+from vtc.eval import reference
+from vtc.eval.demo import run as demo
 from vtc.eval.efficiency import subject
 from vtc.methods.tokenflex import TokenFlex, TokenFlexProjector
 from vtc.plugins.hf import defaults

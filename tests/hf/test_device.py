@@ -23,7 +23,7 @@ from tests.hf.tiny import snapshot
 from tests.kernels.test_launches import STATED
 from tests.methods.images import METHODS, image, make
 from vtc import VisualTokens
-from vtc.eval.answers import batches
+from vtc.eval.common.answers import batches
 from vtc.eval.reference import load_reference, prompt, scenes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

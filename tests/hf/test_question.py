@@ -14,7 +14,7 @@ import vtc
 from tests.hf import tiny
 from tests.hf.methods import Guided
 from vtc.eval.reference import load_reference, prompt, scenes
-from vtc.plugins.hf.question import asked, first_line, last_question
+from vtc.plugins.model.question import asked, first_line, last_question
 
 ASKED = "What is left of the dog?"
 FORMATS = {

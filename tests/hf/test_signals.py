@@ -8,7 +8,7 @@ import torch
 import vtc
 from tests.hf import tiny
 from tests.hf.methods import KINDS, Spy
-from vtc.plugins.hf.adapters.base import layer_index
+from vtc.plugins.model.layers import layer_index
 from vtc.tokens import VisualTokens
 
 KINDS_OF_SIGNALS = (

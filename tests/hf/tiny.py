@@ -8,7 +8,8 @@ from tests.device import placed
 from tests.families import models
 from tests.families.models import BOS, EOS, IMAGE, PAD, PATCH, PINPOINTS, TILE, VOCAB  # noqa: F401
 from tests.families.tiny import finished
-from vtc.functional.anyres import pack_layout, tile_grid
+from vtc.functional.anyres import tile_grid
+from vtc.packing import Packing
 
 FAMILIES = ("llava-clip", "llava-siglip", "next-clip", "next-siglip", "vipllava")
 
@@ -35,7 +36,7 @@ def visual_tokens(family: str, size: tuple[int, int]) -> int:
     if not family.startswith("next"):
         return grid[0] * grid[1]
     crops = tile_grid(size, [tuple(p) for p in PINPOINTS], TILE)
-    return len(pack_layout(grid, crops, size, newline=True))
+    return Packing(grid, crops, size, newline=True).length
 
 
 def inputs(

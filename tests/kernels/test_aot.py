@@ -14,7 +14,7 @@ import torch
 import vtc.kernels
 from tests.kernels.pretend import Launches
 from vtc.errors import VTCError
-from vtc.kernels import aot
+from vtc.eval.kernels import aot
 from vtc.kernels._dispatch import Kernel, noted_launches
 from vtc.kernels.cls_attention import launch as cls_attention
 

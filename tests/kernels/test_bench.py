@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,13 +13,13 @@ import torch
 
 from tests.methods.images import image, make
 from vtc import VTCError
-from vtc._docs import put
+from vtc.eval.common.docs import put
+from vtc.eval.kernels import aot, floors
+from vtc.eval.kernels.bench import __main__ as command
+from vtc.eval.kernels.bench import operations, selection, standins
+from vtc.eval.kernels.bench.sizes import SMALL
+from vtc.eval.kernels.bench.tables import markdown
 from vtc.functional.recoverable import text_scores, visual_scores
-from vtc.kernels import aot, floors
-from vtc.kernels.bench import __main__ as command
-from vtc.kernels.bench import operations, selection, standins
-from vtc.kernels.bench.sizes import SMALL
-from vtc.kernels.bench.tables import markdown
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
@@ -49,6 +51,13 @@ def test_without_a_gpu_one_line_says_so_and_the_cpu_part_runs(capsys):
     code, out = run(capsys, "--parts", "official")
     assert code == 0 and out.startswith("no GPU here")
     assert "stand-in / ours" in out
+
+
+@pytest.mark.parametrize("tool", ["aot", "bench", "floors"])
+def test_the_tools_go_by_the_name_of_the_kernels(tool):
+    command = [sys.executable, "-m", f"vtc.kernels.{tool}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m vtc.kernels.{tool} ")
 
 
 def test_a_wrong_operation_fails_the_command(capsys, monkeypatch):

@@ -17,9 +17,9 @@ import torch
 from hypothesis import Phase, settings
 from torch import Tensor
 
+from vtc.eval.kernels.bench.operations import OPERATIONS, correctness, is_right
+from vtc.eval.kernels.bench.sizes import FULL, SMALL
 from vtc.kernels import _dispatch
-from vtc.kernels.bench.operations import OPERATIONS, correctness, is_right
-from vtc.kernels.bench.sizes import FULL, SMALL
 from vtc.kernels.merge import weighted_merge
 from vtc.kernels.ragged_compact import ragged_compact
 

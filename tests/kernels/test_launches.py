@@ -25,7 +25,7 @@ from vtc.kernels import (
     segmented_topk,
 )
 from vtc.methods.base import Method
-from vtc.plugins.hf import encode, shorten
+from vtc.plugins.hf.stages.boundary import encode, shorten
 
 #: method -> operations on the device around the kernels, calls of kernels, copies to the device, reads
 #: of the device; with a given budget, tables of the shapes made before. docs/kernels.md repeats them.

@@ -72,13 +72,13 @@ def test_a_rich_crop_gets_more():
     scores = tokens.signals["cls_logits"].clone()
     scores[0].view(8, 8)[4:, 4:] += 1
     tokens = replace(tokens, signals={"cls_logits": scores})
-    kept = torch.bincount(make("globalcom2", retention=0.25).select(tokens).keep.nonzero()[:, 0])
+    kept = torch.bincount(make("globalcom2", retention=0.25).choose(tokens).keep.nonzero()[:, 0])
     assert int(kept[1:].argmax()) == 3 and int(kept[4]) > int(kept[1:4].max())
 
 
 def test_probabilities_give_all_crops_nearly_the_same():
     tokens = image(crops=(2, 2), size=(500, 500))
-    ratios = make("globalcom2", retention=0.25, score="probabilities").select(tokens).ratios
+    ratios = make("globalcom2", retention=0.25, score="probabilities").choose(tokens).ratios
     assert float((ratios - 0.25).abs().max()) < 0.25 * 0.02
 
 
@@ -121,4 +121,4 @@ def test_choices_are_checked():
         with pytest.raises(VTCError, match=text):
             make("globalcom2", **options)
     with pytest.raises(VTCError, match="tile_grid: got None"):
-        make("globalcom2").select(image())
+        make("globalcom2").choose(image())

@@ -45,7 +45,7 @@ class ChangedBatch(Method):
         keep = torch.zeros_like(batch.tables.valid)
         keep[:, :2] = True
         kept = [2 * tiles for tiles in batch.tiles]
-        return [self.change(out) for out in batch.keep(keep, kept)]
+        return [self.change(out) for out in batch.keep(keep, kept).apply(batch)]
 
 
 @dataclass
@@ -258,7 +258,7 @@ def test_a_mask_that_keeps_other_numbers_than_are_said(kept: list[int]) -> None:
     batch = ImageBatch([TOKENS, TOKENS], [Changed(0.5)] * 2)
     keep = torch.zeros_like(batch.tables.valid)
     keep[:, :2] = True
-    assert [len(out) for out in batch.keep(keep, [10, 10])] == [14, 14]
+    assert [len(out) for out in batch.keep(keep, [10, 10]).apply(batch)] == [14, 14]
     with pytest.raises(VTCError, match=r"kept: got \[.*, but the mask keeps other numbers"):
         batch.keep(keep, kept)
 
@@ -285,7 +285,7 @@ def test_places_that_do_not_fit(count: int, change: Any, message: str) -> None:
     """What `ImageBatch.gather` is told by methods that put tokens together by their places."""
     batch = ImageBatch([TOKENS] * count, [Changed(0.5)] * count)
     whole = torch.arange(24 * count), [24, 24][:count], [4, 4][:count]
-    assert [len(out) for out in batch.gather(*whole)] == [24] * count
+    assert [len(out) for out in batch.gather(*whole).apply(batch)] == [24] * count
     place, lengths, separators = change(whole[0], [24, 24], [4, 4])
     if count == 1:  # there is no other image
         if lengths != [24, 24] or int(place.max()) < 24 and "images" in message:
@@ -401,5 +401,5 @@ def test_a_class_says_where_it_works_and_how() -> None:
     class Empty(Method):
         name: ClassVar[str] = "empty"
 
-    with pytest.raises(VTCError, match="Empty must define compress or compress_batch"):
+    with pytest.raises(VTCError, match="Empty must define select or compress"):
         Empty(0.5).compress(TOKENS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtc.eval.answers import answer, prepare
+from vtc.eval.common.answers import answer, prepare
 from vtc.eval.reference import checkpoint_path, load_reference, prompt, scenes
 from vtc.eval.reference.score import check_generate
 from vtc.eval.reference.train_language import measure

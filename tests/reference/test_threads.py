@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import vtc
 from tests.hf.methods import Norms
 from vtc.errors import VTCError
-from vtc.eval import manifest
+from vtc.eval.common import manifest
 from vtc.eval.reference import checkpoint_path, load_reference, prompt, scenes, threads
 from vtc.eval.reference.threads import one_thread
 

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.commands._arguments import positive
-from vtc.commands._console import print_json, progress, stdout
-from vtc.commands._model import load
+from vtc.commands.console import print_json, progress, stdout
+from vtc.eval.common.arguments import positive
+from vtc.eval.common.loading import load
 
 if TYPE_CHECKING:
-    from vtc.eval.demo import Demo
+    from vtc.eval.demo.run import Demo
 
 DESCRIPTION = """\
 Methods and retentions on the small vision-language model that ships with vtc: accuracy on a sample
@@ -55,7 +55,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, paint, write, print."""
-    from vtc.eval import demo, demo_pictures
+    from vtc.eval.demo import pictures as demo_pictures
+    from vtc.eval.demo import run as demo
 
     began = time.monotonic()
     chosen = demo.settings(
@@ -110,7 +111,7 @@ def _print(result: Demo) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from vtc.eval.demo import caption, cells
+    from vtc.eval.demo.run import caption, cells
 
     console = stdout()
     header, lines = cells(result)

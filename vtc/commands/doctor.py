@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from vtc.commands._arguments import add_place
-from vtc.commands._console import print_json, progress, stdout
-from vtc.commands._model import Loaded, find_device, load
-from vtc.commands._prompt import user_prompt
+from vtc.commands.console import print_json, progress, stdout
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
+from vtc.eval.common.arguments import add_place
+from vtc.eval.common.loading import Loaded, find_device, load
+from vtc.eval.common.prompts import user_prompt
 from vtc.methods.base import Method
 
 if TYPE_CHECKING:
@@ -140,9 +140,9 @@ def _kernels(place: str | None) -> Iterator[Outcome]:
     """Every operation as it runs on the device, against its twin in float64."""
     import torch
 
+    from vtc.eval.kernels.bench.operations import OPERATIONS, correctness, is_right
+    from vtc.eval.kernels.bench.sizes import SMALL
     from vtc.kernels._dispatch import use_triton
-    from vtc.kernels.bench.operations import OPERATIONS, correctness, is_right
-    from vtc.kernels.bench.sizes import SMALL
     from vtc.plugins.hf.checks import Differs, Found, NotRun, Outcome, outcome
 
     device = find_device(place)
@@ -252,7 +252,7 @@ def _loaded(
 
 def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     """The model with two short prompts about pictures of different sizes."""
-    from vtc.eval.answers import prepare
+    from vtc.eval.common.answers import prepare
     from vtc.plugins.hf.checks import Subject, first_line
 
     images = [_picture(112, 168), _picture(196, 112)]

@@ -8,7 +8,7 @@ import inspect
 import re
 from typing import Any
 
-from vtc.commands._console import print_json, stdout
+from vtc.commands.console import print_json, stdout
 from vtc.errors import VTCError, nearest
 from vtc.methods.base import Method
 from vtc.registry import list_methods, method_class

@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vtc.commands._arguments import add_model, positive
-from vtc.commands._console import print_json, progress, stdout
-from vtc.commands._model import Loaded, load
-from vtc.commands._prompt import RULES, notes
+from vtc.commands.console import print_json, progress, stdout
 from vtc.config import CompressionConfig, add_arguments
+from vtc.eval.common.arguments import add_model, positive
+from vtc.eval.common.loading import Loaded, load
+from vtc.eval.common.prompts import RULES, notes
 from vtc.methods.base import Method
 from vtc.pictures import load_image
 
@@ -111,7 +111,7 @@ def _ask(
     import torch
 
     import vtc
-    from vtc.eval.timing import interleaved, ratio, stopwatch
+    from vtc.eval.common.timing import interleaved, ratio, stopwatch
 
     inputs = loaded.inputs(images, args.prompt, args.raw)
 

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vtc.commands._arguments import add_model
-from vtc.commands._console import print_json, stdout
-from vtc.commands._model import load
-from vtc.commands._prompt import RULES, notes
+from vtc.commands.console import print_json, stdout
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
+from vtc.eval.common.arguments import add_model
+from vtc.eval.common.loading import load
+from vtc.eval.common.prompts import RULES, notes
 from vtc.pictures import load_image, visualize
 
 

@@ -6,7 +6,7 @@ into crops (tiles 1..). The crops' patches are laid out on one canvas, the paddi
 
     thumbnail patches | canvas row 0, newline | canvas row 1, newline | ...
 
-Other families string the same tiles together differently; `pack_layout` knows all of them.
+Other families string the same tiles together differently; `vtc.packing` knows all of them.
 
 Source: Liu et al., "LLaVA-NeXT" (2024); the packing follows transformers'
 `LlavaNextModel.pack_image_features`. Pure functions of integers, no model needed.
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -102,104 +101,6 @@ def valid_region(
     return 0, rows, pad, cols - pad
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where each token of an image's packed sequence comes from.
-
-    Attributes:
-        tile: int64 `[L]`, source tile, -1 for a separator.
-        patch: int64 `[L]`, row-major patch in that tile, -1 for a separator.
-        row: int64 `[L]`, canvas row of a crop token or newline, -1 elsewhere.
-    """
-
-    tile: Tensor
-    patch: Tensor
-    row: Tensor
-
-    def __len__(self) -> int:
-        return int(self.tile.numel())
-
-    @property
-    def is_patch(self) -> Tensor:
-        """Bool `[L]`: True for patch tokens, False for separators."""
-        return self.patch >= 0
-
-
-def pack_layout(
-    patch_grid: tuple[int, int],
-    crops: tuple[int, int] | None = None,
-    image_size: tuple[int, int] | None = None,
-    newline: bool = False,
-    unpad: str = "hf",
-    *,
-    frames: int = 1,
-    order: str = "canvas",
-    shrink: int | None = None,
-    lead: bool = False,
-    tail: bool = False,
-) -> Layout:
-    """The packed sequence of one image or clip.
-
-    Args:
-        patch_grid: `(rows, cols)` of one tile's patches.
-        crops: `(rows, cols)` of the crops, or None for a single tile or a clip.
-        image_size: original `(height, width)` in pixels; needed to un-pad crops.
-        newline: whether a newline token closes every canvas row (and a single tile, and a clip).
-        unpad: see `valid_region`.
-        frames: tiles of a clip, one after the other; 1 with crops.
-        order: `"canvas"` (above), `"tiles"` (thumbnail, then crop after crop, nothing un-padded) or
-            `"thumbnail_last"` (crop after crop, then the thumbnail).
-        shrink: a canvas of clearly more patches than this many tiles is scaled down to about that
-            many (LLaVA-OneVision's `anyres_max`), see `shrunk_canvas`.
-        lead: whether a CLS token stands in front of every tile (as a separator).
-        tail: whether a separator stands behind every tile.
-    """
-    if order not in ORDERS:
-        raise VTCError(f"order: got {order!r}, allowed are {', '.join(ORDERS)}")
-    rows, cols = patch_grid
-    if crops is None:
-        return _tile_after_tile(list(range(frames)), rows * cols, lead, tail, newline)
-    if order != "canvas":
-        crop_tiles = list(range(1, 1 + crops[0] * crops[1]))
-        tiles = [0, *crop_tiles] if order == "tiles" else [*crop_tiles, 0]
-        return _tile_after_tile(tiles, rows * cols, lead, tail, False)
-
-    tile, patch = canvas_provenance(patch_grid, crops)
-    region = (0, tile.shape[0], 0, tile.shape[1])
-    if unpad != "none":
-        if image_size is None:
-            raise VTCError("image_size: got None, needed to un-pad the crops of an anyres image")
-        region = valid_region(image_size, tuple(tile.shape), unpad)  # type: ignore[arg-type]
-    top, bottom, left, right = region
-    y, x = torch.arange(top, bottom), torch.arange(left, right)
-    size = shrunk_canvas((len(y), len(x)), rows, shrink)
-    if size is not None:
-        y, x = y[_middle_lines(len(y), size[0])], x[_middle_lines(len(x), size[1])]
-    tile, patch, row = tile[y][:, x], patch[y][:, x], y[:, None].expand(-1, len(x))
-    if newline:
-        close = torch.full((len(y), 1), -1)
-        tile, patch = torch.cat([tile, close], 1), torch.cat([patch, close], 1)
-        row = torch.cat([row, y[:, None]], 1)
-    thumbnail = _tile_after_tile([0], rows * cols, lead, tail, False)
-    return Layout(
-        torch.cat([thumbnail.tile, tile.flatten()]),
-        torch.cat([thumbnail.patch, patch.flatten()]),
-        torch.cat([thumbnail.row, row.flatten()]),
-    )
-
-
-def _tile_after_tile(
-    tiles: Sequence[int], patches: int, lead: bool, tail: bool, newline: bool
-) -> Layout:
-    around = (int(lead), int(tail))
-    tile = torch.tensor(tiles)[:, None].expand(-1, patches)
-    patch = torch.arange(patches).expand(len(tiles), -1)
-    tile, patch = (torch.nn.functional.pad(x, around, value=-1).flatten() for x in (tile, patch))
-    if newline:
-        tile, patch = (torch.cat([x, x.new_tensor([-1])]) for x in (tile, patch))
-    return Layout(tile, patch, torch.full_like(tile, -1))
-
-
 def shrunk_canvas(
     canvas: tuple[int, int], tile_rows: int, max_tiles: int | None
 ) -> tuple[int, int] | None:
@@ -219,7 +120,7 @@ def shrunk_canvas(
     return (int(canvas[0] // ratio), int(canvas[1] // ratio)) if ratio > 1.1 else None
 
 
-def _middle_lines(extent: int, count: int) -> Tensor:
+def middle_lines(extent: int, count: int) -> Tensor:
     """The lines, of `extent`, that the centres of `count` <= `extent` even bins fall into."""
     return (2 * torch.arange(count) + 1) * extent // (2 * count)
 

@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 from vtc.functional.anyres import canvas_provenance
 from vtc.functional.budget import apportion
-from vtc.functional.geometry import Geometry, tables
 from vtc.functional.ragged import read, send
 from vtc.kernels.segmented_topk import segmented_topk
+from vtc.packing import Geometry, tables
 
 
 def crop_of_patch(patch_grid: tuple[int, int], crops: tuple[int, int]) -> Tensor:
@@ -191,7 +191,7 @@ def crop_extents(
 
 
 @dataclass(frozen=True)
-class Selection:
+class Choice:
     """What GlobalCom2 keeps of a batch, or of one image without the B, and the steps on the way.
 
     Attributes:
@@ -208,19 +208,19 @@ class Selection:
     order: Tensor
     keep: Tensor
 
-    def image(self, index: int) -> Selection:
+    def image(self, index: int) -> Choice:
         """What is kept of one image."""
-        return Selection(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Choice(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def select(
+def choose(
     scores: Tensor,
     layout: CropTables,
     retention: Sequence[float],
     totals: Sequence[int] | None = None,
     tau: float = 10.0,
     eps: float = 1e-8,
-) -> Selection:
+) -> Choice:
     """Budgets for thumbnails and crops, and the patches that fill them.
 
     The thumbnail keeps `floor(N * R)` of its patches by its own score, crop j keeps
@@ -252,4 +252,4 @@ def select(
     order, keep = segmented_topk(
         ranked.flatten(0, 1), send(counts.flatten(), scores), layout.valid.flatten(0, 1)
     )
-    return Selection(ratios, view, counts, order.view(ranked.shape), keep.view(ranked.shape))
+    return Choice(ratios, view, counts, order.view(ranked.shape), keep.view(ranked.shape))

@@ -23,7 +23,9 @@ from vtc.functional.ragged import read, side_by_side
 from vtc.tokens import CompressedTokens, VisualTokens
 
 if TYPE_CHECKING:
+    from vtc.batch import ImageBatch
     from vtc.methods.base import Method
+    from vtc.selection import Selection
 
 #: fields that say where tokens stood
 PLACES = ("tile", "patch", "anchor")
@@ -60,7 +62,22 @@ def check(
     if not right or outs[0].features.device.type != "cpu" or always():
         _look(method, images, outs, tuple(budgets))
     for each, image, out, budget in zip(methods, images, outs, budgets, strict=True):
-        _check_count(each, image, out, budget)
+        _check_number(each, image, out.num_patches, budget)
+
+
+def check_selection(batch: ImageBatch, selection: Selection) -> None:
+    """Whether a selection is of these images, of each some patch and no more than its budget.
+
+    Raises:
+        VTCError: it is not.
+    """
+    who = f"method {batch.methods[0].name!r} selected"
+    if selection.shapes != batch.shapes:
+        raise VTCError(f"{who} of {len(selection.shapes)} other images than it was given")
+    for method, image, count, budget in zip(
+        batch.methods, batch.images, selection.patches, batch.budgets, strict=True
+    ):
+        _check_number(method, image, count, budget)
 
 
 def _look(
@@ -107,8 +124,8 @@ def _check_shapes(method: Method, tokens: VisualTokens, out: Any) -> None:
         )
 
 
-def _check_count(method: Method, tokens: VisualTokens, out: CompressedTokens, budget: int) -> None:
-    count = out.num_patches
+def _check_number(method: Method, tokens: VisualTokens, count: int | None, budget: int) -> None:
+    """Whether so many patch tokens may be left."""
     if count == 0:
         raise VTCError(_nothing(method, tokens))
     if count is not None and count > budget and method.exact and not method.counts_itself:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
-import torch
+from torch import nn
 
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
 from vtc.methods import _guards
+from vtc.packing import Packing
+from vtc.selection import Selection
 from vtc.tokens import (
     CompressedTokens,
     SignalRequest,
@@ -27,6 +29,7 @@ from vtc.tokens import (
 
 Compress = Callable[["Method", VisualTokens], CompressedTokens]
 CompressBatch = Callable[["Method", ImageBatch], list[CompressedTokens]]
+Select = Callable[["Method", ImageBatch], Selection]
 
 
 class _Signals:
@@ -44,17 +47,19 @@ class _Signals:
 class Method:
     """Base class of compression methods: one dataclass each, its fields are the hyper-parameters.
 
-    A method says which `signals` it reads, at which `stage` it works, and how to `compress` one
-    image. The budget is defined once, here: `retention` is the share of patch tokens kept over the
-    whole image, un-padded, all tiles together; separators are not counted and stay.
+    A method says which `signals` it reads, at which `stage` it works, and defines one of
 
-    A method that can select for many images in the same few operations defines `compress_batch` in
-    place of `compress`; both are called through the other where only one is there.
+    * `select`: for the images of a batch in the same few operations, a `Selection`. It decides, and
+      gathers nothing. A method that scores tokens and keeps the best is a `Scored`.
+    * `compress`: for one image, the tokens that are left.
 
-    The results of every subclass are guarded, whichever of the two it defines: retention 1.0 is the
-    identity; there is at least one token and no more patch tokens than the budget, lengths match and
-    the dtype is that of the input; tiles, patches, anchors and merges are in range, and numbers are
-    numbers. The last two cost a look at the device, see `vtc.checks`.
+    The budget is defined once, here: `retention` is the share of patch tokens kept over the whole
+    image, un-padded, all tiles together; separators are not counted and stay.
+
+    The results of every subclass are guarded, whatever it defines: retention 1.0 is the identity; there
+    is at least one token and no more patch tokens than the budget, lengths match and the dtype is that
+    of the input; tiles, patches, anchors and merges are in range, and numbers are numbers. The last two
+    cost a look at the device, see `vtc.checks`.
 
     Attributes:
         retention: share of patch tokens to keep, in (0, 1]; or one share per image of the call, in
@@ -134,12 +139,16 @@ class Method:
         """
         return self._in_batches([tokens], [self])[0]
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
-        """Compress images that are alike in patch grid, packing and budgets' kind.
+    def select(self, batch: ImageBatch) -> Selection:
+        """Decide for images that are alike in patch grid, packing and budgets' kind.
 
         The number of operations should not depend on how many images, tiles and patches there are.
         """
-        raise VTCError(f"method: {type(self).__name__} must define compress or compress_batch")
+        raise VTCError(f"method: {type(self).__name__} must define select or compress")
+
+    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+        """What `select` leaves of the images of a batch."""
+        return self.select(batch).apply(batch)
 
     def compress_all(
         self,
@@ -177,7 +186,7 @@ class Method:
         for (identity, *_), members in groups.items():
             batch = ImageBatch(*zip(*(each[i] for i in members), strict=True))
             if identity:
-                out = batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])
+                out = batch.keep_all().apply(batch)
             else:
                 out = each[members[0]][1].compress_batch(batch)
             done.update(zip(members, out, strict=True))
@@ -229,6 +238,10 @@ class Method:
                 changes[field] = value[index]
         return replace(self, **changes) if changes else self
 
+    def weights(self) -> dict[str, nn.Module]:
+        """The trained modules of a learned method, by the field that holds each."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters as plain values, for reports."""
         out = {}
@@ -245,48 +258,62 @@ class Method:
         """Whether the number of tokens is the method's own."""
         return self.tokens is None and self.retention is None and self.adaptive
 
-    def asked(self, tokens: VisualTokens) -> int | None:
+    def asked(self, image: Packing | VisualTokens) -> int | None:
         """Patch tokens that the setting asks for, be they there or not; None where it leaves that to
         the method."""
         if self.counts_itself:
             return None
         if self.tokens is None:
-            return self.budget(tokens)
-        return self._number * (tokens.frames if self.video == "frame" else 1)
+            return self.budget(image)
+        return self._number * (image.frames if self.video == "frame" else 1)
 
-    def is_identity(self, tokens: VisualTokens) -> bool:
+    def is_identity(self, image: Packing | VisualTokens) -> bool:
         """Whether the budget asks for every patch of this image."""
-        return not self.counts_itself and self.budget(tokens) >= tokens.num_patches
+        return not self.counts_itself and self.budget(image) >= image.geometry.patches
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
         """Images of one kind go into one `ImageBatch`; whether nothing is to be done comes first."""
-        features = tokens.features
+        features, packing = tokens.features, tokens.packing
         return (
             self.is_identity(tokens),
             tuple((name, value.shape[1:]) for name, value in tokens.signals.items()),
-            tokens.patch_grid,
-            tokens.tile_grid is None,
-            tokens.newline is None,
-            tokens.order,
-            tokens.shrink,
+            packing.patch_grid,
+            packing.tile_grid is None,
+            packing.newline,
+            packing.order,
+            packing.shrink,
             tokens.cell,
             features.shape[-1],
             features.dtype,
             features.device,
         )
 
-    def budget(self, tokens: VisualTokens) -> int:
-        """Patch tokens to keep of this image: `floor(retention * patches)`, at least 1, or `tokens`, at
-        most all. Of a clip with a budget for every frame, all frames together."""
-        if self.video == "frame" and tokens.frames > 1:
-            return sum(map(self._share, tokens.geometry.available))
-        return self._share(tokens.num_patches)
+    def budget(self, image: Packing | VisualTokens) -> int:
+        """Patch tokens to keep of an image: `floor(retention * patches)`, at least 1, or `tokens`, at
+        most all. Of a clip with a budget for every frame, all frames together.
+
+        It follows from the packing alone, before anything is encoded.
+        """
+        geometry = image.geometry
+        if self.video == "frame" and image.frames > 1:
+            return sum(map(self._share, geometry.available))
+        return self._share(geometry.patches)
+
+    def length(self, image: Packing | VisualTokens) -> int | None:
+        """Tokens that will be left of an image, separators counted; None where that hangs on what the
+        image shows (`counts_itself`, or not `exact`)."""
+        packing = image if isinstance(image, Packing) else image.packing
+        if self.is_identity(packing):
+            return packing.length
+        if self.counts_itself or not self.exact:
+            return None
+        return self.budget(packing) + packing.separators
 
     def _share(self, patches: int) -> int:
         """The budget of what has one by itself, an image or a frame."""
         if self.tokens is None:
             # 1e-9: 0.29 * 100 is 28.999999999999996 in floating point and means 29
-            return max(1, math.floor(self.ratio * patches + 1e-9))
+            return min(patches, max(1, math.floor(self.ratio * patches + 1e-9)))
         if self.strict and self._number > patches:
             raise VTCError(f"tokens: got {self._number}, but the image has {patches} patch tokens")
         return min(self._number, patches)
@@ -320,9 +347,9 @@ def _plain(value: Any) -> Any:
 
 
 def _by_image(cls: type[Method]) -> bool:
-    """Whether the class that has the last word defines `compress` and not `compress_batch`."""
+    """Whether the class that has the last word defines `compress` and nothing for batches."""
     for base in cls.__mro__:
-        if "compress_batch" in base.__dict__:
+        if "compress_batch" in base.__dict__ or "select" in base.__dict__:
             return False
         if "compress" in base.__dict__:
             return True
@@ -337,7 +364,7 @@ def _guarded(compress: Compress) -> Compress:
         if tokens.frames > 1 and self.video == "frame":
             return join_frames(tokens, [wrapper(self, frame) for frame in frames_of(tokens)])
         if self.is_identity(tokens):
-            return keep_patches(tokens, torch.ones_like(tokens.valid))
+            return keep_patches(tokens, tokens.valid)
         self.check()
         out = compress(self, tokens)
         _guards.check([self], [tokens], [out])
@@ -347,13 +374,32 @@ def _guarded(compress: Compress) -> Compress:
 
 
 def _guarded_batch(compress_batch: CompressBatch) -> CompressBatch:
-    """`compress_batch` with the checks on what it returns."""
+    """`compress_batch` with the checks on what it returns, which may be a `Selection`."""
 
     @functools.wraps(compress_batch)
     def wrapper(self: Method, batch: ImageBatch) -> list[CompressedTokens]:
         self.check()
-        out = compress_batch(self, batch)
+        out: Any = compress_batch(self, batch)
+        if isinstance(out, Selection):
+            out = out.checked(self).apply(batch)
         _guards.check(batch.methods, batch.images, out, batch.budgets)
+        return out
+
+    return wrapper
+
+
+def _guarded_select(select: Select) -> Select:
+    """`select` with the checks on what it decides, before anything is gathered."""
+
+    @functools.wraps(select)
+    def wrapper(self: Method, batch: ImageBatch) -> Selection:
+        self.check()
+        out = select(self, batch)
+        if not isinstance(out, Selection):
+            raise VTCError(
+                f"method {self.name!r} returned {type(out).__name__} from select, expected Selection"
+            )
+        _guards.check_selection(batch, out.checked(self))
         return out
 
     return wrapper
@@ -382,6 +428,9 @@ def _guarded_all(compress_all: Callable[..., Any]) -> Callable[..., Any]:
 #: what a subclass may define, and how it is guarded
 _GUARDS: dict[str, Callable[[Any], Any]] = {
     "compress": _guarded,
+    "select": _guarded_select,
     "compress_batch": _guarded_batch,
     "compress_all": _guarded_all,
 }
+# what `Method` makes of a subclass's `select` is guarded as well
+Method.compress_batch = _guarded_batch(Method.compress_batch)  # type: ignore[method-assign]

@@ -9,16 +9,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.batch import ImageBatch, batch_tables, joined
+from vtc.batch import ImageBatch
+from vtc.batch_tables import batch_tables, joined
 from vtc.errors import VTCError
-from vtc.functional.geometry import Geometry, tables
-from vtc.functional.globalcom2 import Selection, compact_index, crop_tables, select
-from vtc.functional.ragged import send, where_true
-from vtc.kernels.segmented_topk import segmented_topk
+from vtc.functional.globalcom2 import Choice, choose, compact_index, crop_tables
+from vtc.functional.ragged import where_true
 from vtc.methods import _fields
 from vtc.methods.base import Method
+from vtc.methods.scored import keep_best
+from vtc.packing import Geometry, tables
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens
+from vtc.selection import Selection
+from vtc.tokens import SignalRequest, VisualTokens
 
 
 @register_method
@@ -110,18 +112,18 @@ class GlobalCom2(Method):
         tiny = torch.finfo(torch.float32).tiny
         return torch.log((received * received.shape[1]).clamp(min=tiny))
 
-    def select(self, tokens: VisualTokens) -> Selection:
+    def choose(self, tokens: VisualTokens) -> Choice:
         """Budgets and ranking of an image with crops."""
-        return self._select(ImageBatch([tokens], [self])).image(0)
+        return self._choose(ImageBatch([tokens], [self])).image(0)
 
-    def _select(self, batch: ImageBatch) -> Selection:
+    def _choose(self, batch: ImageBatch) -> Choice:
         if batch.images[0].tile_grid is None:
             raise VTCError("tile_grid: got None, budgets are shared among crops")
         totals = None if self.tokens is None else batch.budgets
         ratios = [m.ratio for m in batch.methods]
         if totals is not None:
             ratios = [n / shape.patches for n, shape in zip(totals, batch.shapes, strict=True)]
-        return select(
+        return choose(
             batch.rows(self.scores(batch), 0),
             crop_tables(batch.shapes, batch.features.device),
             ratios,
@@ -130,24 +132,19 @@ class GlobalCom2(Method):
             self.eps,
         )
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
-        first = batch.images[0]
-        if first.tile_grid is None:
+    def select(self, batch: ImageBatch) -> Selection:
+        packing = batch.images[0].packing
+        if packing.tile_grid is None:
             if self.single_tile == "official":
-                return batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])
-            scores = batch.rows(self.scores(batch), 0).flatten(1)
-            valid = batch.rows(batch.tables.valid, False).flatten(1)
-            keep = segmented_topk(scores, send(batch.budgets, scores), valid)[1]
-            return batch.keep(batch.of_rows(keep), batch.budgets)
-        chosen = self._select(batch)
+                return batch.keep_all()
+            return keep_best(batch, self.scores(batch))
+        chosen = self._choose(batch)
         kept = chosen.counts.sum(1).tolist()
-        if first.order != "canvas" or first.shrink is not None:
+        if packing.order != "canvas" or packing.shrink is not None:
             return batch.keep(batch.of_rows(chosen.keep.flatten(1)), kept)
         return self._assemble(batch, chosen, kept)
 
-    def _assemble(
-        self, batch: ImageBatch, chosen: Selection, kept: list[int]
-    ) -> list[CompressedTokens]:
+    def _assemble(self, batch: ImageBatch, chosen: Choice, kept: list[int]) -> Selection:
         """Thumbnail tokens, then the canvas row by row with its newlines."""
         own, packing = batch.tables, (self.placement, self.newline_rows)
         slot, newline_key, newline, newlines = _stream(batch.shapes, *packing, own.image.device)

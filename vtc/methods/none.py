@@ -7,8 +7,10 @@ from typing import ClassVar
 
 from vtc.batch import ImageBatch
 from vtc.methods.base import Method
+from vtc.packing import Packing
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, VisualTokens
+from vtc.selection import Selection
+from vtc.tokens import VisualTokens
 
 
 @register_method
@@ -20,8 +22,8 @@ class NoCompression(Method):
     exact: ClassVar[bool] = False
     default_retention: ClassVar[float] = 1.0
 
-    def is_identity(self, tokens: VisualTokens) -> bool:
+    def is_identity(self, image: Packing | VisualTokens) -> bool:
         return True
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
-        return batch.keep(batch.tables.valid, [shape.patches for shape in batch.shapes])
+    def select(self, batch: ImageBatch) -> Selection:
+        return batch.keep_all()

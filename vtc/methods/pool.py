@@ -10,10 +10,9 @@ import torch
 from vtc.batch import ImageBatch
 from vtc.functional.grids import even_bins
 from vtc.functional.ragged import send, where_true
-from vtc.methods._merge import assemble
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens
+from vtc.selection import Selection
 
 
 @register_method
@@ -28,7 +27,7 @@ class Pool(Method):
 
     name: ClassVar[str] = "pool"
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+    def select(self, batch: ImageBatch) -> Selection:
         valid = batch.tables.valid
         shares = batch.shares(batch.available, batch.budgets)
         share, first = send(torch.stack([shares, shares.cumsum(0) - shares]), valid)
@@ -45,8 +44,7 @@ class Pool(Method):
         place.scatter_(0, number[middle], batch.tables.packed.flatten()[middle])
         size = torch.zeros(len(place), device=valid.device)
         size.index_add_(0, output, torch.ones_like(output, dtype=torch.float32))
-        return assemble(
-            batch,
+        return batch.merge(
             place,
             output,
             source,

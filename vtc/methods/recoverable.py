@@ -22,15 +22,15 @@ from vtc.functional.recoverable import (
     visual_scores,
 )
 from vtc.methods import _fields
-from vtc.methods._merge import assemble
-from vtc.methods.base import Method
+from vtc.methods.asks_text import AsksText
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens
+from vtc.selection import Selection
+from vtc.tokens import SignalRequest, VisualTokens
 
 
 @register_method
 @dataclass
-class Recoverable(Method):
+class Recoverable(AsksText):
     """Keeps visual outliers, recovers patches that fit the question, merges some of the rest.
 
     Three times a one-dimensional local outlier factor says how many: patches by CLS attention a,
@@ -96,9 +96,6 @@ class Recoverable(Method):
     cluster: int = 32
     text_weight: float = 50.0
     text_score: str = "aligned"
-    text_source: str = "question"
-    text_encoder: Any = None
-    question: str | None = None
     layer: int | float = -1
 
     name: ClassVar[str] = "recoverable"
@@ -113,13 +110,10 @@ class Recoverable(Method):
         _fields.one_of("centres", self.centres, ("official", "tokens"))
         _fields.one_of("rounding", self.rounding, ("official", "exact"))
         _fields.one_of("text_score", self.text_score, ("aligned", "similarity"))
-        _fields.one_of("text_source", self.text_source, ("question", "official"))
         if self.text_score == "similarity" and self.text_encoder is not None:
             raise VTCError(
                 f"text_encoder: got {self.text_encoder!r}, but text_score='similarity' uses none"
             )
-        if not isinstance(self.question, (str, type(None))):
-            raise VTCError(f"question: got {self.question!r}, allowed are text and None")
         for field in ("visual_k", "text_k"):
             if getattr(self, field) is not None:
                 _fields.whole(field, getattr(self, field), 1)
@@ -186,7 +180,7 @@ class Recoverable(Method):
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
         return (*super().kind(tokens), len(tokens.features) == 1)
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+    def select(self, batch: ImageBatch) -> Selection:
         plan = self._recover(batch)
         counts, attention = plan.counts, plan.visual.flatten()
         patches = batch.features.shape[1]
@@ -228,8 +222,7 @@ class Recoverable(Method):
         weight = attention[source]
         weight[: len(alone)] = 1
         merged = counts.main + counts.centre + gathered + loose_count
-        return assemble(
-            batch,
+        return batch.merge(
             batch.tables.packed.flatten()[place],
             torch.cat([alone, alone[len(main) :][row], number[single // patches]]),
             source,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.functional.ragged import read, send
-from vtc.functional.sampling import exponential_race, image_noise
+from vtc.functional.sampling import exponential_race
 from vtc.functional.token_correlation import (
     any_of_cell,
     attention_over_patches,
@@ -23,7 +23,8 @@ from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, SignalRequest
+from vtc.selection import Selection
+from vtc.tokens import SignalRequest
 
 
 @register_method
@@ -110,7 +111,7 @@ class TokenCorrelation(Method):
             "deep_attention": SignalRequest(attention, self.deep_layer),
         }
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+    def select(self, batch: ImageBatch) -> Selection:
         valid, cell = batch.tables.valid, batch.images[0].cell
         own, ranking = self.rank(batch, _patches(valid, batch.patch_grid, cell))
         if cell != (1, 1):
@@ -146,9 +147,7 @@ class TokenCorrelation(Method):
         alike = neighbour_count(keys, self.alpha, valid)
         number = sampling_number(redundant_patches(alike, self.beta, valid), valid)
         if self.sample:
-            seeds = [image.content_seed for image in batch.images]
-            size = batch.tables.slot.shape[1] * valid.shape[1]
-            noise = batch.of_rows(image_noise(self.seed, seeds, size, valid.device))
+            noise = batch.noise(self.seed, valid.shape[1])
             shallow = exponential_race(shallow, -torch.log(noise))
         local_order, local = segmented_topk(shallow, number, valid)
         outlier = (deep > iqr_fence(deep, valid, self.fence)[:, 2:]) & valid

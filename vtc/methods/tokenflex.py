@@ -14,17 +14,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vtc.batch import ImageBatch, batch_tables, joined
+from vtc.batch import ImageBatch
+from vtc.batch_tables import batch_tables, joined
 from vtc.errors import VTCError
-from vtc.functional.geometry import Geometry, tables
 from vtc.functional.grids import pooled_axis, valid_rectangles
 from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.methods import _fields
-from vtc.methods._merge import assemble
 from vtc.methods.base import Method
 from vtc.methods.which import quoted, without_signals
+from vtc.packing import Geometry, Packing, tables
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens, VisualTokens
+from vtc.selection import Selection
+from vtc.tokens import VisualTokens
 
 COUNTS = (64, 144, 256)
 PROBABILITIES = (0.2, 0.3, 0.5)
@@ -256,22 +257,28 @@ class TokenFlex(Method):
         """Whether n is given, not a budget."""
         return self.side is not None
 
-    def is_identity(self, tokens: VisualTokens) -> bool:
-        self.check()
+    def is_identity(self, image: Packing | VisualTokens) -> bool:
         return False  # every token goes through another projector
+
+    def length(self, image: Packing | VisualTokens) -> int:
+        plan = _image_plan(image.geometry, self._side(image))
+        return plan.tokens[0] + plan.newlines[0]
+
+    def weights(self) -> dict[str, nn.Module]:
+        return {} if self.projector is None else {"projector": self.projector}
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
         identity, *rest = super().kind(tokens)
         return (identity, None if identity else self._side(tokens), *rest)
 
-    def _side(self, tokens: VisualTokens) -> int:
+    def _side(self, image: Packing | VisualTokens) -> int:
         """n for this image."""
-        most = min(tokens.patch_grid)
+        most = min(image.patch_grid)
         if self.side is None:
-            budget, counts = self.budget(tokens), _token_counts(tokens.geometry)
+            budget, counts = self.budget(image), _token_counts(image.geometry)
             return max((n + 1 for n, count in enumerate(counts) if count <= budget), default=1)
         if self.side > most:
-            rows, cols = tokens.patch_grid
+            rows, cols = image.patch_grid
             warnings.warn(
                 f"side: {self.side} is more than a tile of {rows} x {cols} patches has, "
                 f"{most} is used",
@@ -279,14 +286,13 @@ class TokenFlex(Method):
             )
         return min(self.side, most)
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+    def select(self, batch: ImageBatch) -> Selection:
         side = self._side(batch.images[0])
         plan = _plan(batch.shapes, side, batch.features.device)
         valid = batch.tables.valid
         pooled, _ = adaptive_pool(batch.features, batch.patch_grid, (side, side), valid)
         features = self._projected(pooled.flatten(0, 1)[plan.bin]).to(batch.features.dtype)
-        out = assemble(
-            batch,
+        return batch.merge(
             plan.place,
             plan.output,
             plan.source,
@@ -297,7 +303,6 @@ class TokenFlex(Method):
             separators=(plan.separators, plan.newlines),
             features=features,
         )
-        return [one.replace(projected=True) for one in out]
 
     def _projected(self, pooled: Tensor) -> Tensor:
         """`[M, C]` through the projector, which is moved to where the features are.

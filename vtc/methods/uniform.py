@@ -10,7 +10,7 @@ from vtc.functional.grids import even_bins
 from vtc.functional.ragged import send
 from vtc.methods.base import Method
 from vtc.registry import register_method
-from vtc.tokens import CompressedTokens
+from vtc.selection import Selection
 
 
 @register_method
@@ -24,7 +24,7 @@ class Uniform(Method):
 
     name: ClassVar[str] = "uniform"
 
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
+    def select(self, batch: ImageBatch) -> Selection:
         valid = batch.tables.valid
         shares = batch.shares(batch.available, batch.budgets)
         _, centre = even_bins(valid, batch.patch_grid, send(shares, valid), batch.hidden)

@@ -1,7 +1,6 @@
 """One adapter a model family; importing this package registers them."""
 
 from vtc.plugins.hf.adapters import (  # noqa: F401
-    docowl,
     fallback,
     gemma,
     idefics3,
@@ -13,5 +12,6 @@ from vtc.plugins.hf.adapters import (  # noqa: F401
     video_llava,
 )
 from vtc.plugins.hf.adapters.base import Adapter, adapter_for, register_adapter, supported_classes
+from vtc.plugins.hf.docowl import adapter as docowl  # noqa: F401
 
 __all__ = ["Adapter", "adapter_for", "register_adapter", "supported_classes"]

@@ -5,21 +5,18 @@ An adapter is mostly data. It never decides what is kept.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.functional.anyres import Layout, pack_layout
-from vtc.plugins.hf.positions import POLICIES
 from vtc.plugins.hf.probe import Record
+from vtc.plugins.model.positions import POLICIES
+from vtc.plugins.model.units import Unit, square
 from vtc.registry import put
 
 if TYPE_CHECKING:
@@ -34,102 +31,6 @@ _TOWERS = ("vision_tower", "visual", "vision_model", "image_tower")
 _PROJECTORS = ("multi_modal_projector", "connector", "visual.merger")
 _LAYERS = ("encoder.layers", "encoder.layer", "transformer.layers", "blocks")
 _ATTENTIONS = ("self_attn", "attention", "attn")
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One image or clip of a call: its tiles in the order of the vision batch, and their geometry.
-
-    Attributes:
-        tiles: how many tiles (crops and thumbnail, or frames) the tower saw of it.
-        patch_grid: `(rows, cols)` of a tile's tokens, behind the projector.
-        tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
-        image_size: original `(height, width)` in pixels, None when the model does not know it.
-        unpad, order, shrink, lead, tail, newline: how tokens are packed, see
-            `functional.anyres.pack_layout`.
-        fused: what the projector returns is not, tile after tile, what is packed, because the model
-            fuses or reorders tokens in or behind it; methods then work on the packed tokens.
-    """
-
-    tiles: int
-    patch_grid: tuple[int, int]
-    tile_grid: tuple[int, int] | None = None
-    image_size: tuple[int, int] | None = None
-    unpad: str = "none"
-    order: str = "canvas"
-    shrink: int | None = None
-    lead: bool = False
-    tail: bool = False
-    newline: bool = False
-    fused: bool = False
-
-    @property
-    def patches(self) -> int:
-        """Tokens of a tile."""
-        return self.patch_grid[0] * self.patch_grid[1]
-
-    @property
-    def layout(self) -> Layout:
-        """Provenance of the packed sequence."""
-        return _layout(self)
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """The packed sequence `[L, D]` as tiles `[T, N, D]`, 0 for patches that have no token."""
-        layout = self.layout
-        if self.order != "thumbnail_last" and len(layout) == self.tiles * self.patches:
-            return packed.unflatten(0, (self.tiles, self.patches))
-        kept, tile, patch = (
-            x.to(packed.device) for x in (layout.is_patch, layout.tile, layout.patch)
-        )
-        tiles = packed.new_zeros(self.tiles, self.patches, packed.shape[-1])
-        return tiles.index_put((tile[kept], patch[kept]), packed[kept])
-
-
-@functools.lru_cache(maxsize=64)
-def _layout(unit: Unit) -> Layout:
-    return pack_layout(
-        unit.patch_grid,
-        unit.tile_grid,
-        unit.image_size,
-        unit.newline,
-        unit.unpad,
-        frames=unit.tiles if unit.tile_grid is None else 1,
-        order=unit.order,
-        shrink=unit.shrink,
-        lead=unit.lead,
-        tail=unit.tail,
-    )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the tiles of a unit stand among all tiles of a call, in the tower's order."""
-
-    unit: Unit
-    tile: int
-    row: int
-
-    def patches_of(self, values: Tensor) -> Tensor:
-        """This unit's `[T, N, ...]` of values for every token `[S, ...]`, thumbnail first."""
-        size = (self.unit.tiles, self.unit.patches)
-        return self._order(values[self.row : self.row + size[0] * size[1]].unflatten(0, size))
-
-    def tiles_of(self, values: Tensor) -> Tensor:
-        """This unit's `[T, ...]` of values for every tile, thumbnail first."""
-        return self._order(values[self.tile : self.tile + self.unit.tiles])
-
-    def _order(self, values: Tensor) -> Tensor:
-        if self.unit.order != "thumbnail_last" or self.unit.tile_grid is None:
-            return values
-        return torch.cat([values[-1:], values[:-1]])
-
-
-def places(units: Sequence[Unit]) -> Iterator[Place]:
-    """The place of each unit."""
-    tile = row = 0
-    for unit in units:
-        yield Place(unit, tile, row)
-        tile, row = tile + unit.tiles, row + unit.tiles * unit.patches
 
 
 @dataclass
@@ -176,7 +77,7 @@ class Adapter:
 
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
-    #: how the model is wrapped: "boundary" (a placeholder for every token, see `entry.py`), "crossed" or
+    #: how the model is wrapped: "boundary" (a placeholder for every token), "crossed" or
     #: "expanded"
     mechanism: ClassVar[str] = "boundary"
     #: how the projector makes fewer tokens of the patches, empty where it maps each by itself
@@ -300,26 +201,6 @@ class Adapter:
         return values.flatten(0, -4)[start : start + units[index].tiles]
 
 
-def square(patches: int) -> tuple[int, int]:
-    """`(rows, cols)` of a square tile with `patches` patches."""
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise VTCError(f"pixel_values: a tile gives {patches} patches, not a square grid")
-    return side, side
-
-
-def on_grid(values: Tensor, side: int, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Values of square tiles `[T * side**2, ...]`, row by row, through `pool` (`[T, C, h, w]`)."""
-    inner = values.shape[1:]
-    grid = values.reshape(-1, side, side, inner.numel()).permute(0, 3, 1, 2).float()
-    return pool(grid).permute(0, 2, 3, 1).reshape(-1, *inner).to(values.dtype)
-
-
-def grouped(values: Tensor, side: int, factor: int) -> Tensor:
-    """Means over squares of `factor` x `factor` patches, row by row: what a pixel shuffle fuses."""
-    return on_grid(values, side, lambda x: nn.functional.avg_pool2d(x, factor))
-
-
 def find(module: nn.Module, paths: Sequence[str], what: str) -> tuple[nn.Module, str, nn.Module]:
     """The first of the dotted `paths` that exists: its owner, its name, itself."""
     for path in paths:
@@ -381,28 +262,3 @@ def adapter_for(model: nn.Module) -> Adapter:
         f"model: {type(model).__name__} is not supported, supported are "
         f"{', '.join(supported_classes())}"
     )
-
-
-def layer_index(layer: int | float, depth: int) -> int:
-    """Encoder layer `layer` as an index in `range(depth)`; a float is a fraction of the depth.
-
-    Raises:
-        VTCError: the tower has no such layer.
-    """
-    if isinstance(layer, float) and 0 < layer < 1:
-        return min(max(round(layer * depth) - 1, 0), depth - 1)
-    index = int(layer) + depth if layer < 0 else int(layer)
-    if index != (layer + depth if layer < 0 else layer) or not 0 <= index < depth:
-        raise VTCError(
-            f"layer: got {layer}, allowed are {-depth} to {depth - 1} or a fraction in (0, 1)"
-        )
-    return index
-
-
-def layers_read(feature_layer: int | Sequence[int], depth: int) -> list[int]:
-    """The hidden states that make the features, counted from the front.
-
-    `hidden_states[i]` is the input of encoder layer i, so it needs i layers to run.
-    """
-    wanted = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
-    return [i if i >= 0 else depth + 1 + i for i in wanted]

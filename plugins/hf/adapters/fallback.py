@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.methods.which import quoted, without_signals
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_fallback
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_fallback
+from vtc.plugins.model.units import Unit
 
 
 @register_fallback

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, grouped, register_adapter, square
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.units import Unit, grouped, square
 
 
 @register_adapter("PaliGemmaForConditionalGeneration", "PaliGemmaModel")

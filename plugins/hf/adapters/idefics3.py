@@ -9,8 +9,9 @@ import transformers
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, grouped, register_adapter, square
-from vtc.plugins.hf.adapters.mosaic import arrangement
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.mosaic import arrangement
+from vtc.plugins.model.units import Unit, grouped, square
 
 
 @register_adapter(

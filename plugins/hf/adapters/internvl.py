@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, grouped, register_adapter, square
-from vtc.plugins.hf.adapters.mosaic import arrangement
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.mosaic import arrangement
+from vtc.plugins.model.units import Unit, grouped, square
 
 
 @register_adapter("InternVLForConditionalGeneration", "InternVLModel")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.units import Unit
 
 
 @register_adapter(

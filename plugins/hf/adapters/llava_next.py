@@ -8,15 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vtc.functional.anyres import shrunk_canvas, tile_grid, valid_region
-from vtc.plugins.hf.adapters.base import (
-    Adapter,
-    Call,
-    Unit,
-    grouped,
-    on_grid,
-    register_adapter,
-    square,
-)
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.units import Unit, grouped, on_grid, square
 
 
 @register_adapter("LlavaNextForConditionalGeneration", "LlavaNextModel")

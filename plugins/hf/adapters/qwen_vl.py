@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.units import Unit
 
 
 @register_adapter(

@@ -8,7 +8,8 @@ import transformers
 from torch import nn
 
 from vtc.errors import VTCError
-from vtc.plugins.hf.adapters.base import Adapter, Call, Unit, register_adapter, square
+from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model.units import Unit, square
 
 
 @register_adapter("VideoLlavaForConditionalGeneration", "VideoLlavaModel")

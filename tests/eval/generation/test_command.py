@@ -12,7 +12,7 @@ pytest.importorskip("skimage")
 
 from safetensors.torch import load_file  # noqa: E402
 
-from vtc.eval.__main__ import main  # noqa: E402
+from vtc.commands.eval import main  # noqa: E402
 
 SMALL = [
     "tokenizer.options.width=8",

@@ -100,7 +100,7 @@ def samples(folder, out, launcher=()):
 
 @pytest.mark.slow
 def test_lmms_eval_and_vtc_eval_agree_answer_by_answer(local, tmp_path):
-    from vtc.eval.records import read_answers
+    from vtc.eval.common.records import read_answers
 
     folder, file = local
     theirs, score = samples(folder, tmp_path / "lmms")

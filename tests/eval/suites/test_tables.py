@@ -9,8 +9,8 @@ from PIL import Image, UnidentifiedImageError
 
 from tests.eval.suites.hub import HUB, Table, picture
 from vtc.errors import VTCError
-from vtc.eval.records import Answer
-from vtc.eval.runner import _open
+from vtc.eval.accuracy.runner import _open
+from vtc.eval.common.records import Answer
 from vtc.eval.suites import create_suite, list_suites
 
 WORD = "\nAnswer the question using a single word or phrase."

@@ -1,0 +1,125 @@
+"""The columns of an experiment: methods x retentions x seeds, and the method objects they stand for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vtc.config import FlagText, option_value, parse_value
+from vtc.errors import VTCError
+from vtc.eval.common.records import Setting
+from vtc.methods.base import Method
+from vtc.registry import create_method
+
+#: the uncompressed model, the reference of every experiment
+FULL = Setting("none")
+
+
+def plan(
+    methods: Sequence[str],
+    retentions: Sequence[float | None],
+    seeds: int = 1,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[Setting]:
+    """The uncompressed model, then every method at every retention, with every seed if it draws.
+
+    Retention 1 is the uncompressed model whatever the method; None is the method's own count and
+    concerns `adaptive` methods alone.
+
+    Args:
+        seeds: 0 to `seeds - 1` for methods that draw, unless their options give the seed.
+        options: further fields, by method.
+
+    Raises:
+        VTCError: no method or no retention, unknown method or option, a value out of range, options
+            of a method that is not among `methods`, or None where no method has its own count.
+    """
+    for name, given in (("methods", methods), ("retention", retentions)):
+        if not given:
+            raise VTCError(f"{name}: got none, give one at least")
+    options = options or {}
+    for name in options:
+        if name not in methods:
+            raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
+    found = [FULL]
+    made = {name: create_method(name, **options.get(name, {})) for name in methods}
+    if None in retentions and not any(method.adaptive for method in made.values()):
+        raise VTCError(f"retention: got own, but none of {', '.join(methods)} has its own count")
+    for name, method in made.items():
+        own = dict(options.get(name, {}))
+        count = seeds if method.draws and "seed" not in own else 1
+        for retention in retentions:
+            if retention is None and not method.adaptive:
+                continue
+            create_method(name, retention=retention)
+            if retention == 1 or name == "none":
+                continue
+            found += [Setting(name, retention, seed, own) for seed in range(count)]
+    return list({setting.key: setting for setting in found}.values())
+
+
+def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
+    """The method of a setting.
+
+    Args:
+        defaults: fields that come with the model, by method; options of the setting win.
+    """
+    options = {**(defaults or {}).get(setting.method, {}), **setting.options}
+    if setting.seed:
+        options["seed"] = setting.seed
+    return create_method(setting.method, retention=setting.retention, **options)
+
+
+def parse_retention(text: str) -> float | None:
+    """A share as the command line has it; `own`, a method's own count, is None.
+
+    Raises:
+        VTCError: neither a number nor `own`.
+    """
+    if text == "own":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise VTCError(f"retention: got {text!r}, allowed are numbers in (0, 1] and own") from None
+
+
+def method_option(method: str, field: str, text: str) -> Any:
+    """The value of a method's field; text stays text where the field is one. For `parse_options`."""
+    return option_value(method, field, FlagText(text))
+
+
+def parse_options(
+    texts: Sequence[str],
+    flag: str,
+    read: Callable[[str, str, str], Any] = lambda name, field, text: parse_value(text),
+) -> dict[str, dict[str, Any]]:
+    """`NAME.FIELD=VALUE`, or JSON `{"NAME": {"FIELD": VALUE}}`, each any number of times.
+
+    Args:
+        texts: what was given.
+        flag: of the command, for messages.
+        read: `(name, field, text)` to the value of a field; YAML by default.
+
+    Raises:
+        VTCError: neither of them; the message names `flag`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        if text.lstrip().startswith("{"):
+            try:
+                given = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise VTCError(f"{flag}: got {text!r}, not JSON: {error}") from None
+        else:
+            path, equals, value = text.partition("=")
+            name, dot, option = path.strip().partition(".")
+            if not (equals and dot and name and option):
+                raise VTCError(f"{flag}: got {text!r}, expected NAME.FIELD=VALUE or JSON")
+            given = {name: {option: read(name, option, value)}}
+        for name, fields in given.items():
+            if not isinstance(fields, dict):
+                raise VTCError(f"{flag}: got {fields!r} for {name!r}, expected fields with values")
+            found.setdefault(name, {}).update(fields)
+    return found

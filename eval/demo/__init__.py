@@ -1,0 +1,1 @@
+"""The demo: methods on the embedded reference VLM, with a table and pictures."""

@@ -1,0 +1,1 @@
+"""Tools around `vtc.kernels`: correctness and times, floors, compiling without a GPU."""

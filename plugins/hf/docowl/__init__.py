@@ -1,0 +1,1 @@
+"""Everything of mPLUG-DocOwl1.5."""

@@ -1,0 +1,1 @@
+"""Where tokens are cut: one file or folder a place."""

@@ -1,0 +1,379 @@
+"""From pixels to compressed visual tokens: the model's own encoder, the signals, the method."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.errors import VTCError
+from vtc.functional.ragged import behind_each_other, side_by_side
+from vtc.plugins.hf.adapters.base import PIXELS, Call
+from vtc.plugins.hf.live_layers import only_first
+from vtc.plugins.hf.probe import recording
+from vtc.plugins.hf.signals import Signals
+from vtc.plugins.model.compaction import image_runs, reading_order
+from vtc.plugins.model.fingerprint import content_seeds
+from vtc.plugins.model.layers import layers_read
+from vtc.plugins.model.units import Unit, places
+from vtc.report import ImageReport
+from vtc.tokens import CompressedTokens, VisualTokens, nothing_of
+
+if TYPE_CHECKING:
+    from vtc.methods.base import Method
+    from vtc.plugins.hf.patch import Patch
+
+
+@dataclass
+class Encoded:
+    """The images or clips of one call, all of one modality.
+
+    Attributes:
+        modality: `"image"` or `"video"`.
+        output: what the model's encoder function returned, its `pooler_output` replaced by the list of
+            compressed features, one `[M, D]` an image.
+        lengths: uncompressed visual tokens of each image, with those that the prompt's mask hides.
+        anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
+        reports: one an image.
+        numbers: of each image among all images and clips of the prompts, in reading order.
+        identity: True when no image lost a token that is seen.
+        left: of each image that the prompt's mask hides in part, int64 `[L']`, the tokens that are seen.
+        seconds: host time from the end of the encoder to the compressed tokens, signals included.
+    """
+
+    modality: str
+    output: Any
+    lengths: list[int]
+    anchors: list[Tensor]
+    reports: list[ImageReport]
+    numbers: list[int]
+    identity: bool
+    seconds: float
+    left: dict[int, Tensor] = field(default_factory=dict)
+
+    def settle(self) -> None:
+        """Take out what is hidden where no image lost anything else: the prompt is shortened after all,
+        for the sake of other images."""
+        if self.identity and self.left:
+            parts = self.output.pooler_output
+            self.output.pooler_output = [
+                part[self.anchors[i]] if i in self.left else part for i, part in enumerate(parts)
+            ]
+            _gather_deepstack(self.output, self.lengths, self.anchors)
+
+
+def some(pixels: Any) -> bool:
+    """Whether there are any; none of them is none."""
+    return pixels is not None and not (isinstance(pixels, Tensor) and pixels.numel() == 0)
+
+
+def encode(
+    patch: Patch,
+    base: nn.Module,
+    kwargs: dict[str, Any],
+    ids: Tensor | None,
+    placeholders: dict[str, Tensor],
+    shown: dict[str, Tensor],
+    questions: Callable[[str, list[int]], list[str]],
+    visible: Callable[[str, list[int]], list[Tensor]] | None = None,
+) -> list[Encoded]:
+    """Run the encoders on the pixels in `kwargs` and compress every image and clip.
+
+    Args:
+        ids: token ids of the prompts `[B, L]`, None when the caller gave embeddings.
+        placeholders: modality -> bool `[B, L]`, the placeholders to fill.
+        shown: the same on the CPU.
+        questions: given a modality and the number of tokens of each of its images, the text that each
+            is asked about; called only for methods that read text.
+        visible: given the same, bool `[L]` (CPU) of each image, False for tokens that the prompt's mask
+            hides; None where it hides none.
+    """
+    with _awake(base):  # behind the encoders as well, for the newline
+        calls = []
+        for modality, placeholder in placeholders.items():
+            if not some(kwargs.get(PIXELS[modality])):
+                continue
+            call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
+            began = time.perf_counter()
+            calls.append((call, patch.adapter.units(call), time.perf_counter() - began))
+        numbers = _numbers([(call.modality, units) for call, units, _ in calls], shown)
+        count = sum(map(len, numbers))
+        done: list[Encoded] = []
+        for (call, units, seconds), mine in zip(calls, numbers, strict=True):
+            lengths = [len(unit.layout) for unit in units]
+            left = {} if visible is None else _left(visible(call.modality, lengths))
+            done.append(compress_call(patch, call, units, questions, mine, count, left))
+            done[-1].seconds += seconds
+    return done
+
+
+def _numbers(calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor]) -> list[list[int]]:
+    """The number of each image and clip of each call, as the prompts show them."""
+    if len(calls) == 1:
+        return [list(range(len(units))) for _, units in calls]
+    runs = [
+        run
+        for modality, units in calls
+        for run in image_runs(shown[modality], [len(unit.layout) for unit in units])
+    ]
+    rank = {image: number for number, image in enumerate(reading_order(runs))}
+    left = iter(range(len(runs)))
+    return [[rank[next(left)] for _ in units] for _, units in calls]
+
+
+def _run_encoder(
+    patch: Patch,
+    base: nn.Module,
+    kwargs: dict[str, Any],
+    modality: str,
+    ids: Tensor | None,
+    placeholder: Tensor,
+) -> Call:
+    function = getattr(base, f"get_{modality}_features")
+    accepted = inspect.signature(function).parameters
+    arguments = {k: v for k, v in kwargs.items() if k in accepted and v is not None}
+    if patch.reads_hidden:
+        arguments["output_hidden_states"] = True
+    for name, parameter in accepted.items():
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ):
+            if name not in arguments:
+                raise VTCError(
+                    f"{name}: got None, {type(base).__name__} needs it beside the pixels"
+                )
+    layers = {layer for _, layer in patch.probed}
+    with recording(layers) as record, _live_layers(patch, base, arguments):
+        output = function(**arguments, return_dict=True)
+    # The model's forward wants what its encoder returned: a list of images, or one tensor
+    patch.tensors[modality] = isinstance(output.pooler_output, Tensor)
+    return Call(base, modality, kwargs, ids, placeholder, output, record)
+
+
+def compress_call(
+    patch: Patch,
+    call: Call,
+    units: list[Unit],
+    questions: Callable[[str, list[int]], list[str]],
+    numbers: Sequence[int],
+    count: int,
+    left: Mapping[int, Tensor] = MappingProxyType({}),
+) -> Encoded:
+    """Compress what one encoder call made.
+
+    Args:
+        units: the images or clips of the call.
+        questions: see `encode`.
+        numbers: of each among all images and clips of the prompts, in reading order.
+        count: of all calls.
+        left: of each image that the prompt's mask hides in part, see `Encoded.left`.
+    """
+    start = time.perf_counter()
+    packed = side_by_side([p.flatten(0, -2) for p in call.output.pooler_output])
+    layouts = [unit.layout for unit in units]
+    lengths = [len(layout) for layout in layouts]
+    if sum(lengths) != len(packed):
+        raise VTCError(
+            f"model: packed {len(units)} {call.modality}(s) into {len(packed)} tokens, their layout "
+            f"says {sum(lengths)}; is this a modified {type(call.base).__name__}?"
+        )
+    parts = list(packed.split(lengths))
+    texts = questions(call.modality, lengths) if patch.reads_text else None
+    signals = Signals(patch, call)
+    tokens = _visual_tokens(patch, call, units, parts, signals.cell)
+    for index, seen in left.items():
+        hidden = set(range(lengths[index])) - set(seen.tolist())
+        tokens[index] = replace(tokens[index], hidden=tuple(sorted(hidden)))
+    methods = [patch.method.for_image(number, count) for number in numbers]
+
+    changed = []
+    for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
+        if len(image.layout) == 0 or methods[index].is_identity(image):
+            continue
+        changed.append(index)
+        text = None if texts is None else texts[index]
+        captured = signals.of(place, text, units[index], parts[index])
+        tokens[index] = replace(image, signals=captured)
+    outs = _compress_all(patch.method, tokens, numbers, count)
+    for index, shown in left.items():  # the method's own places do not count what is hidden
+        anchor = outs[index].anchor
+        outs[index] = outs[index].replace(anchor=shown.to(anchor.device)[anchor])
+    anchors = [out.anchor for out in outs]
+    _to_language(patch, call, units, outs, parts, changed)
+    # where nothing is lost, all stays as the model packed it, what is hidden too; see `settle`
+    if changed:
+        for index in set(left) - set(changed):
+            parts[index] = parts[index][anchors[index]]
+        _gather_deepstack(call.output, lengths, anchors)
+    call.output.pooler_output = parts
+    seconds = time.perf_counter() - start
+    fit = patch.adapter.fit(call.base, call.modality)
+    reports = [
+        ImageReport.from_tokens(
+            image, out, seconds / len(units), fit=fit, asked=method.asked(image)
+        )
+        for method, image, out in zip(methods, tokens, outs, strict=True)
+    ]
+    return Encoded(
+        call.modality,
+        call.output,
+        lengths,
+        anchors,
+        reports,
+        list(numbers),
+        not changed,
+        seconds,
+        dict(left),
+    )
+
+
+def _left(visible: list[Tensor]) -> dict[int, Tensor]:
+    """The tokens that are seen of each image of which some are hidden, see `Encoded.left`."""
+    return {i: v.nonzero().squeeze(1) for i, v in enumerate(visible) if not bool(v.all())}
+
+
+def _compress_all(
+    method: Method, tokens: list[VisualTokens], numbers: Sequence[int], count: int
+) -> list[CompressedTokens]:
+    """The method's outcome for every image; nothing of one that is hidden whole."""
+    seen = [i for i, image in enumerate(tokens) if len(image.layout)]
+    if len(seen) == len(tokens):
+        return method.compress_all(tokens, count=count, numbers=numbers)
+    some = method.compress_all(
+        [tokens[i] for i in seen], count=count, numbers=[numbers[i] for i in seen]
+    )
+    outs = [nothing_of(image) for image in tokens]
+    for index, out in zip(seen, some, strict=True):
+        outs[index] = out
+    return outs
+
+
+def _visual_tokens(
+    patch: Patch, call: Call, units: list[Unit], packed: list[Tensor], cell: tuple[int, int]
+) -> list[VisualTokens]:
+    """Every image as the method sees it, still without signals."""
+    record, method, newline = call.record, patch.method, patch.adapter.newline(call.base)
+    seeds = [0] * len(units)
+    if method.draws:
+        pixels = [patch.adapter.pixels(call, units, index) for index in range(len(units))]
+        seeds = content_seeds(pixels)
+    rows = None
+    if not all(unit.fused for unit in units):
+        rows = record.projector_input if method.stage == "vision" else record.projector_output
+        if rows is None:
+            raise VTCError("model: its projector was not called; was it replaced after apply()?")
+        rows = rows[:, int(units[0].lead) :].flatten(0, 1)
+    return [
+        VisualTokens(
+            features=unit.unpack(part) if unit.fused or rows is None else place.patches_of(rows),
+            patch_grid=unit.patch_grid,
+            tile_grid=unit.tile_grid,
+            image_size=unit.image_size,
+            newline=newline if unit.newline else None,
+            unpad=unit.unpad,
+            content_seed=seed,
+            order=unit.order,
+            shrink=unit.shrink,
+            lead=unit.lead,
+            tail=unit.tail,
+            cell=cell,
+        )
+        for unit, place, part, seed in zip(units, places(units), packed, seeds, strict=True)
+    ]
+
+
+def _to_language(
+    patch: Patch,
+    call: Call,
+    units: list[Unit],
+    outs: list[CompressedTokens],
+    parts: list[Tensor],
+    changed: list[int],
+) -> None:
+    """Put the compressed features in place of the packed ones of the images `changed`.
+
+    They get the language model's width; separators are as the model packed them.
+    """
+    vision = patch.method.stage == "vision"
+    for fused in (False, True):
+        mine = [i for i in changed if units[i].fused == fused]
+        if not mine:
+            continue
+        some = [outs[i] for i in mine]
+        projected = any(out.projected for out in some)
+        if fused and projected:
+            raise VTCError(
+                f"projector: one of the method's own cannot take the place of "
+                f"{type(call.base).__name__}'s, behind which this image is scaled down; 'pool' can "
+                "work on it"
+            )
+        features = side_by_side([out.features for out in some])
+        if vision and not fused and not projected:
+            features = patch.adapter.projector(call.base)(features[None])[0]
+        if features.shape[-1] != parts[mine[0]].shape[-1]:
+            raise VTCError(
+                f"method {patch.method.name!r} returned projected features of width "
+                f"{features.shape[-1]}, the language model reads {parts[mine[0]].shape[-1]}"
+            )
+        if any(units[i].newline or units[i].lead or units[i].tail for i in mine):
+            packed = side_by_side([parts[i] for i in mine])
+            anchors = [out.anchor for out in some]
+            own = packed[behind_each_other(anchors, [len(parts[i]) for i in mine])]
+            patches = side_by_side([out.patch for out in some]) >= 0
+            features = torch.where(patches[:, None], features, own.to(features.dtype))
+        sizes_after = [len(outs[i]) for i in mine]
+        for i, part in zip(mine, features.to(parts[0].dtype).split(sizes_after), strict=True):
+            parts[i] = part
+
+
+def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) -> None:
+    """Features for deeper decoder layers lose the same tokens; merged ones keep their anchor's."""
+    levels = getattr(output, "deepstack_features", None)
+    if levels is None:
+        return
+    where = behind_each_other(anchors, lengths)
+    after = [len(anchor) for anchor in anchors]
+    output.deepstack_features = [
+        list(torch.cat(list(level))[where.to(level[0].device)].split(after)) for level in levels
+    ]
+
+
+@contextmanager
+def _awake(base: nn.Module) -> Iterator[None]:
+    """Load what accelerate has off-loaded: the encoder runs outside the inner model's forward."""
+    hook = getattr(base, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(base)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.post_forward(base, None)
+
+
+@contextmanager
+def _live_layers(patch: Patch, base: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
+    """Leave out the encoder layers that nobody reads, see `live_layers.py`."""
+    feature_layer = arguments.get("vision_feature_layer")
+    if feature_layer is None:
+        feature_layer = getattr(base.config, "vision_feature_layer", None)
+    if feature_layer is None:
+        yield
+        return
+    wanted = layers_read(feature_layer, patch.depth)
+    live = max(*wanted, patch.deepest + 1, 1)
+    if live >= patch.depth:
+        yield
+        return
+    # From the front, since counting from the back would now start at another layer
+    arguments["vision_feature_layer"] = wanted[0] if isinstance(feature_layer, int) else wanted
+    with only_first(live):
+        yield

@@ -1,0 +1,564 @@
+"""From the arguments of a long call to those of the short one: the heart of the plug-in.
+
+A long call has columns, a short one has places. What a KV cache holds already stands in front of both.
+`generate` is given the whole conversation again, a plain forward only what is new.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from vtc.errors import VTCError
+from vtc.plugins.hf import cache
+from vtc.plugins.hf.adapters.base import PIXELS
+from vtc.plugins.hf.cache import Held
+from vtc.plugins.hf.scopes import Scope
+from vtc.plugins.hf.stages.boundary import packed
+from vtc.plugins.hf.stages.boundary.encode import Encoded, encode, some
+from vtc.plugins.hf.stages.boundary.logits import short_places
+from vtc.plugins.model.compaction import (
+    Compaction,
+    build_compaction,
+    image_runs,
+    reading_order,
+    rows_of,
+)
+from vtc.plugins.model.positions import (
+    default_positions,
+    last_of,
+    next_of,
+    prompt_positions,
+    short_positions,
+)
+from vtc.plugins.model.question import asked
+
+if TYPE_CHECKING:
+    from vtc.plugins.hf.patch import Patch
+
+#: what padding of a short row gets in arguments that have a value for every column; others get 0
+_FILL = {"labels": -100, "shift_labels": -100}
+#: arguments of that shape that are dealt with one by one
+_NOT_TEXT = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "shift_labels"}
+
+
+@dataclass
+class Short:
+    """A shortened call.
+
+    Attributes:
+        kwargs: its arguments.
+        compaction: how it reads from the long one, None when nothing was dropped.
+        dropped: columns that are gone.
+        held: what a cache holds behind the call, None when nothing was dropped.
+        wanted: which logits each row wants, see `logits.short_places`.
+    """
+
+    kwargs: dict[str, Any]
+    compaction: Compaction | None = None
+    dropped: int = 0
+    held: Held | None = None
+    wanted: Tensor | None = None
+
+
+@dataclass
+class Past:
+    """What the cache of a call holds, in the caller's columns and in short places.
+
+    Attributes:
+        compaction: of it, `[B, C]`.
+        columns: T, the caller's columns that it stands for.
+        long: int64 `[R, B, T]`, their positions.
+        own: int64 `[R, B, C]`, the positions of the short places.
+        after: int64 `[R, B]`, the short position that comes next on each axis.
+        visual: bool `[B, C]`.
+    """
+
+    compaction: Compaction
+    columns: int
+    long: Tensor
+    own: Tensor
+    after: Tensor
+    visual: Tensor
+
+
+def has_pixels(kwargs: dict[str, Any]) -> bool:
+    """Whether a call brings images or clips."""
+    return any(some(kwargs.get(key)) for key in PIXELS.values())
+
+
+class Prompt:
+    """The text side of a long call.
+
+    Attributes:
+        ids, embeds: `[B, L]` and `[B, L, D]`; one of them may be None.
+        past: what the cache holds, None when it is empty or absent.
+        first: columns of the call that are in the cache already.
+        mask: the caller's for its own columns `[B, L]`, None when it gave none.
+        real: bool `[B, L]`, False for padding and for what is masked.
+    """
+
+    def __init__(
+        self, model: nn.Module, patch: Patch, kwargs: dict[str, Any], generating: bool
+    ) -> None:
+        self.model, self.patch, self.kwargs, self.generating = model, patch, kwargs, generating
+        self.ids, self.embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        inputs = self.ids if self.ids is not None else self.embeds
+        if inputs is None:
+            raise VTCError("input_ids: got None beside pixels; give input_ids or inputs_embeds")
+        self.batch, self.length = inputs.shape[:2]
+        self.device = inputs.device
+        mask = _attention_mask(model, kwargs, generating)
+        self.past = _past(model, patch, kwargs, self.batch, mask, self.device, generating)
+        held = 0 if self.past is None else self.past.columns
+        self.first = held if generating else 0
+        if generating and self.past is not None and self.length <= held:
+            raise VTCError(
+                f"input_ids: got {self.length} columns, but the cache holds {held} already; generate "
+                "takes the whole conversation"
+            )
+        whole = self.length if generating else held + self.length
+        if mask is not None and mask.shape != (self.batch, whole):
+            raise VTCError(
+                f"attention_mask: got shape {tuple(mask.shape)}, expected {(self.batch, whole)}; pass "
+                "the whole conversation when a cache is continued"
+            )
+        self.mask = mask if mask is None or generating else mask[:, held:]
+        self.real = torch.ones(self.batch, self.length, dtype=torch.bool, device=self.device)
+        if self.mask is not None:
+            self.real = self.mask.bool().to(self.device)
+
+    @cached_property
+    def placeholders(self) -> dict[str, Tensor]:
+        """Modality -> bool `[B, L]`, where the new columns hold its placeholders.
+
+        Raises:
+            VTCError: pixels whose placeholders are in the cache.
+        """
+        out = {}
+        for modality, key in PIXELS.items():
+            token = self.patch.adapter.token_id(self.model.config, modality)
+            if token is None:
+                continue
+            if self.ids is not None:
+                here = self.ids == token
+            else:
+                assert self.embeds is not None
+                embed = self.model.get_input_embeddings()
+                row = embed(torch.tensor(token, device=self.embeds.device))
+                here = (self.embeds == row).all(-1)
+            here[:, : self.first] = False
+            if self.first and some(self.kwargs.get(key)) and not bool(here.any()):
+                # transformers refuses them as well: its features and placeholders do not match
+                raise VTCError(
+                    f"{key}: the new part of the prompt has no placeholders for them; what earlier "
+                    "turns showed is in the cache, so pass what the new turn shows alone, or None"
+                )
+            out[modality] = here
+        return out
+
+    @cached_property
+    def visual(self) -> Tensor:
+        """Bool `[B, L]`: every placeholder among the new columns, whatever its modality."""
+        return torch.stack(list(self.placeholders.values())).any(0)
+
+
+def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: bool) -> Short:
+    """Encode and compress what the call shows, and drop the placeholders of what is gone.
+
+    Args:
+        model: a patched model.
+        scope: what the call comes under.
+        kwargs: the call's arguments, by name.
+        generating: whether the call is a `generate` and not a plain forward.
+    """
+    patch, base = scope.patch, model.base_model
+    assert patch is not None
+    prompt = Prompt(model, patch, kwargs, generating)
+    given = cache.given(kwargs)
+    used = prompt.past is None and bool(getattr(given, "is_initialized", False))
+    if used and patch.adapter.wants_new_cache:
+        raise VTCError(
+            f"{cache.name(model)}: got one that was used and is empty again, which "
+            f"{type(model).__name__} takes for one in use; give a new one"
+        )
+    placeholders, length = prompt.placeholders, prompt.length
+
+    # one look at the prompts, before the encoders have work queued
+    read = torch.stack([prompt.real, *placeholders.values()]).cpu()
+    host, shown = read[0], dict(zip(placeholders, read[1:].unbind(), strict=True))
+
+    def questions(modality: str, lengths: list[int]) -> list[str]:
+        words = prompt.real & ~prompt.visual
+        return _questions(patch, prompt.ids, words, image_runs(shown[modality], lengths), length)
+
+    def visible(modality: str, lengths: list[int]) -> list[Tensor]:
+        return [host.flatten()[run] for run in image_runs(shown[modality], lengths)]
+
+    hides = bool((~host & torch.stack(list(shown.values())).any(0)).any())
+    done = encode(
+        patch, base, kwargs, prompt.ids, placeholders, shown, questions, visible if hides else None
+    )
+    runs = {e.modality: image_runs(shown[e.modality], e.lengths) for e in done}
+    every = [run for of_one in runs.values() for run in of_one]
+    if done:
+        reports, rows = [report for e in done for report in e.reports], rows_of(every, length)
+        order = reading_order(every)
+        patch.add_report(
+            scope.call,
+            [reports[i] for i in order],
+            [rows[i] for i in order],
+            sum(e.seconds for e in done),
+        )
+
+    new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
+    compressed = cache.held(given) is not None
+    if done:
+        new["mm_encoder_outputs"] = {e.modality: e.output for e in done}
+        if all(e.identity for e in done) and not compressed:
+            return Short(new)
+    for e in done:
+        e.settle()
+    if generating:
+        for e in done:
+            _join_rows(e.output, rows_of(runs[e.modality], length))
+    numbers = packed.samples(model, kwargs, prompt.batch, length) if not generating else None
+
+    local = _compact(prompt, host, shown, done, every)
+    _text_side(new, prompt, local)
+    held = _place(new, prompt, local, numbers)
+    wanted = None
+    if "logits_to_keep" in new and not generating:
+        keep, wanted = short_places(new["logits_to_keep"], local, length)
+        new["logits_to_keep"] = keep
+    compaction = held.compaction if generating else local
+    return Short(new, compaction, length - compaction.slot.shape[1], held, wanted)
+
+
+def _compact(
+    prompt: Prompt,
+    host: Tensor,
+    shown: dict[str, Tensor],
+    done: list[Encoded],
+    runs: list[Tensor],
+) -> Compaction:
+    """How the new places read from the caller's columns."""
+    first, length = prompt.first, prompt.length
+    visual = torch.zeros_like(host)
+    for e in done:
+        visual |= shown[e.modality]
+    anchors = [anchor for e in done for anchor in e.anchors]
+    # flat indices of the whole rows as flat indices of the columns behind `first`
+    runs = [(run // length) * (length - first) + run % length - first for run in runs]
+    # Padding on the user's side. Rows that needed none end together, so that logits[:, -1] are the next
+    # token's, or start together under labels, so that none is predicted from padding.
+    labelled = any(prompt.kwargs.get(key) is not None for key in ("labels", "shift_labels"))
+    # What a mask hides in the middle of a row is no padding.
+    first_real, last_real = all(host[:, 0].tolist()), all(host[:, -1].tolist())
+    left = prompt.generating or not (first_real if not last_real else labelled and first_real)
+    out = build_compaction(host[:, first:], visual[:, first:], runs, anchors, left)
+    out = out.to(prompt.device)
+    return replace(out, slot=out.slot + first, position=out.position + first)
+
+
+def _text_side(new: dict[str, Any], prompt: Prompt, local: Compaction) -> None:
+    """Every argument that has a value for each of the caller's columns, at the places that are left."""
+    past = None if not prompt.generating or prompt.past is None else prompt.past.compaction
+    whole = local if past is None else _joined(past, local)
+    if prompt.ids is not None:
+        new["input_ids"] = whole.gather(prompt.ids, _pad_id(prompt.model, prompt.kwargs))
+    if prompt.embeds is not None:
+        new["inputs_embeds"] = whole.gather(prompt.embeds)
+    shape = (prompt.batch, prompt.length)
+    for key, value in new.items():
+        if key in _NOT_TEXT or not isinstance(value, Tensor) or value.shape[:2] != shape:
+            continue
+        new[key] = whole.gather(value.to(prompt.device), _FILL.get(key, 0))
+    shifted = new.get("shift_labels")
+    if isinstance(shifted, Tensor) and shifted.shape == shape:
+        # the label of a place is the token at the next place: it stands in the column before that
+        end = torch.full_like(whole.slot[:, :1], prompt.length)
+        far = torch.where(whole.valid, whole.slot, prompt.length)
+        following = torch.cat([far[:, 1:], end], 1) - 1
+        new["shift_labels"] = (
+            shifted.to(prompt.device)
+            .gather(1, following)
+            .masked_fill(~whole.valid, _FILL["shift_labels"])
+        )
+
+
+def _place(new: dict[str, Any], prompt: Prompt, local: Compaction, numbers: Tensor | None) -> Held:
+    """Positions and mask of the short call, and what its cache will hold."""
+    model, patch, past = prompt.model, prompt.patch, prompt.past
+    base, kwargs, generating = model.base_model, prompt.kwargs, prompt.generating
+    # a plain forward of some families counts from one; the notes on a cache count from nought
+    one = 0 if generating else patch.adapter.first_position
+    known = None if past is None else past.long
+    long = prompt_positions(base, kwargs, prompt.real, known, prompt.first)
+    if kwargs.get("position_ids") is not None:
+        long = long - one
+    sample = None if numbers is None else packed.sample_of_places(numbers, local)
+    relative = replace(
+        local, slot=local.slot - prompt.first, position=local.position - prompt.first
+    )
+    explicit = short_positions(patch.positions, long[..., prompt.first :], relative, sample)
+    if past is not None:
+        explicit = explicit + _shift(past, patch.positions, len(explicit), prompt)[..., None]
+    whole, valid, own = local, local.valid, explicit
+    columns = prompt.length
+    if past is not None:
+        # 0 where the caller's columns count what is in the cache
+        ahead = past.columns - prompt.first
+        moved = replace(local, slot=local.slot + ahead, position=local.position + ahead)
+        whole = _joined(past.compaction, moved)
+        valid, columns = whole.valid, columns + ahead
+        own = _behind(past.own, explicit)
+        if ahead:
+            goes_on = kwargs.get("position_ids") is None  # else they are the conversation's already
+            long = _behind(past.long, long + (last_of(past.long) + 1)[None, :, None] * goes_on)
+    visual = local.gather(prompt.visual, False)
+    if past is not None:
+        visual = torch.cat([past.visual, visual], 1)
+    after = next_of(own, valid, patch.positions)
+    held = Held(whole, columns, long, own, after, visual)
+
+    new.pop("position_ids", None)
+    for key in packed.LENGTHS:
+        new.pop(key, None)
+    gaps = patch.positions != "contiguous"
+    if gaps or len(long) > 1 or local.ragged or past is not None or sample is not None:
+        given = own if generating else explicit
+        new["position_ids"] = (given[0] if len(given) == 1 else given) + one
+        _tell_deltas(base, given, valid, after)
+    if sample is not None:
+        if (gaps and len(explicit) == 1) or packed.uses_flash(model):
+            new.update(packed.mask_of(model, sample, new.get("token_type_ids")))
+    # Gaps need an explicit mask (packed.one_sample); rows of different length need one anyway
+    elif prompt.mask is not None or local.ragged or past is not None or gaps:
+        kind = torch.long if prompt.mask is None else prompt.mask.dtype
+        new["attention_mask"] = valid.to(kind)
+        if gaps and not generating:
+            new.update(packed.one_sample(model, new))
+    return held
+
+
+def _shift(past: Past, policy: str, rows: int, prompt: Prompt) -> Tensor:
+    """What to add to positions of the new part so that they go on behind the cache, `[R, B]`."""
+    behind = past.after
+    if policy == "original":
+        behind = last_of(past.long)[None] + 1
+        # they may count from the start of the conversation already
+        if prompt.first or prompt.kwargs.get("position_ids") is not None:
+            behind = torch.zeros_like(behind)
+    behind = behind.expand(rows, -1).clone()
+    if rows == 4:
+        behind[0] = past.compaction.valid.sum(1)  # the text's row has no gaps
+    return behind
+
+
+def _behind(front: Tensor, back: Tensor) -> Tensor:
+    """Positions `[R, B, ...]` behind others, with as many axes as the one that has more."""
+    rows = max(len(front), len(back))
+    return torch.cat([x.expand(rows, -1, -1) for x in (front, back)], 2)
+
+
+def _past(
+    model: nn.Module,
+    patch: Patch,
+    kwargs: dict[str, Any],
+    batch: int,
+    mask: Tensor | None,
+    device: torch.device,
+    generating: bool = False,
+) -> Past | None:
+    """What the call's cache holds; a cache that was filled without compression holds what it says."""
+    held_in = cache.given(kwargs)
+    count = cache.length(held_in)
+    if count == 0:
+        return None
+    known = cache.held(held_in)
+    if known is None:
+        empty = torch.zeros(batch, 0, dtype=torch.long, device=device)
+        nothing = Compaction(empty, empty, empty.bool(), False)
+        none = empty[None].new_zeros(1, batch)
+        known = Held(nothing, 0, empty[None], empty[None], none, empty.bool())
+    known = cache.fit(known, batch, cache.name(model))
+    c, behind = known.compaction, count - known.places
+    columns = known.seen + behind
+    seen = torch.ones(batch, behind, dtype=torch.bool, device=device)
+    if mask is not None and mask.shape[1] >= columns:
+        seen = mask[:, known.seen : columns].bool().to(device)
+    slots = known.seen + torch.arange(behind, device=device).expand(batch, -1)
+    compaction = _joined(c, Compaction(slots, slots, seen, False))
+    step = default_positions(seen)
+    if known.seen:
+        start, next_long = known.after, last_of(known.long) + 1
+    else:
+        next_long = torch.zeros(batch, dtype=torch.long, device=device)
+        next_long = next_long + _deltas(model, patch, kwargs, batch, count, device, generating)
+        start = next_long[None]
+    long = _behind(known.long, (next_long[:, None] + step)[None])
+    own = torch.cat([known.own, start[..., None] + step], 2)
+    visual = torch.cat([known.visual, torch.zeros_like(seen)], 1)
+    return Past(compaction, columns, long, own, start + seen.sum(1), visual)
+
+
+def _deltas(
+    model: nn.Module,
+    patch: Patch,
+    kwargs: dict[str, Any],
+    batch: int,
+    count: int,
+    device: torch.device,
+    generating: bool,
+) -> Tensor | int:
+    """What M-RoPE positions are ahead of a count of tokens in a cache that was filled without
+    compression, `[B]`; 0 where they are not.
+
+    transformers keeps the number on the model for the last prompt with images, be it this one's or not.
+    """
+    deltas = getattr(model.base_model, "rope_deltas", None)
+    if deltas is None or not bool(torch.as_tensor(deltas).any()):
+        return 0
+    if kwargs.get("position_ids") is not None:
+        return 0
+    ids = kwargs.get("input_ids")
+    if ids is None or not generating:
+        raise VTCError(
+            "position_ids: got None behind a cache that was filled without compression, which may "
+            "hold images or not; give them, or use generate with the whole conversation"
+        )
+    tokens = [patch.adapter.token_id(model.config, modality) for modality in PIXELS]
+    seen = torch.stack([ids[:, :count] == t for t in tokens if t is not None]).any()
+    if not bool(seen):
+        return 0
+    deltas = torch.as_tensor(deltas).reshape(-1).to(device)
+    return deltas.expand(batch) if len(deltas) == 1 else deltas[:batch]
+
+
+def continued_step(model: nn.Module, patch: Patch, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a forward that goes on behind a compressed prompt in a cache, in short terms.
+
+    A caller with a decoding loop of its own lets the mask of the long prompt grow and leaves the
+    positions to transformers, which counts what is in the cache. A mask that fits the cache is left
+    as it is.
+
+    Args:
+        kwargs: the call's arguments, by name.
+
+    Returns:
+        What changes.
+    """
+    held_in = cache.given(kwargs)
+    known = cache.held(held_in)
+    ids = kwargs.get("input_ids")
+    inputs = ids if ids is not None else kwargs.get("inputs_embeds")
+    if known is None or inputs is None:
+        return {}
+    batch, fresh = inputs.shape[:2]
+    count, mask = cache.length(held_in), kwargs.get("attention_mask")
+    fits = mask is None or (mask.dim() == 2 and mask.shape[1] == count + fresh)
+    if known.broken is not None and kwargs.get("position_ids") is not None and fits:
+        if mask is not None or bool(known.compaction.valid.all()):
+            return {}  # the caller knows what the cache holds
+    past = _past(
+        model,
+        patch,
+        kwargs,
+        batch,
+        mask if mask is not None and mask.dim() == 2 else None,
+        inputs.device,
+    )
+    assert past is not None
+    if mask is None:
+        tail = torch.ones(batch, fresh, dtype=torch.long, device=inputs.device)
+    elif mask.dim() == 2 and mask.shape[1] == past.columns + fresh:
+        tail = mask[:, past.columns :]
+    else:
+        return {}
+    new: dict[str, Any] = {"attention_mask": torch.cat([past.compaction.valid.to(tail), tail], 1)}
+    if kwargs.get("position_ids") is None:
+        step = default_positions(tail.bool())
+        positions = past.after[..., None] + step + patch.adapter.first_position
+        new["position_ids"] = positions[0] if len(positions) == 1 else positions
+    return new
+
+
+def _joined(front: Compaction, back: Compaction) -> Compaction:
+    """Two parts of a conversation, one behind the other."""
+    return Compaction(
+        torch.cat([front.slot, back.slot], 1),
+        torch.cat([front.position, back.position], 1),
+        torch.cat([front.valid, back.valid], 1),
+        front.ragged or back.ragged,
+    )
+
+
+def _join_rows(output: Any, rows: list[int]) -> None:
+    """One entry a prompt in place of one an image, `rows` being the prompt of each image.
+
+    For beams, transformers 5.18 repeats the images of a prompt one by one, in the wrong order.
+    """
+    sizes = [len(list(group)) for _, group in groupby(rows)]
+
+    def joined(parts: Any) -> list[Tensor]:
+        left = iter(parts)
+        return [torch.cat([next(left) for _ in range(size)]) for size in sizes]
+
+    output.pooler_output = joined(output.pooler_output)
+    levels = getattr(output, "deepstack_features", None)
+    if levels is not None:
+        output.deepstack_features = [joined(level) for level in levels]
+
+
+def _tell_deltas(base: nn.Module, positions: Tensor, valid: Tensor, after: Tensor) -> None:
+    """Where M-RoPE goes on in a later forward that brings no positions of its own."""
+    if len(positions) > 1 and hasattr(base, "rope_deltas"):
+        base.rope_deltas = (after[-3:].amax(0) - valid.sum(1))[:, None]
+
+
+def _attention_mask(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Tensor | None:
+    mask = kwargs.get("attention_mask")
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            got = f"{mask.dim()} dimensions" if isinstance(mask, Tensor) else type(mask).__name__
+            raise VTCError(
+                f"attention_mask: got {got}, allowed is [batch, length] while a model is compressed"
+            )
+        return mask
+    ids = kwargs.get("input_ids")
+    if not generating or ids is None:
+        return None
+    # generate infers padding from the ids when it gets no mask; so must we
+    pad, end = (generation_setting(model, kwargs, f"{which}_token_id") for which in ("pad", "eos"))
+    ends = end if isinstance(end, (list, tuple)) else [end]
+    if pad is None or pad in ends or not bool((ids == pad).any()):
+        return None
+    return (ids != pad).long()
+
+
+def generation_setting(model: nn.Module, kwargs: dict[str, Any], name: str) -> Any:
+    """A setting of `generate`: a keyword, then the caller's config, then the model's; None if unset."""
+    configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
+    values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)
+
+
+def _pad_id(model: nn.Module, kwargs: dict[str, Any]) -> int:
+    own = getattr(model.config.get_text_config(), "pad_token_id", None)
+    pads = generation_setting(model, kwargs, "pad_token_id"), own
+    return next((pad for pad in pads if pad is not None and pad >= 0), 0)
+
+
+def _questions(
+    patch: Any, ids: Tensor | None, words: Tensor, runs: list[Tensor], length: int
+) -> list[str]:
+    """The text that each image is asked about, read where `words [B, L]` is True."""
+    rows = rows_of(runs, length)
+    texts = {row: asked(patch, None if ids is None else ids[row][words[row]]) for row in set(rows)}
+    return [texts[row] for row in rows]
