@@ -5,11 +5,14 @@ The plug-in for the model's library is imported on first use, so that importing 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.methods.base import Method
+
+if TYPE_CHECKING:
+    from vtc.plugins.hf.handle import Handle
 
 
 def apply(
@@ -19,7 +22,7 @@ def apply(
     processor: Any = None,
     positions: str | None = None,
     **options: Any,
-) -> Any:
+) -> Handle:
     """Compress the visual tokens of `model` until `handle.remove()` or `vtc.remove(model)`.
 
     Applying again replaces the patch that is there.
@@ -55,7 +58,7 @@ def compress(
     processor: Any = None,
     positions: str | None = None,
     **options: Any,
-) -> Any:
+) -> Handle:
     """Compress inside a with-block; arguments and errors as `apply`.
 
         with vtc.compress(model, "globalcom2", retention=0.25) as run:
@@ -99,7 +102,9 @@ def model_defaults(model: Any) -> dict[str, dict[str, Any]]:
     return defaults.model_defaults(model)
 
 
-def apply_from_config(model: Any, config: CompressionConfig, *, processor: Any = None) -> Any:
+def apply_from_config(
+    model: Any, config: CompressionConfig, *, processor: Any = None
+) -> Handle | None:
     """`apply` what a `CompressionConfig` says; with method `"none"` the model is left untouched.
 
     Returns:
