@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.functional.anyres import Layout, pack_layout
+from vtc.packing import Layout, Packing
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,7 @@ class Unit:
         patch_grid: `(rows, cols)` of a tile's tokens, behind the projector.
         tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
         image_size: original `(height, width)` in pixels, None when the model does not know it.
-        unpad, order, shrink, lead, tail, newline: how tokens are packed, see
-            `functional.anyres.pack_layout`.
+        unpad, order, shrink, lead, tail, newline: how tokens are packed, see `Packing`.
         fused: what the projector returns is not, tile after tile, what is packed, because the model
             fuses or reorders tokens in or behind it; methods then work on the packed tokens.
     """
@@ -47,9 +46,14 @@ class Unit:
         return self.patch_grid[0] * self.patch_grid[1]
 
     @property
+    def packing(self) -> Packing:
+        """How the tokens are packed."""
+        return _packing(self)
+
+    @property
     def layout(self) -> Layout:
         """Provenance of the packed sequence."""
-        return _layout(self)
+        return self.packing.layout
 
     def unpack(self, packed: Tensor) -> Tensor:
         """The packed sequence `[L, D]` as tiles `[T, N, D]`, 0 for patches that have no token."""
@@ -63,19 +67,19 @@ class Unit:
         return tiles.index_put((tile[kept], patch[kept]), packed[kept])
 
 
-@functools.lru_cache(maxsize=64)
-def _layout(unit: Unit) -> Layout:
-    return pack_layout(
+@functools.lru_cache(maxsize=512)
+def _packing(unit: Unit) -> Packing:
+    return Packing(
         unit.patch_grid,
         unit.tile_grid,
         unit.image_size,
+        unit.tiles,
         unit.newline,
         unit.unpad,
-        frames=unit.tiles if unit.tile_grid is None else 1,
-        order=unit.order,
-        shrink=unit.shrink,
-        lead=unit.lead,
-        tail=unit.tail,
+        unit.order,
+        unit.shrink,
+        unit.lead,
+        unit.tail,
     )
 
 

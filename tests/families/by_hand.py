@@ -135,7 +135,7 @@ def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str
 
 def tokens_of(tokens: VisualTokens) -> int:
     """The placeholders of an image, those that the mask hides included."""
-    return len(tokens.layout) + len(tokens.hidden)
+    return tokens.packing.length + len(tokens.packing.hidden)
 
 
 @torch.no_grad()

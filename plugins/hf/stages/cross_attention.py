@@ -173,14 +173,7 @@ def _tokens(
     if patch.method.draws:
         pixels = named["pixel_values"].flatten(0, 1)[index][real]
         seed = content_seeds([pixels])[0]
-    return VisualTokens(
-        features=tiles[:, 1:],
-        patch_grid=(side, side),
-        signals=signals,
-        unpad="none",
-        content_seed=seed,
-        lead=True,
-    )
+    return VisualTokens(tiles[:, 1:], unit.packing, signals=signals, content_seed=seed)
 
 
 #: every function that `hooks` hangs

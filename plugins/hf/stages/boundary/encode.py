@@ -273,17 +273,10 @@ def _visual_tokens(
         rows = rows[:, int(units[0].lead) :].flatten(0, 1)
     return [
         VisualTokens(
-            features=unit.unpack(part) if unit.fused or rows is None else place.patches_of(rows),
-            patch_grid=unit.patch_grid,
-            tile_grid=unit.tile_grid,
-            image_size=unit.image_size,
+            unit.unpack(part) if unit.fused or rows is None else place.patches_of(rows),
+            unit.packing,
             newline=newline if unit.newline else None,
-            unpad=unit.unpad,
             content_seed=seed,
-            order=unit.order,
-            shrink=unit.shrink,
-            lead=unit.lead,
-            tail=unit.tail,
             cell=cell,
         )
         for unit, place, part, seed in zip(units, places(units), packed, seeds, strict=True)
