@@ -433,4 +433,4 @@ _GUARDS: dict[str, Callable[[Any], Any]] = {
     "compress_all": _guarded_all,
 }
 # what `Method` makes of a subclass's `select` is guarded as well
-Method.compress_batch = _guarded_batch(Method.compress_batch)  # type: ignore[method-assign]
+Method.compress_batch = _guarded_batch(Method.compress_batch)  # type: ignore[method-assign, assignment]

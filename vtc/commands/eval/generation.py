@@ -170,9 +170,11 @@ def run_study(args: argparse.Namespace) -> None:
         with progress() as bar:
             task = bar.add_task(name, total=len(study.cases) * seeds)
             show = functools.partial(bar.update, task, advance=1)
-            rows = base.execute(
-                study, args.output, range(seeds), lambda text, f=show: f(description=text)
-            )
+
+            def told(text: str, show: Callable[..., Any] = show) -> None:
+                show(description=text)
+
+            rows = base.execute(study, args.output, range(seeds), told)
         _print_study(base.summarise(study, rows, args.output), stdout())
 
 
