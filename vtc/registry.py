@@ -219,6 +219,16 @@ def list_methods(pattern: str = "*") -> list[str]:
     return doors.usable(doors.METHODS, _METHODS, names(_METHODS, pattern))
 
 
+def compared_methods() -> list[str]:
+    """Names of vtc's own methods but "none", as tables show them: baselines, then what is published."""
+    own = {
+        name: cls
+        for name, cls in _load().items()
+        if cls.__module__.startswith("vtc.methods.") and name != "none"
+    }
+    return sorted(own, key=lambda name: (bool(own[name].paper), name))
+
+
 def method_class(name: str) -> type[Method]:
     """The class of the method `name`."""
     return entry(_METHODS, "method", name)

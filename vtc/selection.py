@@ -251,16 +251,25 @@ class Selection:
         on_host = self.place.device.type == "cpu"
         key = "gather", type(method), self.shapes, self.place.device
         if on_host or thorough(*key):
-            self._check_places()
-            self._check_merged()
+            index, found = self.merged, self.place
+            if index is not None:
+                found = torch.cat([found, index.output, index.source])
+            where, *entries = np.split(read(found).numpy(), self._ends())
+            self._check_places(where)
+            self._check_merged(entries)
             if not on_host:
                 passed(*key)
         object.__setattr__(self, "_looked_at", True)
         return self
 
-    def _check_places(self) -> None:
+    def _ends(self) -> list[int]:
+        """Where places end, and outputs, with the sources of merges behind them."""
+        places = len(self.place)
+        return [] if self.merged is None else [places, places + len(self.merged.output)]
+
+    def _check_places(self, where: Any) -> None:
         """Whether all places are of the image whose token they give a place, patches each once."""
-        where, is_patch = read(self.place).numpy(), _patches(self.shapes)
+        is_patch = _patches(self.shapes)
         lengths, separators = list(self.lengths), list(self.separators)
         packed = [shape.length for shape in self.shapes]
         try:
@@ -281,16 +290,12 @@ class Selection:
         if found != [length - n for length, n in zip(lengths, separators, strict=True)]:
             raise VTCError(f"separators: got {separators}, but {found} tokens are patches")
 
-    def _check_merged(self) -> None:
-        """Whether entries are in range, and as many as announced."""
-        index = self.merged
-        if index is None:
-            return
-        if len(index.output) != sum(self.entries):
-            raise VTCError(f"entries: got {list(self.entries)}, there are {len(index.output)}")
+    def _check_merged(self, entries: Sequence[Any]) -> None:
+        """Whether outputs and sources are in range, and as many as announced."""
+        if entries and len(entries[0]) != sum(self.entries):
+            raise VTCError(f"entries: got {list(self.entries)}, there are {len(entries[0])}")
         sizes = (len(self.place), sum(shape.valid.numel() for shape in self.shapes))
-        for name, end in zip(("output", "source"), sizes, strict=True):
-            value = read(getattr(index, name)).numpy()
+        for name, value, end in zip(("output", "source"), entries, sizes, strict=False):
             if len(value) and (value.min() < 0 or value.max() >= end):
                 raise VTCError(f"merged: got a {name} outside [0, {end})")
 

@@ -27,8 +27,10 @@ from torch import Tensor
 import vtc
 from tests.families import by_hand, docowl, mllama, tiny, ways
 from tests.families.samples import Setting
+from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
 from vtc.plugins.hf.adapters import adapter_for
+from vtc.registry import compared_methods, method_class
 
 NEW = 4
 MODES: dict[str, dict[str, Any]] = {
@@ -42,15 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 SIDES = ("left", "right")
 POSITIONS = ("original", "contiguous", "regrid")
-METHODS = (
-    "random",
-    "uniform",
-    "pool",
-    "globalcom2",
-    "token_correlation",
-    "recoverable",
-    "tokenflex",
-)
+METHODS = compared_methods()
 #: those that run in every way of `ways.py`: one that selects, one that merges, one that reads signals
 WAY_METHODS = ("uniform", "pool", "globalcom2")
 
@@ -81,9 +75,9 @@ def has_twin(family: str) -> bool:
 
 def condition(family: str, method: str) -> str:
     """What a method needs on a family, and was given here; empty where it works by itself."""
-    if method == "tokenflex":
+    if method_class(method).projects:
         return "with a projector trained for the model; here one that was not trained"
-    if method != "recoverable":
+    if not issubclass(method_class(method), AsksText):
         return ""
     if has_twin(family):
         return (
@@ -113,10 +107,10 @@ def method_of(name: str, family: str, video: bool, retention: float = 0.5) -> Me
     """The method; clips get a budget per frame every other time."""
     options: dict[str, Any] = {"retention": retention}
     model = model_of(family)
-    if name == "recoverable":
+    if issubclass(method_class(name), AsksText):
         width = adapter_for(model).width(model.base_model)
         options |= dict(question="what is it", text_encoder=text_encoder(width))
-    if name == "tokenflex":
+    if method_class(name).projects:
         options["projector"] = tiny.projector(model)
     if video and METHODS.index(name) % 2:
         options["video"] = "frame"

@@ -14,7 +14,7 @@ import vtc
 from tests.families.tiny import projector
 from tests.hf import tiny
 from tests.kernels.pretend import Launches, OnDevice, PretendDevice, taken_back
-from tests.methods.images import image, make
+from tests.methods.images import METHODS, image, make
 from vtc import VisualTokens, checks
 from vtc.kernels import (
     adaptive_pool,
@@ -24,16 +24,19 @@ from vtc.kernels import (
     neighbour_count,
     segmented_topk,
 )
+from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
 from vtc.plugins.hf.stages.boundary import encode, shorten
+from vtc.registry import method_class
 
 #: method -> operations on the device around the kernels, calls of kernels, copies to the device, reads
-#: of the device; with a given budget, tables of the shapes made before. docs/kernels.md repeats them.
+#: of the device; with a given budget, tables of the shapes made before. docs/kernels.md repeats them;
+#: of a method that is not here, numbers must be the same for every shape all the same.
 STATED = {
-    "random": (40, 1, 2, 0),
+    "random": (36, 1, 2, 0),
     "uniform": (78, 0, 1, 0),
     "pool": (109, 1, 2, 0),
-    "globalcom2": (49, 1, 1, 1),
+    "globalcom2": (45, 1, 1, 1),
     "token_correlation": (82, 3, 1, 1),
     "recoverable": (176, 10, 4, 1),
     "tokenflex": (35, 1, 1, 0),
@@ -43,11 +46,11 @@ STATED = {
 LOOKS = {
     "random": (9, 3),
     "uniform": (9, 3),
-    "pool": (15, 5),
+    "pool": (16, 5),
     "globalcom2": (12, 4),
     "token_correlation": (16, 4),
-    "recoverable": (24, 6),
-    "tokenflex": (15, 5),
+    "recoverable": (25, 6),
+    "tokenflex": (16, 5),
 }
 TWINS = {
     "adaptive_pool_torch": adaptive_pool,
@@ -108,7 +111,7 @@ def kernel_calls(monkeypatch) -> Counter[str]:
     return calls
 
 
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_batch_is_the_stated_number_of_operations(name, kernel_calls, monkeypatch):
     monkeypatch.setenv("VTC_KERNELS", "torch")
     method, found = make(name, retention=0.25), []
@@ -128,13 +131,15 @@ def test_a_batch_is_the_stated_number_of_operations(name, kernel_calls, monkeypa
         for got, want in zip(out, method.compress_all(batch_of(*shape)), strict=True):
             assert torch.equal(taken_back(got.anchor), want.anchor)
             torch.testing.assert_close(taken_back(got.features), want.features)
-    assert found == [STATED[name]] * len(SHAPES)
+    operations, calls, copies, reads = STATED.get(name, found[0])
+    assert found == [(operations, calls, copies, reads)] * len(SHAPES)
+    assert reads <= 1
 
 
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize("name", METHODS)
 def test_a_thorough_look_is_the_stated_number_of_operations(name, kernel_calls, monkeypatch):
     monkeypatch.setenv("VTC_KERNELS", "torch")
-    method, found = make(name, retention=0.25), []
+    method, found, counts = make(name, retention=0.25), [], set()
     for shape in SHAPES:
         images = on_device([only(tokens, method) for tokens in batch_of(*shape)])
         with PretendDevice() as device:
@@ -149,12 +154,15 @@ def test_a_thorough_look_is_the_stated_number_of_operations(name, kernel_calls, 
             assert not device.stops
             counted.append((sum(device.launches.values()), device.reads))
         first, checked, later = counted
-        assert first == checked and later == (STATED[name][0], STATED[name][3])
+        assert first == checked
+        counts.add(later)
         found.append(tuple(a - b for a, b in zip(checked, later, strict=True)))
-    assert found == [LOOKS[name]] * len(SHAPES)
+    assert found == [LOOKS.get(name, found[0])] * len(SHAPES)
+    stated = STATED.get(name)
+    assert len(counts) == 1 and (stated is None or counts == {(stated[0], stated[3])})
 
 
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("budget", [{}, {"retention": 0.25}, {"tokens": 20}])
 def test_twins_and_work_on_the_cpu_are_a_fixed_number_too(name, budget):
     method, found = make(name, **budget), set()
@@ -168,7 +176,7 @@ def test_twins_and_work_on_the_cpu_are_a_fixed_number_too(name, budget):
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("name", STATED)
+@pytest.mark.parametrize("name", METHODS)
 def test_images_of_new_sizes_cost_a_fixed_number_more(name):
     """The first call with a combination of known shapes joins their tables."""
     # the tokens of `tokenflex` are made side by side where n is the same
@@ -204,10 +212,10 @@ def count_calls(monkeypatch, module, name: str) -> list[Launches]:
     return noted
 
 
-@pytest.mark.parametrize("name", ["random", "pool", "globalcom2", "token_correlation", "tokenflex"])
+@pytest.mark.parametrize("name", [n for n in METHODS if not issubclass(method_class(n), AsksText)])
 def test_the_plug_in_adds_nothing_that_grows(name, monkeypatch):
     model = tiny.build("next-clip")
-    options = {"projector": projector(model)} if name == "tokenflex" else {}
+    options = {"projector": projector(model)} if method_class(name).projects else {}
     selections = count_calls(monkeypatch, encode, "compress_call")
     plans = count_calls(monkeypatch, shorten, "build_compaction")
     found = set()

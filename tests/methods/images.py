@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,17 +10,10 @@ from hypothesis import strategies as st
 
 from vtc import VisualTokens, create_method
 from vtc.methods.base import Method
+from vtc.registry import compared_methods, method_class
 
 WIDTH = 16
-METHODS = (
-    "random",
-    "uniform",
-    "pool",
-    "globalcom2",
-    "token_correlation",
-    "recoverable",
-    "tokenflex",
-)
+METHODS = compared_methods()
 
 
 def image(
@@ -54,11 +48,9 @@ def image(
     else:
         attention = torch.softmax(logits, 1)
         signals |= {"attention_received": attention}
-    signals |= {
-        "shallow_keys": signals["keys"],
-        "shallow_attention": attention,
-        "deep_attention": torch.softmax(logits * 1.5, 1),
-    }
+    for name, kind in named(has_cls).items():
+        values = torch.softmax(logits * 1.5, 1) if name.startswith("deep_att") else signals[kind]
+        signals.setdefault(name, values)
     return VisualTokens(
         features=normal(tiles, patches, WIDTH).to(dtype),
         patch_grid=grid,
@@ -78,9 +70,21 @@ class Plain(torch.nn.Module):
         return pooled
 
 
+@functools.lru_cache
+def named(has_cls: bool) -> dict[str, str]:
+    """Signal -> kind, of what methods read under a name of its own."""
+    requests = [make(name).requests(has_cls) for name in METHODS]
+    return {
+        name: request.kind
+        for some in requests
+        for name, request in some.items()
+        if name != request.kind
+    }
+
+
 def make(name: str, **options: Any) -> Method:
-    """The method; `tokenflex` with a projector that changes nothing, unless one is given."""
-    if name == "tokenflex":
+    """The method; one that projects gets a projector that changes nothing, unless one is given."""
+    if method_class(name).projects:
         options = {"projector": Plain(), **options}
     method = create_method(name, **options)
     assert isinstance(method, Method)

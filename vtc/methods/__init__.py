@@ -1,12 +1,7 @@
 """The compression methods, one a file; importing this package registers them all."""
 
-from vtc.methods import (  # noqa: F401
-    globalcom2,
-    none,
-    pool,
-    random,
-    recoverable,
-    token_correlation,
-    tokenflex,
-    uniform,
-)
+from importlib import import_module as _import
+from pkgutil import iter_modules as _modules
+
+for _module in _modules(__path__):
+    _import(f"{__name__}.{_module.name}")
