@@ -221,11 +221,7 @@ def list_methods(pattern: str = "*") -> list[str]:
 
 def compared_methods() -> list[str]:
     """Names of vtc's own methods but "none", as tables show them: baselines, then what is published."""
-    own = {
-        name: cls
-        for name, cls in _load().items()
-        if cls.__module__.startswith("vtc.methods.") and name != "none"
-    }
+    own = {name: _METHODS[name] for name in _METHODS.own if name != "none"}
     return sorted(own, key=lambda name: (bool(own[name].paper), name))
 
 
