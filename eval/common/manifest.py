@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -123,6 +124,14 @@ def differences(
             yield from differences(old, new, f"{path}{key}.")
         elif old != new:
             yield f"{path}{key}", old, new
+
+
+def short(value: Any) -> str:
+    """An entry for a message; of a hash the start."""
+    text = repr(value)
+    if re.fullmatch(r"'[0-9a-f]{32,}'", text):
+        return f"{text[1:13]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # -- parts -------------------------------------------------------------------------------------

@@ -55,18 +55,19 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, paint, write, print."""
-    from vtc.eval.demo import pictures as demo_pictures
+    from vtc.eval.demo import pictures as painted
     from vtc.eval.demo import run as demo
+    from vtc.registry import compared_methods
 
     began = time.monotonic()
     chosen = demo.settings(
-        demo.METHODS if args.methods is None else args.methods,
+        compared_methods() if args.methods is None else args.methods,
         demo.RETENTIONS if args.retention is None else args.retention,
     )
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = 0 if args.no_pictures else len(demo_pictures.subjects())
-    loaded = load("reference", "cpu")
+    shown = 0 if args.no_pictures else len(painted.exhibits())
+    ask = demo.runner(load("reference", "cpu"), chosen, args.scenes, args.questions)
     with progress(disable=args.json) as bar:
         total = demo.steps(chosen, args.scenes, args.rounds) + shown * (len(chosen) - 1)
         task = bar.add_task("answering and timing", total=total)
@@ -74,23 +75,13 @@ def run(args: argparse.Namespace) -> None:
         def step() -> None:
             bar.advance(task)
 
-        result = demo.measure(
-            loaded.model,
-            loaded.processor,
-            chosen,
-            args.scenes,
-            args.questions,
-            args.rounds,
-            step=step,
-        )
+        result = demo.measure(ask, chosen, args.rounds, step)
         demo.save(result, folder)
         bar.update(task, description="painting")
         pictures = []
         if shown:
-            pictures = demo_pictures.write(
-                loaded.model, loaded.processor, chosen, folder / "pictures", step
-            )
-        page = demo_pictures.index(result, pictures, folder)
+            pictures = painted.write(ask, chosen, folder / "pictures", step)
+        page = painted.index(result, pictures, folder)
     files = [str(path) for _, sheet, singles in pictures for path in (sheet, *singles)]
     if args.json:
         print_json(

@@ -253,7 +253,6 @@ def _loaded(
 
 def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     """The model with two short prompts about pictures of different sizes."""
-    from vtc.eval.common.answers import prepare
     from vtc.plugins.hf.checks import Subject, first_line
 
     images = [_picture(112, 168), _picture(196, 112)]
@@ -262,7 +261,7 @@ def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     rows = [dict(loaded.inputs([i], word)) for i, word in zip(images, words, strict=True)]
     batch: dict[str, Any] | str
     try:
-        batch = dict(loaded.place(prepare(loaded.processor, [[i] for i in images], texts)))
+        batch = dict(loaded.batch([[i] for i in images], texts))
     except Exception as error:  # whatever a processor says to a batch
         batch = f"the processor makes no batch: {type(error).__name__}: {first_line(error)}"
     return Subject(loaded.name, loaded.model, rows, batch, method, positions, loaded.processor)

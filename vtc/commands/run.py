@@ -134,9 +134,9 @@ def _ask(
     longest = args.max_new_tokens or own or 64
     out, report = compressed(longest)
     step()
-    result = {"answer": loaded.decode(out, inputs), "report": report}
+    result = {"answer": loaded.decode(out, inputs)[0].strip(), "report": report}
     if args.compare:
-        result["answer_uncompressed"] = loaded.decode(generate(longest), inputs)
+        result["answer_uncompressed"] = loaded.decode(generate(longest), inputs)[0].strip()
         step()
         times = interleaved(
             {

@@ -13,7 +13,7 @@ from vtc.eval.common.arguments import add_settings, command, names, planned, pos
 
 if TYPE_CHECKING:
     from vtc.eval.efficiency.lines import Line
-    from vtc.eval.efficiency.run import Run
+    from vtc.eval.efficiency.run import Measurement
     from vtc.eval.efficiency.subject import Subject
 
 DESCRIPTION = """\
@@ -26,7 +26,6 @@ vision tower as it is, and the language model alone on as many tokens.
 figures at the published depth are extrapolated. docs/efficiency.md defines all figures.
 """
 ATTENTIONS = ("sdpa", "flash_attention_2", "eager")
-METHODS = "random,uniform,pool,globalcom2,token_correlation,recoverable,tokenflex"
 
 
 def add(commands: Any) -> None:
@@ -45,7 +44,7 @@ def add(commands: Any) -> None:
         "'reference' (default)",
     )
     subject.add_argument("--model", metavar="NAME", help="a checkpoint: hub id or folder")
-    add_settings(parser, METHODS, "0.25,0.1")
+    add_settings(parser, "0.25,0.1")
     parser.add_argument(
         "--layers", type=positive, help="language layers of a shape; default: 1 on a CPU, else all"
     )
@@ -139,7 +138,7 @@ def _attentions(given: Sequence[str] | None, device: Any) -> list[str]:
     return list(dict.fromkeys(given))
 
 
-def _print(done: Run, lines: Sequence[Line], folder: Path) -> None:
+def _print(done: Measurement, lines: Sequence[Line], folder: Path) -> None:
     from vtc.eval.efficiency.run import NOISY
     from vtc.eval.efficiency.table import CAPTION, table
 

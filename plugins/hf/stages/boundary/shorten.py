@@ -22,6 +22,7 @@ from vtc.plugins.hf.scopes import Scope
 from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.encode import Encoded, encode, some
 from vtc.plugins.hf.stages.boundary.logits import short_places
+from vtc.plugins.hf.watch import watched
 from vtc.plugins.model.compaction import (
     Compaction,
     build_compaction,
@@ -168,6 +169,7 @@ class Prompt:
         return torch.stack(list(self.placeholders.values())).any(0)
 
 
+@watched
 def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: bool) -> Short:
     """Encode and compress what the call shows, and drop the placeholders of what is gone.
 
