@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+from vtc import doors, registry
+from vtc.eval import suites
 
 METHOD = '''
 """Keeps the patches with the largest feature norm."""
@@ -64,6 +69,27 @@ class {cls}(Suite):
     def facts(self):
         return {{"source": "{name}", "count": 2}}
 '''
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """What is installed, imported and registered inside is forgotten behind it."""
+    tables = (registry._METHODS.made, suites._SUITES.made)
+    before, modules, asked = [dict(table) for table in tables], set(sys.modules), doors._IMPORTED
+    doors._IMPORTED = set(asked)
+    doors.entries.cache_clear()
+    try:
+        yield
+    finally:
+        for table, old in zip(tables, before, strict=True):
+            own = {n: c for n, c in table.items() if c.__module__.startswith("vtc.")}
+            table.clear()
+            table.update({**own, **old})
+        for name in set(sys.modules) - modules:
+            if name.startswith("others_"):
+                del sys.modules[name]
+        doors._IMPORTED = asked
+        doors.entries.cache_clear()
 
 
 def method(cls: str = "Norm", name: str = "others_norm", registered: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,13 @@ from vtc.eval import suites
 
 
 @pytest.fixture(autouse=True)
-def put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The folder is on the path; tables and modules are as before afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("VTC_IMPORT", raising=False)
-    tables = (registry._METHODS.made, suites._SUITES.made)
-    before, modules, asked = [dict(table) for table in tables], set(sys.modules), doors._IMPORTED
-    monkeypatch.setattr(doors, "_IMPORTED", set(asked))
-    doors.entries.cache_clear()
-    yield
-    for table, old in zip(tables, before, strict=True):
-        table.clear()
-        table.update(old)
-    for name in set(sys.modules) - modules:
-        if name.startswith("others_"):
-            del sys.modules[name]
-    doors.entries.cache_clear()
+    with others.forgotten():
+        yield
 
 
 def install(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError, nearest
-from vtc.registry import create_method, method_class
+from vtc.registry import check_method, create_method, method_class
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -242,7 +242,7 @@ def _method(where: str, value: Any) -> str:
     if not isinstance(value, str):
         raise VTCError(f"{where}: got {value!r}, expected the name of a method")
     try:
-        method_class(value)
+        check_method(value)
     except VTCError as error:
         raise VTCError(f"{where}: {str(error).partition(': ')[2]}") from None
     return value

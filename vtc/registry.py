@@ -33,16 +33,21 @@ def names(table: Mapping[str, Any], pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(table, pattern))
 
 
-def entry(table: Mapping[str, T], what: str, name: str) -> T:
-    """The entry of a table.
-
-    Raises:
-        VTCError: there is none of that name; `what` is what the message calls it.
-    """
+def check_name(table: Mapping[str, Any], what: str, name: str) -> None:
+    """Raise `VTCError` where a table has no such name; `what` is what the message calls it."""
     if not isinstance(name, str) or name not in table:
         raise VTCError(
             f"{what}: got {name!r}, available are {', '.join(sorted(table))}{nearest(name, table)}"
         )
+
+
+def entry(table: Mapping[str, T], what: str, name: str) -> T:
+    """The entry of a table.
+
+    Raises:
+        VTCError: there is none of that name.
+    """
+    check_name(table, what, name)
     return table[name]
 
 
@@ -225,9 +230,19 @@ def compared_methods() -> list[str]:
     return sorted(own, key=lambda name: (bool(own[name].paper), name))
 
 
+def check_method(name: str) -> None:
+    """Raise `VTCError` for a name that no method has. Nothing is imported."""
+    check_name(_METHODS, "method", name)
+
+
 def method_class(name: str) -> type[Method]:
     """The class of the method `name`."""
     return entry(_METHODS, "method", name)
+
+
+def where_from(name: str) -> str:
+    """Where a method comes from: `"vtc"`, a package with its version, or a file."""
+    return doors.where(doors.METHODS, name, method_class(name))
 
 
 def create_method(name: str, **options: Any) -> Method:
