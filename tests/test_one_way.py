@@ -22,11 +22,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vtc.report", "vtc.rgb", "vtc.panels", "vtc.pictures"),
     ("vtc.doors", "vtc.registry"),
     ("vtc.methods",),
-    ("vtc.config",),
+    ("vtc.config", "vtc.several"),
     ("vtc.plugins", "vtc.plugins.model"),
     ("vtc.plugins.hf",),
     ("vtc.discrete",),  # a branch of its own, see below
-    ("vtc", "vtc.api"),
+    ("vtc", "vtc.api", "vtc.plugins.backends"),
     ("vtc.eval",),
     ("vtc.commands", "vtc.cli", "vtc.__main__"),
 )
@@ -37,7 +37,6 @@ BRANCH = ("vtc.errors", "vtc.kernels", "vtc.doors", "vtc.registry")
 TYPING = {
     ("vtc.batch", "vtc.methods.base"),  # the methods of a batch
     ("vtc.registry", "vtc.methods.base"),  # what it holds
-    ("vtc.plugins.model.question", "vtc.plugins.hf.patch"),  # TEMPORARY
 }
 #: TEMPORARY, upward imports that are on their way out; a line here is a debt, not a permission
 LEFT: set[tuple[str, str]] = set()
@@ -123,8 +122,8 @@ def test_the_branch_of_discrete_tokenizers_stands_alone() -> None:
 
 def test_every_module_has_a_floor_of_its_own() -> None:
     """None is on that of `vtc` because nobody thought of it."""
-    stray = [m for m in modules() if floor(m) == floor("vtc") and m not in ("vtc", "vtc.api")]
-    assert stray == [], "name them in FLOORS"
+    stray = {module for module in modules() if floor(module) == floor("vtc")}
+    assert stray <= {*FLOORS[floor("vtc")]}, "name them in FLOORS"
 
 
 def said(found: set[tuple[str, str]]) -> str:

@@ -31,19 +31,20 @@ with run.call() as call:
 reveal_type(vtc.create_method("random"))
 reveal_type(vtc.CompressionConfig().retention)
 reveal_type(vtc.model_defaults)
-reveal_type(Adapter().name)
+reveal_type(Adapter().fuses)
 vtc.create_methods("random")
 class Own(vtc.Method):
     name = 3
 """
 REVEALED = [
-    "vtc.plugins.hf.handle.Handle",
+    "vtc.plugins.backends.Handle",
     "vtc.report.Report",
     "int",
     "vtc.report.Report",
     "vtc.methods.base.Method",
     "float | list[float] | None",
     "def (model: Any) -> dict[str, dict[str, Any]]",
+    "str",
 ]
 BUILD = """
 import sys, setuptools.build_meta as backend

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the same as in _EXPORTS, for type checkers and editors
     from vtc.errors import VTCError as VTCError
     from vtc.methods.base import Method as Method
     from vtc.pictures import visualize as visualize
-    from vtc.plugins.hf.handle import Handle as Handle
+    from vtc.plugins.backends import Handle as Handle
     from vtc.registry import create_method as create_method
     from vtc.registry import list_methods as list_methods
     from vtc.registry import register_method as register_method
@@ -46,7 +46,7 @@ _EXPORTS = {
     "VTCError": "vtc.errors",
     "Method": "vtc.methods.base",
     "visualize": "vtc.pictures",
-    "Handle": "vtc.plugins.hf.handle",
+    "Handle": "vtc.plugins.backends",
     "create_method": "vtc.registry",
     "list_methods": "vtc.registry",
     "register_method": "vtc.registry",

@@ -65,9 +65,20 @@ def load(group: str, name: str) -> Any:
         raise VTCError(f"{group}: cannot load {described(found[0])}: {reason}") from error
 
 
+def load_all(group: str) -> list[Any]:
+    """What the entry points of a group stand for, in the order of their names; one that is broken is
+    warned about: it must not stand in the way of the others."""
+    found = []
+    for name in sorted(entries(group)):
+        try:
+            found.append(load(group, name))
+        except VTCError as error:
+            warnings.warn(str(error), RuntimeWarning, stacklevel=3)
+    return found
+
+
 def usable(group: str, table: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Those of `names` whose part is there. One of a package that is not is warned about: it must not
-    stand in the way of the others."""
+    """Those of `names` whose part is there; one of a package that is broken is warned about."""
     found = []
     for name in names:
         try:

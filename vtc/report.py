@@ -338,6 +338,18 @@ class Report:
             for note, numbers in found.items()
         ]
 
+    @property
+    def stages(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name and settings of every method, in the order in which tokens passed them.
+
+        Of one method these are `method` and `settings`; of several `method` is `"a+b"`, and `settings`
+        has those of each by its name.
+        """
+        names = self.method.split("+")
+        if len(names) == 1:
+            return [(self.method, self.settings)]
+        return [(name, self.settings[name]) for name in names]
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -119,7 +119,7 @@ def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.ModuleList, nn.Mod
     adapter = adapter_for(model)
     language = getattr(base, "language_model", None)
     decoder = getattr(language, "layers", None)
-    if adapter.mechanism != "boundary" or not isinstance(decoder, nn.ModuleList):
+    if "boundary" not in adapter.stages or not isinstance(decoder, nn.ModuleList):
         raise VTCError(
             f"model: {type(model).__name__} cannot be measured stage by stage, allowed are models "
             "whose images are tokens in front of a language model with a list of layers"

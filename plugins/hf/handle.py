@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from torch import nn
-
 from vtc.methods.base import Method
 from vtc.plugins.hf.attach import sync
 from vtc.plugins.hf.patch import Patch
@@ -23,6 +21,7 @@ from vtc.plugins.hf.scopes import (
     note_left,
     state_of,
 )
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
 from vtc.report import Report
 
@@ -35,7 +34,7 @@ class Handle:
     the model as it was found.
     """
 
-    def __init__(self, model: nn.Module, patch: Patch) -> None:
+    def __init__(self, model: Model, patch: Patch) -> None:
         self.model, self._patch = model, patch
         self._blocks: list[Block] = []
         self._found: Patch | None = None  # by `apply`

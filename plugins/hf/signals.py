@@ -14,7 +14,12 @@ from vtc.kernels.attention_received import attention_received
 from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.probe import Heads
-from vtc.plugins.hf.text_encoder import TextEncoder
+from vtc.plugins.hf.text_encoder import (
+    TextEncoder,
+    fits_one_space,
+    fits_one_text,
+    fits_patches,
+)
 from vtc.plugins.model.layers import layer_index
 from vtc.plugins.model.signals import masked_attention_received
 from vtc.plugins.model.units import Place, Unit, places
@@ -70,7 +75,7 @@ class Signals:
                 encoder, device = self.patch.text_encoder, self.call.output.pooler_output[0].device
                 if isinstance(encoder, TextEncoder):
                     encoder = encoder.on(device)
-                out[name] = encoder.embed(text).to(device)
+                out[name] = fits_one_text(encoder.embed(text)).to(device)
                 continue
             if request not in self._done:
                 self._done[request] = self._compute(request)
@@ -78,6 +83,7 @@ class Signals:
             out[name] = place.tiles_of(values) if by_tile else place.patches_of(values)
             if request.kind == "attention_received" and self.patch.adapter.windows:
                 out[name] = out[name] / out[name].sum(1, keepdim=True)
+        fits_one_space({self.patch.requests[name].kind: value for name, value in out.items()})
         return out
 
     def _similarity(self, image: Tensor, text: str | None) -> Tensor:
@@ -99,7 +105,7 @@ class Signals:
             hidden = self.call.output.hidden_states[-1]
             hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
             if kind == "patch_embedding":
-                hidden = self.patch.text_encoder.project(hidden)
+                hidden = fits_patches(self.patch.text_encoder.project(hidden), hidden)
             return self.fuse(hidden), False
         calls = self.call.record.attention[layer_index(request.layer, self.patch.depth)]
         if kind == "cls_query":
@@ -114,21 +120,20 @@ class Signals:
             if fused is patches:
                 return whole, True
             return torch.cat([whole[:, :1], fused.unflatten(0, (len(whole), -1))], 1), True
-        whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
-        patches = _joined(whole)
+        patches = _joined([self._attention(kind, c)[:, self.skip :].flatten() for c in calls])
         values = self.fuse(patches[:, None])[:, 0]
-        # with cross-attention, what is fewer was padding
-        fused = self.patch.adapter.mechanism != "crossed" and len(values) < len(patches)
-        if kind != "cls_logits" and fused:
+        fewer = not self.patch.adapter.pads and len(values) < len(patches)
+        if kind != "cls_logits" and fewer:
             values = values * (len(patches) / len(values))
         return values, False
 
     def _attention(self, kind: str, heads: Heads) -> Tensor:
         """`[B, L]` of one call."""
         if kind == "attention_received":
-            if heads.mask is not None:
-                return masked_attention_received(*heads)
-            received = attention_received(heads.query, heads.key, heads.scale)
+            query, key, scale, mask = heads
+            if mask is not None:
+                return masked_attention_received(query, key, scale, mask)
+            received = attention_received(query, key, scale)
             # of windows: sums over queries, so that a tile's windows weigh by their size
             return received * received.shape[1] if self.patch.adapter.windows else received
         logits, probabilities = cls_attention(heads.query[:, :, 0], heads.key, heads.scale)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.plugins.hf.typing import Model
 
 #: held while something is loaded, copied, tokenized (a fast tokenizer cannot pad for two threads at
 #: once) or put into a cache; not on the instances, which are copied and pickled with their model
@@ -187,6 +188,47 @@ class CallableTextEncoder:
         self.embed, self.project = embed, project
 
 
+def fits_one_text(embedding: Any) -> Tensor:
+    """The embedding of a text `[P]`, which a user's function may have made.
+
+    Raises:
+        VTCError: it is something else.
+    """
+    if not isinstance(embedding, Tensor) or embedding.dim() != 1:
+        raise VTCError(
+            f"text_encoder: its embed gave {_said(embedding)}, allowed is [P] for a text"
+        )
+    return embedding
+
+
+def fits_patches(projected: Any, hidden: Tensor) -> Tensor:
+    """Patches `[S, C]` projected into the shared space, `[S, P]`.
+
+    Raises:
+        VTCError: they are something else.
+    """
+    if not isinstance(projected, Tensor) or projected.shape[:-1] != hidden.shape[:-1]:
+        raise VTCError(
+            f"text_encoder: its project made {_said(projected)} of patches {_said(hidden)}, allowed is "
+            f"[{len(hidden)}, P]"
+        )
+    return projected
+
+
+def fits_one_space(signals: Mapping[str, Tensor]) -> None:
+    """Raise `VTCError` where a text and patches have no space in common."""
+    text, patches = signals.get("text_embedding"), signals.get("patch_embedding")
+    if text is not None and patches is not None and text.shape[-1] != patches.shape[-1]:
+        raise VTCError(
+            f"text_encoder: its embed gave {_said(text)} for a text and its project {_said(patches)} "
+            "for an image's patches, allowed are rows of the same width"
+        )
+
+
+def _said(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
 def _pretrained(kind: str, source: str | Path) -> Any:
     import transformers
 
@@ -244,7 +286,7 @@ def _shared(key: _Key | None, make: Callable[[], TextEncoder]) -> TextEncoder:
         return found
 
 
-def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool) -> Any:
+def load_text_encoder(choice: Any, model: Model, width: int, official: bool) -> Any:
     """The text encoder that a text-guided method reads, on the model's device.
 
     Shared with whoever uses the same one there: the caller owns it, nothing here does.
@@ -264,8 +306,9 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
     if hasattr(choice, "embed") and hasattr(choice, "project"):
         return choice
     if choice is None:
-        beside = Path(getattr(model, "name_or_path", "") or "") / "clip"
-        if not (beside / "config.json").is_file():
+        folder = getattr(model, "name_or_path", None)  # "" of a model that was not loaded
+        beside = Path(folder) / "clip" if folder else None
+        if beside is None or not (beside / "config.json").is_file():
             raise VTCError(
                 "text_encoder: got None, and the checkpoint brings none; give the CLIP model that the "
                 "vision tower comes from, or its SigLIP model, e.g. "
@@ -278,18 +321,18 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
             f"text_encoder: got {choice!r}, allowed are a hub id, a folder, or a pair of callables "
             "(embed, project)"
         )
-    folder = Path(choice).expanduser()
-    source = str(folder.resolve()) if folder.is_dir() else str(choice)
+    path = Path(choice).expanduser()
+    source = str(path.resolve()) if path.is_dir() else str(choice)
     first = next(model.parameters(), None)
     # an offloaded model has its numbers elsewhere; `on` finds out where it works
     device = torch.device("cpu") if first is None or first.is_meta else first.device
     return _shared(
         (source, width, official, device),
-        lambda: _make(folder if folder.is_dir() else choice, width, official)._settle(device),
+        lambda: _make(path if path.is_dir() else choice, width, official)._settle(device),
     )
 
 
-def load_tokenizer(processor: Any, model: nn.Module) -> Any:
+def load_tokenizer(processor: Any, model: Model) -> Any:
     """The tokenizer that reads the prompt: the processor's, or the one beside the model's weights.
 
     Raises:

@@ -1,9 +1,13 @@
-"""What signals are made of, where no kernel does it."""
+"""What signals are made of: where they come from, and the sums that no kernel does."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+#: signals that come from hidden states of the tower, and from the question, not from attention
+HIDDEN = frozenset({"last_hidden", "patch_embedding"})
+TEXT = frozenset({"text_embedding", "text_similarity"})
 
 
 def masked_attention_received(

@@ -180,6 +180,19 @@ def test_a_relative_path_is_not_another_folder_s(siglip: Path, tmp_path: Path, m
     assert found[0] is found[2] is not found[1]
 
 
+def test_a_model_that_was_not_loaded_brings_none(siglip: Path, tmp_path: Path, monkeypatch) -> None:
+    """Whatever folder `clip` the caller happens to work beside."""
+    shutil.copytree(siglip, tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    for name in ("", None):
+        model = torch.nn.Identity()
+        model.name_or_path = name
+        with pytest.raises(
+            vtc.VTCError, match="text_encoder: got None, and the checkpoint brings none"
+        ):
+            load_text_encoder(None, model, 32, False)
+
+
 def test_what_is_cached_under_inference_mode_can_be_trained_with(siglip: Path) -> None:
     with torch.inference_mode():
         encoder = load_text_encoder(str(siglip), torch.nn.Identity(), 32, False)

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     picture = load_image(args.image)
     _check_suffix(args.output)
-    config.create()  # what is wrong is said before the model is loaded
+    config.create_all()  # what is wrong is said before the model is loaded
 
     import torch
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit
 
 
@@ -21,16 +20,9 @@ class Llava(Adapter):
     A Pixtral tower takes images of any size and packs them into one sequence.
     """
 
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         # CLIP's processor cuts a square from the middle, SigLIP's squashes
         return "crop" if self.has_cls(base) else "stretch"
 
     def units(self, call: Call) -> list[Unit]:
-        sizes = call.kwargs.get("image_sizes")
-        if sizes is None:
-            return super().units(call)
-        patch = self.tower(call.base).patch_size
-        return [
-            Unit(1, (height // patch, width // patch))
-            for height, width in torch.as_tensor(sizes).tolist()
-        ]
+        return families.llava(call)

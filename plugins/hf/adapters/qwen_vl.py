@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit
 
 
@@ -36,11 +37,7 @@ class QwenVL(Adapter):
         return call.kwargs[f"{call.modality}_grid_thw"]
 
     def units(self, call: Call) -> list[Unit]:
-        merge = self.tower(call.base).spatial_merge_size
-        return [
-            Unit(frames, (rows // merge, cols // merge), fused=True)
-            for frames, rows, cols in self.grids(call).tolist()
-        ]
+        return families.qwen_vl(call)
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
         tower = self.tower(call.base)
