@@ -37,6 +37,7 @@ BRANCH = ("vtc.errors", "vtc.kernels", "vtc.doors", "vtc.registry")
 TYPING = {
     ("vtc.batch", "vtc.methods.base"),  # the methods of a batch
     ("vtc.registry", "vtc.methods.base"),  # what it holds
+    ("vtc.plugins.hf.apply", "vtc.plugins.backends"),  # what a plug-in may be given
 }
 #: TEMPORARY, upward imports that are on their way out; a line here is a debt, not a permission
 LEFT: set[tuple[str, str]] = set()
