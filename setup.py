@@ -78,6 +78,7 @@ setup(
         "numpy>=1.26",
         "pillow>=10.1",
         "safetensors>=0.4.3",
+        "einops>=0.7",
         "pyyaml>=6",
         "rich>=13",
     ],

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests import golden_discrete
+from tests import golden_discrete, golden_rivals
 from vtc import VisualTokens, create_method
 from vtc.functional import globalcom2 as gc2
 from vtc.functional import recoverable as rc
@@ -359,6 +359,7 @@ RUNNERS: dict[str, Callable[[Case], None]] = {
     "rc_lof": rc_lof,
     "tcc_unofficial": tcc_unofficial,
     **golden_discrete.RUNNERS,
+    **golden_rivals.RUNNERS,
 }
 
 

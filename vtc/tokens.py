@@ -30,9 +30,19 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "has none",
         "cls_query": "[T, C] CLS query of one layer, heads concatenated, not scaled",
         "keys": "[T, N+1, C] keys of one layer, CLS first, heads concatenated (N rows without CLS)",
+        "key_mean": "[T, N+1, d] keys of one layer, mean over heads, CLS first (N rows without CLS)",
+        "cls_hidden": "[T, C] CLS row of the hidden state that one layer makes",
+        "projector_input": "[T, N, C] what the projector reads, for methods that work behind it",
         "last_hidden": "[T, N, C] patch rows of the tower's last layer, before any final norm",
         "patch_embedding": "[T, N, P] last_hidden projected into the shared text-image space",
+        "pool_attention": "[T, N] attention of the tower's pooling head, mean over heads",
+        "pool_output": "[T, C] output of the tower's pooling head",
+        "pixels": "[T, N, values] the pixels behind each token, from 0 to 1",
         "text_embedding": "[P] embedding of the question in the shared text-image space, not normalised",
+        "text_segments": "[M, P] the same for pieces of the question of at most 77 tokens, one a row",
+        "text_sequence": "[L, P] projected last hidden states of the text tower, a row a token of the "
+        "question",
+        "question_tokens": "[L, D] the question's tokens as the language model embeds them",
         "text_similarity": "[T, N] likeness of each visual token, as the language model reads it, to "
         "the question's tokens: dot products, mean over these, see functional.similarity; 0 for patches "
         "that have no token",
@@ -47,11 +57,13 @@ class SignalRequest:
     Attributes:
         kind: a key of `SIGNALS`.
         layer: encoder layer; an int counts as Python indices do (-1 is the last), a float in
-            (0, 1) is a fraction of the depth.
+            (0, 1) is a fraction of the depth, and "read" is the layer whose output the features are.
+        norm: for "patch_embedding": whether the tower's final norm goes over the hidden states first.
     """
 
     kind: str
-    layer: int | float = -1
+    layer: int | float | str = -1
+    norm: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in SIGNALS:
@@ -59,6 +71,8 @@ class SignalRequest:
                 f"signal: got {self.kind!r}, known are {', '.join(SIGNALS)}"
                 f"{nearest(self.kind, SIGNALS)}"
             )
+        if isinstance(self.layer, str) and self.layer != "read":
+            raise VTCError(f"layer: got {self.layer!r}, allowed are a number and 'read'")
 
 
 _NOT_GIVEN: Any = object()  # None is a value

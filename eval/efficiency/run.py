@@ -49,7 +49,7 @@ class Case:
     alone: int = 0
     series: Series | None = None
     error: str | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

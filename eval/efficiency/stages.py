@@ -109,7 +109,7 @@ class Stages:
         yield layer.register_forward_hook(after)
 
 
-def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.ModuleList, nn.ModuleList]:
+def parts(model: nn.Module) -> tuple[Any, Any, nn.ModuleList, nn.ModuleList]:
     """The inner model, its language model, and the layers of tower and language model.
 
     Raises:

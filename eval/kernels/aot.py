@@ -291,12 +291,12 @@ def markdown(rows: Sequence[Build]) -> str:
         lines.setdefault(key, {})[row.target] = row
     head = ["operation", "kernel", "variant", "features", *targets]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for key, cells in lines.items():
+    for named, cells in lines.items():
         figures = [
             f"{b.registers} / {b.spills} / {b.shared} / {b.vector_loads} / {b.matrix}"
             for b in cells.values()
         ]
-        out.append("| " + " | ".join([*key, *figures]) + " |")
+        out.append("| " + " | ".join([*named, *figures]) + " |")
     return "\n".join(out) + "\n"
 
 

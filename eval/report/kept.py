@@ -91,7 +91,7 @@ def choose(results: Results, retention: float | None, count: int) -> list[str]:
     full = results.full
     known = results.scores[FULL.key] > 0.5 if full is not None else np.ones(len(split))
     order = sorted(
-        (index for index in np.flatnonzero(~np.isnan(table).any(0)) if split[index] < 0.5),
+        (int(index) for index in np.flatnonzero(~np.isnan(table).any(0)) if split[index] < 0.5),
         key=lambda i: (not known[i], split[i], results.items[i]),
     )
     chosen: list[int] = []

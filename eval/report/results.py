@@ -353,6 +353,6 @@ def _comparisons(
     for (one, two), comparison in zip(asked, found, strict=True):
         part = 0 if two == full else 1 if entries[two].label == baseline else 2
         out[part].append((entries[one], comparison))
-    for part in out:
-        part.sort(key=lambda pair: (_order(pair[0])[2:], pair[1].first, pair[1].second))
+    for some in out:
+        some.sort(key=lambda pair: (_order(pair[0])[2:], pair[1].first, pair[1].second))
     return out

@@ -106,7 +106,7 @@ def collect(folders: Sequence[Path], allow: Collection[str] = ()) -> Collected:
         if name not in ALLOWED:
             raise VTCError(f"allow: got {name!r}, allowed are {', '.join(ALLOWED)}")
     runs = [Recorded(folder, read_manifest(folder)) for folder in folders]
-    known = {"accuracy": [], "efficiency": []}
+    known: dict[str, list[Recorded]] = {"accuracy": [], "efficiency": []}
     for run in runs:
         kind = run.facts.get("kind")
         if kind not in known:
@@ -154,20 +154,21 @@ def _check(one: Recorded, two: Recorded, allow: Collection[str]) -> list[str]:
     Returns:
         The differences that were allowed.
     """
-    if two.facts["kind"] == one.facts["kind"]:
-        parts = [{name: run.facts.get(name) for name in SAME} for run in (one, two)]
-    else:
-        parts = [
-            {"model": {name: run.facts["model"].get(name) for name in SAME_MODEL}}
-            for run in (one, two)
-        ]
-    found = list(manifest.differences(*parts))
+
+    def part(run: Recorded) -> dict[str, Any]:
+        if two.facts["kind"] == one.facts["kind"]:
+            return {name: run.facts.get(name) for name in SAME}
+        return {"model": {name: run.facts["model"].get(name) for name in SAME_MODEL}}
+
+    found = list(manifest.differences(part(one), part(two)))
     if found:
         raise VTCError(f"run: {_between(one, two, found)}; such runs cannot be compared")
     warnings = []
     for key, names in ALLOWED.items():
-        codes = [{name: run.facts["code"].get(name) for name in names} for run in (one, two)]
-        found = list(manifest.differences(*codes, "code."))
+        first, second = (
+            {name: run.facts["code"].get(name) for name in names} for run in (one, two)
+        )
+        found = list(manifest.differences(first, second, "code."))
         if not found:
             continue
         told = _between(one, two, found)
@@ -233,7 +234,7 @@ def _times(run: Recorded, accuracy: Recorded) -> dict[str, Ratio]:
     wanted = accuracy.facts["model"].get("attention")
     if wanted not in attentions and attentions:
         wanted = attentions[0]
-    times = {}
+    times: dict[str, Ratio] = {}
     for line in lines:
         measure = line.measures.get("ttft")
         if line.attention == wanted and measure is not None and measure.ratio is not None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from pathlib import Path
+from textwrap import dedent
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.methods.images import METHODS, image, images, make
-from vtc import CompressedTokens, VisualTokens, VTCError
+from vtc import CompressedTokens, VisualTokens, VTCError, registry
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import send, side_by_side, where_true
-from vtc.kernels.segmented_topk import segmented_topk
+from vtc.functional.ragged import side_by_side, where_true
 from vtc.methods.base import Method
 from vtc.methods.random import Random
 from vtc.tokens import keep_patches
@@ -103,25 +105,43 @@ class Noted(Random):
         return out.replace(weight=out.weight * 2)
 
 
-@dataclass
-class FeatureNorm(Method):
-    """The batched example of CONTRIBUTING.md."""
-
-    name: ClassVar[str] = "feature_norm"
-
-    def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
-        norm = batch.rows(batch.features.float().norm(dim=-1), 0).flatten(1)
-        valid = batch.rows(batch.tables.valid, False).flatten(1)
-        _, keep = segmented_topk(norm, send(batch.budgets, norm), valid)
-        return batch.keep(batch.of_rows(keep), batch.budgets)
-
-
-def test_the_example_keeps_the_longest_features_of_every_image():
+def test_the_example_keeps_the_longest_features_of_every_image(monkeypatch):
+    """The file that CONTRIBUTING.md shows, whole: 25 lines at most."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (shown,) = [dedent(block) for block in blocks if "class FeatureNorm(" in block]
+    assert len(shown.strip().splitlines()) <= 25
+    space: dict[str, Any] = {"__name__": __name__}
+    exec(compile(shown, "CONTRIBUTING.md", "exec", dont_inherit=True), space)
+    assert registry.method_class("feature_norm") is space["FeatureNorm"]
+    method = space["FeatureNorm"](tokens=9)
     batch = [image((6, 6), crops, (500, 400), seed=i) for i, crops in enumerate([(2, 2), (1, 3)])]
-    for tokens, out in zip(batch, FeatureNorm(tokens=9).compress_all(batch), strict=True):
+    for tokens, out in zip(batch, method.compress_all(batch), strict=True):
         norm = tokens.features.norm(dim=-1).masked_fill(~tokens.valid, -1)
         kept = norm[out.tile[out.is_patch], out.patch[out.is_patch]]
         assert torch.equal(kept.sort().values, norm.flatten().sort().values[-9:])
+
+
+@dataclass
+class ByBatch(Method):
+    """Defines `compress_batch`, which may return a selection too."""
+
+    everything: bool = False
+
+    name: ClassVar[str] = "by_batch"
+
+    def compress_batch(self, batch: ImageBatch) -> Any:
+        return batch.keep_all() if self.everything else make("uniform").select(batch)
+
+
+def test_a_batch_may_be_answered_by_a_selection():
+    batch = [image((6, 6), (2, 2), (500, 400), seed=i) for i in range(2)]
+    want = make("uniform", tokens=9).compress_all(batch)
+    for out, other in zip(ByBatch(tokens=9).compress_all(batch), want, strict=True):
+        same(out, other)
+    with pytest.raises(VTCError, match="'by_batch' returned .* patch tokens .* its budget is 5"):
+        ByBatch(tokens=5, everything=True).compress_all(batch)
 
 
 def test_a_method_that_knows_single_images_serves_batches():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vtc.commands.console import print_json, progress, stdout
@@ -165,7 +165,7 @@ def _kernels(place: str | None) -> Iterator[Outcome]:
     chosen = outcome("kernels", "triton", which)
     yield chosen
     kind = "twins" if chosen.status == "not run" else "kernels"
-    single = [outcome(kind, name, functools.partial(compare, name)) for name in OPERATIONS]
+    single = [outcome(kind, name, partial(compare, name)) for name in OPERATIONS]
     if all(one.status == "ok" for one in single):
         seconds = sum(one.seconds for one in single)
         text = f"{len(single)} operations give what their twins give in float64"
@@ -190,7 +190,7 @@ def _checked(subject: Subject, own: bool) -> Iterator[Outcome]:
         yield Outcome("setting", subject.name, "failed" if own else "not run", reason)
         return
     for name, check in CHECKS.items():
-        yield outcome(name, subject.name, functools.partial(check, subject))
+        yield outcome(name, subject.name, partial(check, subject))
     yield from attention(subject)
 
 

@@ -32,8 +32,10 @@ def number(name: str, value: Any, low: float, high: float = float("inf")) -> Non
 
 
 def layer(name: str, value: Any) -> None:
-    """`value` names an encoder layer: an int, or a share of the depth in (0, 1)."""
+    """`value` names an encoder layer: an int, a share of the depth in (0, 1), or "read"."""
+    if value == "read":
+        return
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise VTCError(f"{name}: got {value!r}, allowed are an int or a number in (0, 1)")
+        raise VTCError(f"{name}: got {value!r}, allowed are an int, a number in (0, 1) and 'read'")
     if isinstance(value, float) and not 0 < value < 1:
-        raise VTCError(f"{name}: got {value!r}, allowed are an int or a number in (0, 1)")
+        raise VTCError(f"{name}: got {value!r}, allowed are an int, a number in (0, 1) and 'read'")

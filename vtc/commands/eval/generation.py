@@ -181,10 +181,10 @@ def run_study(args: argparse.Namespace) -> None:
             task = bar.add_task(name, total=len(study.cases) * seeds)
             show = functools.partial(bar.update, task, advance=1)
 
-            def told(text: str, show: Callable[..., Any] = show) -> None:
+            def say(text: str, show: Any = show) -> None:
                 show(description=text)
 
-            rows = base.execute(study, args.output, range(seeds), told)
+            rows = base.execute(study, args.output, range(seeds), say)
         _print_study(base.summarise(study, rows, args.output), stdout())
 
 
