@@ -45,11 +45,14 @@ class Signals:
 
     def places(self, units: Sequence[Unit]) -> Iterator[Place]:
         """The place of each unit among the values of the signals."""
+        if self.cell == (1, 1):
+            return places(units)
         down, across = self.cell
+        grids = [(unit.patch_grid[0] * down, unit.patch_grid[1] * across) for unit in units]
         return places(
             [
-                replace(u, patch_grid=(u.patch_grid[0] * down, u.patch_grid[1] * across))
-                for u in units
+                replace(unit, packing=replace(unit.packing, patch_grid=grid))
+                for unit, grid in zip(units, grids, strict=True)
             ]
         )
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.functional.anyres import shrunk_canvas, tile_grid, valid_region
+from vtc.functional.anyres import shrunk_canvas, tile_grid
+from vtc.packing import Packing
 from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.mosaic import arrangement
-from vtc.plugins.model.units import Unit, square
+from vtc.plugins.model.units import Unit, square, uncut
 
 
 def units_of(config: Any, inputs: Mapping[str, Any], modality: str = "image") -> list[Unit]:
@@ -47,7 +48,7 @@ def one_tile(inputs: Inputs) -> list[Unit]:
     """Every image is one square tile, every patch a token: CLIP's towers drop their CLS token."""
     patch = inputs.config.vision_config.patch_size
     grid = inputs.pixels.shape[-2] // patch, inputs.pixels.shape[-1] // patch
-    return [Unit(1, grid)] * len(inputs.pixels)
+    return [Unit(uncut(grid))] * len(inputs.pixels)
 
 
 def llava(inputs: Inputs) -> list[Unit]:
@@ -57,7 +58,7 @@ def llava(inputs: Inputs) -> list[Unit]:
         return one_tile(inputs)
     patch = inputs.config.vision_config.patch_size
     return [
-        Unit(1, (height // patch, width // patch))
+        Unit(uncut((height // patch, width // patch)))
         for height, width in torch.as_tensor(sizes).tolist()
     ]
 
@@ -76,8 +77,7 @@ def _anyres(inputs: Inputs, cropped: list[bool]) -> list[Unit]:
     sizes = torch.as_tensor(inputs.kwargs["image_sizes"]).tolist()
     for size, crop in zip(map(tuple, sizes), cropped, strict=True):
         crops = tile_grid(size, pinpoints, tile_size) if crop else None
-        tiles = 1 if crops is None else 1 + crops[0] * crops[1]
-        out.append(Unit(tiles, grid, crops, size, "hf", newline=True))
+        out.append(Unit(Packing(grid, crops, size, newline=True)))
     return out
 
 
@@ -87,7 +87,7 @@ def llava_next_video(inputs: Inputs) -> list[Unit]:
         return llava_next(inputs)
     clips, frames = inputs.pixels.shape[:2]
     side = grid_side(inputs.config) // inputs.config.spatial_pool_stride
-    return [Unit(frames, (side, side))] * clips
+    return [Unit(uncut((side, side), tiles=frames))] * clips
 
 
 def llava_onevision(inputs: Inputs) -> list[Unit]:
@@ -96,7 +96,7 @@ def llava_onevision(inputs: Inputs) -> list[Unit]:
     if inputs.modality == "video":
         clips, frames = inputs.pixels.shape[:2]
         side = -(-grid_side(inputs.config) // 2)
-        return [Unit(frames, (side, side), newline=True, fused=True)] * clips
+        return [Unit(uncut((side, side), tiles=frames, newline=True), fused=True)] * clips
     counts = inputs.kwargs.get("batch_num_images")
     if counts is None:
         cropped = [True] * len(inputs.kwargs["image_sizes"])
@@ -110,13 +110,12 @@ def llava_onevision(inputs: Inputs) -> list[Unit]:
 
 def _shrunk(unit: Unit, limit: int) -> Unit:
     """A unit whose canvas holds more tokens than `limit` tiles have is scaled down."""
-    if unit.tile_grid is None or unit.image_size is None:
+    if unit.packing.tile_grid is None:
         return unit
+    top, bottom, left, right = unit.packing.geometry.region
     side = unit.patch_grid[0]
-    canvas = unit.tile_grid[0] * side, unit.tile_grid[1] * side
-    top, bottom, left, right = valid_region(unit.image_size, canvas, unit.unpad)
     shrunk = shrunk_canvas((bottom - top, right - left), side, limit) is not None
-    return replace(unit, shrink=limit, fused=True) if shrunk else unit
+    return Unit(replace(unit.packing, shrink=limit), fused=True) if shrunk else unit
 
 
 def video_llava(inputs: Inputs) -> list[Unit]:
@@ -124,14 +123,14 @@ def video_llava(inputs: Inputs) -> list[Unit]:
     if inputs.modality == "image":
         return one_tile(inputs)
     clips, frames = inputs.pixels.shape[:2]
-    return [Unit(frames, (grid_side(inputs.config),) * 2, lead=True)] * clips
+    return [Unit(uncut((grid_side(inputs.config),) * 2, tiles=frames, lead=True))] * clips
 
 
 def qwen_vl(inputs: Inputs) -> list[Unit]:
     """Grids of any size, `spatial_merge_size` squared patches in a token."""
     merge = inputs.config.vision_config.spatial_merge_size
     return [
-        Unit(frames, (rows // merge, cols // merge), fused=True)
+        Unit(uncut((rows // merge, cols // merge), tiles=frames), fused=True)
         for frames, rows, cols in inputs.kwargs[f"{inputs.modality}_grid_thw"].tolist()
     ]
 
@@ -150,7 +149,7 @@ def internvl(inputs: Inputs) -> list[Unit]:
         tiles = length // tokens
         pixels = inputs.pixels[start : start + tiles]
         crops = arrangement(pixels[:-1], pixels[-1]) if tiles > 1 else None
-        out.append(Unit(tiles, grid, crops, order="thumbnail_last", fused=True))
+        out.append(Unit(uncut(grid, crops, order="thumbnail_last"), fused=True))
         start += tiles
     return out
 
@@ -172,7 +171,7 @@ def idefics3(inputs: Inputs) -> list[Unit]:
             if crops[0] * crops[1] != tiles - 1:  # another prompt format: compare the pictures
                 part = pixels[start : start + tiles]
                 crops = arrangement(part[:-1], part[-1])
-        out.append(Unit(tiles, grid, crops, order="thumbnail_last", fused=True))
+        out.append(Unit(uncut(grid, crops, order="thumbnail_last"), fused=True))
         start += tiles
     return out
 
@@ -208,7 +207,7 @@ def real_tiles(pixels: Tensor) -> Tensor:
 
 def gemma3(inputs: Inputs) -> list[Unit]:
     """One tile an image; squares of patches averaged."""
-    return [Unit(1, square(inputs.config.mm_tokens_per_image), fused=True)] * len(inputs.pixels)
+    return [Unit(uncut(square(inputs.config.mm_tokens_per_image)), fused=True)] * len(inputs.pixels)
 
 
 #: by `model_type`

@@ -19,7 +19,7 @@ from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.positions import POLICIES
-from vtc.plugins.model.units import Unit, square
+from vtc.plugins.model.units import Unit, square, uncut
 from vtc.registry import put
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Adapter:
 
         Here: every tile is an image, and its tokens are a square grid.
         """
-        return [Unit(1, square(len(tile))) for tile in call.output.pooler_output]
+        return [Unit(uncut(square(len(tile)))) for tile in call.output.pooler_output]
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
         """Values of the tower's patches `[S0, ...]`, CLS left out, as means over the tokens `[S, ...]`.

@@ -11,7 +11,7 @@ from vtc.errors import VTCError
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_fallback
 from vtc.plugins.hf.typing import Model
-from vtc.plugins.model.units import Unit
+from vtc.plugins.model.units import Unit, uncut
 
 
 @register_fallback
@@ -29,7 +29,7 @@ class Fallback(Adapter):
             count = part.flatten(0, -2).shape[0]
             side = math.isqrt(count)
             grid = (side, side) if side * side == count else (1, count)
-            units.append(Unit(1, grid, fused=True))
+            units.append(Unit(uncut(grid), fused=True))
         return units
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:

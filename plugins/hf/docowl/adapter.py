@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
 from vtc.plugins.hf.typing import Model
-from vtc.plugins.model.units import Unit, on_grid
+from vtc.plugins.model.units import Unit, on_grid, uncut
 
 #: parts of the remote code that are relied on
 _PARTS = ("vision_model", "vision2text")
@@ -60,7 +60,7 @@ class DocOwl(Adapter):
         if places is None:  # nothing says which tiles belong together
             places = torch.zeros(sum(counts), 2, dtype=torch.long)
         return [
-            Unit(tiles, grid, crops, order="tiles", tail=True, fused=True)
+            Unit(uncut(grid, crops, tiles=tiles, order="tiles", tail=True), fused=True)
             for row in places.split(counts)
             for tiles, crops in _images(row.tolist())
         ]

@@ -32,7 +32,7 @@ from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import forget_call, heard, listen, note_call, running
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.fingerprint import content_seeds
-from vtc.plugins.model.units import Unit, places
+from vtc.plugins.model.units import Unit, places, uncut
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens
 
@@ -156,7 +156,7 @@ def _tokens(
     """One image: its tiles as the frames of a clip, each led by its CLS token."""
     tiles = image[real]
     side = tower.image_size // tower.patch_size
-    unit = Unit(len(tiles), (side, side), lead=True)
+    unit = Unit(uncut((side, side), tiles=len(tiles), lead=True))
     output = BaseModelOutputWithPooling(
         pooler_output=tiles, hidden_states=(tiles[..., : tower.hidden_size],)
     )

@@ -272,12 +272,12 @@ def _visual_tokens(
         rows = record.projector_input if method.stage == "vision" else record.projector_output
         if rows is None:
             raise VTCError("model: its projector was not called; was it replaced after apply()?")
-        rows = rows[:, int(units[0].lead) :].flatten(0, 1)
+        rows = rows[:, int(units[0].packing.lead) :].flatten(0, 1)
     return [
         VisualTokens(
             unit.unpack(part) if unit.fused or rows is None else place.patches_of(rows),
             unit.packing,
-            newline=newline if unit.newline else None,
+            newline=newline if unit.packing.newline else None,
             content_seed=seed,
             cell=cell,
         )
@@ -320,7 +320,7 @@ def _to_language(
                 f"method {patch.method.name!r} returned projected features of width "
                 f"{features.shape[-1]}, the language model reads {parts[mine[0]].shape[-1]}"
             )
-        if any(units[i].newline or units[i].lead or units[i].tail for i in mine):
+        if any(units[i].separated for i in mine):
             packed = side_by_side([parts[i] for i in mine])
             anchors = [out.anchor for out in some]
             own = packed[behind_each_other(anchors, [len(parts[i]) for i in mine])]
