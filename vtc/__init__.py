@@ -17,16 +17,21 @@ if TYPE_CHECKING:  # the same as in _EXPORTS, for type checkers and editors
     from vtc.api import compress as compress
     from vtc.api import model_defaults as model_defaults
     from vtc.api import remove as remove
+    from vtc.batch import ImageBatch as ImageBatch
     from vtc.config import CompressionConfig as CompressionConfig
     from vtc.config import add_arguments as add_arguments
     from vtc.errors import VTCError as VTCError
+    from vtc.methods.asks_text import AsksText as AsksText
     from vtc.methods.base import Method as Method
+    from vtc.methods.scored import Scored as Scored
+    from vtc.packing import Packing as Packing
     from vtc.pictures import visualize as visualize
     from vtc.plugins.backends import Handle as Handle
     from vtc.registry import create_method as create_method
     from vtc.registry import list_methods as list_methods
     from vtc.registry import register_method as register_method
     from vtc.report import Report as Report
+    from vtc.selection import Selection as Selection
     from vtc.tokens import SIGNALS as SIGNALS
     from vtc.tokens import CompressedTokens as CompressedTokens
     from vtc.tokens import MergeIndex as MergeIndex
@@ -41,16 +46,21 @@ _EXPORTS = {
     "compress": "vtc.api",
     "model_defaults": "vtc.api",
     "remove": "vtc.api",
+    "ImageBatch": "vtc.batch",
     "CompressionConfig": "vtc.config",
     "add_arguments": "vtc.config",
     "VTCError": "vtc.errors",
+    "AsksText": "vtc.methods.asks_text",
     "Method": "vtc.methods.base",
+    "Scored": "vtc.methods.scored",
+    "Packing": "vtc.packing",
     "visualize": "vtc.pictures",
     "Handle": "vtc.plugins.backends",
     "create_method": "vtc.registry",
     "list_methods": "vtc.registry",
     "register_method": "vtc.registry",
     "Report": "vtc.report",
+    "Selection": "vtc.selection",
     "SIGNALS": "vtc.tokens",
     "CompressedTokens": "vtc.tokens",
     "MergeIndex": "vtc.tokens",
