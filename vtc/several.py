@@ -23,8 +23,9 @@ def name_of(methods: Sequence[Method]) -> str:
 
 def settings_of(methods: Sequence[Method]) -> dict[str, Any]:
     """The settings of one method, or those of several by name."""
-    each = {method.name: method.settings() for method in methods}
-    return each[methods[0].name] if len(each) == 1 else each
+    if len(methods) == 1:
+        return methods[0].settings()
+    return {method.name: method.settings() for method in methods}
 
 
 def check_places(methods: Sequence[Method]) -> None:

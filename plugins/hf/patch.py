@@ -32,6 +32,8 @@ class Patch:
 
     Attributes:
         methods: the compression methods, in the order in which tokens pass them.
+        method: the first of them, for stages at the boundary theirs.
+        name: of all, `"a+b"`.
         stages: where each of them works.
         adapter: what is known of the model family.
         positions: position policy.
@@ -63,11 +65,11 @@ class Patch:
     probed: list[tuple[nn.Module, int]] = field(default_factory=list)
     has_cls: bool = False
     tensors: dict[str, bool] = field(default_factory=dict)
+    method: Method = field(init=False)
+    name: str = field(init=False)
 
-    @property
-    def method(self) -> Method:
-        """The first method, for stages at the boundary theirs."""
-        return self.methods[0]
+    def __post_init__(self) -> None:
+        self.method, self.name = self.methods[0], name_of(self.methods)
 
     @property
     def depth(self) -> int:
@@ -106,7 +108,7 @@ class Patch:
         """Report one prefill, `rows` being the row of the batch that each image belongs to."""
         report = Report(
             images=[replace(image, sample=row) for image, row in zip(images, rows, strict=True)],
-            method=name_of(self.methods),
+            method=self.name,
             settings=settings_of(self.methods),
             positions=self.positions,
             seconds=seconds,

@@ -69,7 +69,7 @@ class Signals:
             unit: the image's geometry.
             packed: `[L, D]`, the image as the language model would read it.
         """
-        out = {}
+        out, embedded = {}, False
         for name, request in self.patch.requests.items():
             if request.kind == "text_similarity":
                 out[name] = self._similarity(unit.unpack(packed), text)
@@ -78,7 +78,7 @@ class Signals:
                 encoder, device = self.patch.text_encoder, self.call.output.pooler_output[0].device
                 if isinstance(encoder, TextEncoder):
                     encoder = encoder.on(device)
-                out[name] = fits_one_text(encoder.embed(text)).to(device)
+                out[name], embedded = fits_one_text(encoder.embed(text)).to(device), True
                 continue
             if request not in self._done:
                 self._done[request] = self._compute(request)
@@ -86,7 +86,8 @@ class Signals:
             out[name] = place.tiles_of(values) if by_tile else place.patches_of(values)
             if request.kind == "attention_received" and self.patch.adapter.windows:
                 out[name] = out[name] / out[name].sum(1, keepdim=True)
-        fits_one_space({self.patch.requests[name].kind: value for name, value in out.items()})
+        if embedded:
+            fits_one_space({self.patch.requests[name].kind: value for name, value in out.items()})
         return out
 
     def _similarity(self, image: Tensor, text: str | None) -> Tensor:

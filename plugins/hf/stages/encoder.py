@@ -26,11 +26,13 @@ class EncoderStage:
 
     Attributes:
         functions: every function that `hooks` hangs.
+        cleaners: what takes off the rest, module by module.
     """
 
     name: ClassVar[str]
     where: ClassVar[str] = "boundary"
     functions: ClassVar[tuple[Callable[..., Any], ...]]
+    cleaners: ClassVar[tuple[Callable[[Model], None], ...]] = (probe.detach,)
 
     def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         """Every hook of a patched model."""
@@ -83,4 +85,5 @@ class EncoderStage:
         """
         for module in model.modules():
             take_off(module, *self.functions)
-            probe.detach(module)
+            for clean in self.cleaners:
+                clean(module)

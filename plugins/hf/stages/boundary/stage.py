@@ -31,6 +31,7 @@ class Boundary(EncoderStage):
 
     name: ClassVar[str] = "boundary"
     functions = (note_projector, pre_hook, post_hook)
+    cleaners = (*EncoderStage.cleaners, LiveLayers.take_off)
 
     def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         projector = adapter.projector(model.base_model)
@@ -66,8 +67,6 @@ class Boundary(EncoderStage):
 
     def detach(self, model: Model) -> None:
         super().detach(model)
-        for module in model.modules():
-            LiveLayers.take_off(module)
         state = state_of(model)
         if _is_ours(model.__dict__.get("generate")):
             del model.generate
