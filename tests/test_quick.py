@@ -47,7 +47,7 @@ VTC = [
     (["methods", "globalcom"], 1, "did you mean 'globalcom2'?"),
     (["methods", "--import", "no_such_module"], 1, "cannot import 'no_such_module'"),
     (["demo", "--methods", "poool"], 1, "did you mean 'pool'?"),
-    (["demo", "--retention", "0"], 1, "retention: got 0"),
+    (["demo", "--retention", "0"], 1, "retention: got 0.0"),
     (["doctor", "--method", "poool"], 1, "did you mean 'pool'?"),
 ]
 EVAL = [
@@ -57,7 +57,7 @@ EVAL = [
     (["nothing"], 2, "invalid choice: 'nothing'"),
     (["accuracy", *PLAN], 2, "required: --methods"),
     (["accuracy", *PLAN, "--methods", "poool", "--retention", "1"], 1, "did you mean 'pool'?"),
-    (["accuracy", *PLAN, "--methods", "pool", "--retention", "5"], 1, "retention: got 5"),
+    (["accuracy", *PLAN, "--methods", "pool", "--retention", "5"], 1, "retention: got 5.0"),
     (["accuracy", *PLAN, "--methods", "pool", "--retention", "x"], 1, "retention: got 'x'"),
     (
         ["accuracy", *PLAN[2:], "--suite", "gqaa", "--methods", "pool", "--retention", "1"],

@@ -100,7 +100,7 @@ def check(methods: Sequence[str], retentions: Sequence[float | None]) -> None:
         check_method(name)
     for share in retentions:
         if share is not None and not 0 < share <= 1:
-            raise VTCError(f"retention: got {share:g}, allowed are numbers in (0, 1]")
+            raise VTCError(f"retention: got {share!r}, allowed are numbers in (0, 1]")
 
 
 def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
