@@ -37,7 +37,7 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "patch_embedding": "[T, N, P] last_hidden projected into the shared text-image space",
         "pool_attention": "[T, N] attention of the tower's pooling head, mean over heads",
         "pool_output": "[T, C] output of the tower's pooling head",
-        "pixels": "[T, N, values] the pixels behind each token, from 0 to 1",
+        "pixels": "[T, N, values] the pixels behind each token, scaled as the tower reads them",
         "text_embedding": "[P] embedding of the question in the shared text-image space, not normalised",
         "text_segments": "[M, P] the same for pieces of the question of at most 77 tokens, one a row",
         "text_sequence": "[L, P] projected last hidden states of the text tower, a row a token of the "

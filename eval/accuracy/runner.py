@@ -11,6 +11,7 @@ from typing import Any
 import vtc
 from vtc.errors import VTCError
 from vtc.eval.common.loading import Loaded
+from vtc.eval.common.memory import free_memory, out_of_memory
 from vtc.eval.common.prompts import prompt
 from vtc.eval.common.records import Answer
 from vtc.eval.common.settings import FULL, Setting
@@ -94,10 +95,10 @@ class Runner:
             try:
                 return self._generate(setting, rows)
             except Exception as error:  # whatever model, processor or method raise
-                reason, memory = _reason(error), _out_of_memory(error)
+                reason, memory = _reason(error), out_of_memory(error)
             half = len(rows) // 2
             if memory:
-                _free()
+                free_memory()
                 self._fits[setting.key] = max(1, half)
             if not half:
                 return [_failed(setting, rows[0].item, reason)]
@@ -259,24 +260,3 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     name = "" if isinstance(error, VTCError) else type(error).__name__
     return ": ".join(part for part in (name, text[:300]) if part)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "t allocate memory" in text
-    )
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -45,16 +45,20 @@ def machine(device: Any, instance: Any) -> dict[str, Any]:
     import torch
 
     place = torch.device(device)
-    name = _processor()
-    if place.type == "cuda":
-        name = torch.cuda.get_device_name(place)
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "device": place.type,
-        "device_name": name,
+        "device_name": device_name(place),
         "cpus": os.cpu_count(),
         "threads": getattr(instance, "threads", torch.get_num_threads)(),
     }
+
+
+def device_name(device: Any) -> str:
+    """What the maker calls a GPU, or the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
 
 
 def model(name: str, instance: Any) -> dict[str, Any]:

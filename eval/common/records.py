@@ -153,6 +153,11 @@ def read_answers(folder: Path) -> list[Answer]:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `run.json` whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{MANIFEST}.new"
-    draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

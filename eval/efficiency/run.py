@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vtc
 from vtc.errors import VTCError
 from vtc.eval.common import manifest
-from vtc.eval.common.records import Lines, write_manifest
+from vtc.eval.common.memory import free_memory, out_of_memory
+from vtc.eval.common.records import Lines, write_manifest, write_whole
 from vtc.eval.common.settings import FULL, Setting, create
 from vtc.eval.common.timing import turns
 from vtc.eval.efficiency.figures import Series, measures, noisy
@@ -264,13 +263,10 @@ def _marking(case: Case) -> Iterator[None]:
     except VTCError as error:
         case.error = str(error)
     except (MemoryError, RuntimeError) as error:
-        # what the CPU's allocator raises has no class of its own
-        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        if not known and "not enough memory" not in str(error):
+        if not out_of_memory(error):
             raise
         case.error = "out of memory"
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 @contextmanager
@@ -350,9 +346,7 @@ def _warnings(run: Measurement, load: float) -> list[str]:
 def _save(run: Measurement, folder: Path) -> None:
     """`measures.jsonl` and `summary.csv`, each whole or not at all."""
     lines = run.lines()
-    draft = folder / f"{LINES}.new"
-    draft.write_text("".join(line.line() + "\n" for line in lines), encoding="utf-8")
-    draft.replace(folder / LINES)
+    write_whole(folder / LINES, "".join(line.line() + "\n" for line in lines))
     draft = folder / "summary.csv.new"
     write_summary(draft, lines)
     draft.replace(folder / "summary.csv")

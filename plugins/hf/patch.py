@@ -17,7 +17,7 @@ from vtc.plugins.hf.text_encoder import load_text_encoder
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
 from vtc.plugins.model.question import guidance
-from vtc.plugins.model.signals import HIDDEN, TEXT
+from vtc.plugins.model.signals import ENCODED, HIDDEN, POOLED, TEXT, WORDS
 from vtc.report import ImageReport, Report
 from vtc.several import name_of, settings_of
 from vtc.tokens import SignalRequest
@@ -80,7 +80,7 @@ class Patch:
     def reads_hidden(self) -> bool:
         """Whether the method reads hidden states of the vision tower."""
         kinds = {request.kind for request in self.requests.values()}
-        return bool(kinds & HIDDEN)
+        return bool(kinds & (HIDDEN | POOLED))
 
     @property
     def reads_text(self) -> bool:
@@ -91,14 +91,14 @@ class Patch:
     def reads_prompt(self) -> bool:
         """Whether a tokenizer is needed."""
         kinds = {request.kind for request in self.requests.values()}
-        return "text_similarity" in kinds or (
+        return bool(kinds & WORDS) or (
             bool(kinds & TEXT) and guidance(self.method).question is None
         )
 
     def equip(self, model: Model) -> None:
         """Load the text encoder of a method that reads one, if the patch has none (any more)."""
         kinds = {request.kind for request in self.requests.values()}
-        if self.text_encoder is None and kinds & {"text_embedding", "patch_embedding"}:
+        if self.text_encoder is None and kinds & ENCODED:
             guide, width = guidance(self.method), self.adapter.width(model.base_model)
             self.text_encoder = load_text_encoder(guide.text_encoder, model, width, guide.official)
 

@@ -105,6 +105,42 @@ class TextEncoder:
                 self._cache[text] = found
         return found
 
+    @torch.no_grad()
+    def segments(self, text: str) -> Tensor:
+        """`[M, P]`, the embeddings of a text cut into pieces that the tower can read.
+
+        The ids of the whole text are filled up with masked zeros and cut, as CDPruner's code does.
+        """
+        with _LOCK:
+            ids = self.tokenizer(text)["input_ids"]
+        rows = -(-len(ids) // self.max_length) * self.max_length
+        padded = torch.zeros(2, rows, dtype=torch.long)
+        padded[0], padded[1, : len(ids)] = self._filler(), 1
+        padded[0, : len(ids)] = torch.tensor(ids)
+        ids, mask = padded.unflatten(1, (-1, self.max_length)).to(self.device)
+        return self._pooled(ids, mask)
+
+    def _filler(self) -> int:
+        """The id behind a text."""
+        return 0
+
+    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`[M, P]` of rows of ids."""
+        pooled = self.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        return self.text_projection(pooled)
+
+    @torch.no_grad()
+    def sequence(self, text: str) -> Tensor:
+        """`[L, P]`, the projected last hidden states of a text, a row a token that is no padding."""
+        inputs = self._padded(text, self.device)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        hidden = self.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+        return self._projected(hidden[mask[0].bool()])
+
+    def _projected(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the text tower in the shared space."""
+        return self.text_projection(hidden)
+
     def _padded(self, text: str, device: torch.device) -> Any:
         """Ids and mask `[1, max_length]`, padded to the full length."""
         with _LOCK:
@@ -165,6 +201,15 @@ class SiglipTextEncoder(TextEncoder):
         # As it was trained: padded to full length, padding seen, the last place read
         inputs = self._padded(text, self.device)
         return self.text_model(input_ids=inputs["input_ids"]).pooler_output[0]
+
+    def _filler(self) -> int:
+        return self.tokenizer.pad_token_id  # which the tower sees
+
+    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.text_model(input_ids=ids).pooler_output
+
+    def _projected(self, hidden: Tensor) -> Tensor:
+        return self.text_model.head(hidden)
 
     def project(self, hidden: Tensor) -> Tensor:
         here: Any = self.on(hidden.device)

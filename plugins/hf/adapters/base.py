@@ -19,7 +19,8 @@ from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.positions import POLICIES
-from vtc.plugins.model.units import Unit, square, uncut
+from vtc.plugins.model.signals import token_pixels
+from vtc.plugins.model.units import Place, Unit, square, uncut
 from vtc.registry import put
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ A = TypeVar("A", bound="type[Adapter]")
 _TOWERS = ("vision_tower", "visual", "vision_model", "image_tower")
 _PROJECTORS = ("multi_modal_projector", "connector", "visual.merger")
 _LAYERS = ("encoder.layers", "encoder.layer", "transformer.layers", "blocks")
+_NORMS = ("post_layernorm", "layernorm_post", "ln_post")
 _ATTENTIONS = ("self_attn", "attention", "attn")
 
 
@@ -173,6 +175,40 @@ class Adapter:
                 "vision_feature_select_strategy: got 'full', which hands the CLS token to the language "
                 "model as if it were a patch; allowed here is 'default'"
             )
+
+    def final_norm(self, base: Model, modality: str = "image") -> nn.Module:
+        """The norm behind the tower's last layer.
+
+        Raises:
+            VTCError: none is found.
+        """
+        tower = self.tower(base, modality)
+        return find(getattr(tower, "vision_model", tower), _NORMS, "norm behind its tower")[2]
+
+    def pooling_head(self, base: Model, modality: str = "image") -> Model:
+        """The attention head that pools an image into one vector, as SigLIP's towers may have.
+
+        Raises:
+            VTCError: the tower has none.
+        """
+        tower = self.tower(base, modality)
+        return find(getattr(tower, "vision_model", tower), ("head",), "pooling head")[2]
+
+    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        """`[T, N, values]`, the pixels behind each token of a unit, scaled as the tower reads them.
+
+        Raises:
+            VTCError: nothing says where they lie.
+        """
+        unit, tiles = units[index], self.pixels(call, units, index)
+        if tiles.shape[:-3] != (unit.tiles,):
+            raise VTCError(
+                f"method: it reads the pixels behind tokens, but where those of "
+                f"{type(call.base).__name__} lie in {list(tiles.shape)} needs an adapter"
+            )
+        (rows, cols), (height, width) = unit.patch_grid, tiles.shape[-2:]
+        cell = height // rows, width // cols
+        return token_pixels(Place(unit, 0, 0).tiles_of(tiles), unit.patch_grid, cell)
 
     def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
         """The pixels of unit `index`, without tiles that only pad the batch."""

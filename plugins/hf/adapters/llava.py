@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import Tensor
+
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model import families
+from vtc.plugins.model.signals import token_pixels
 from vtc.plugins.model.units import Unit
 
 
@@ -26,3 +31,12 @@ class Llava(Adapter):
 
     def units(self, call: Call) -> list[Unit]:
         return families.llava(call)
+
+    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        if call.kwargs.get("image_sizes") is None:
+            return super().token_pixels(call, units, index)
+        patch = self.tower(
+            call.base
+        ).patch_size  # Pixtral: the batch is padded to its largest image
+        tiles = self.pixels(call, units, index)
+        return token_pixels(tiles, units[index].patch_grid, (patch, patch))

@@ -32,6 +32,7 @@ from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import forget_call, heard, listen, note_call, running
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.fingerprint import content_seeds
+from vtc.plugins.model.signals import GIVEN, POOLED, WORDS
 from vtc.plugins.model.units import Unit, places, uncut
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens
@@ -192,8 +193,15 @@ class CrossAttention(EncoderStage):
 
     def check(self, model: Model, patch: Patch, method: Method) -> None:
         super().check(model, patch, method)
-        if any(request.kind == "text_similarity" for request in patch.requests.values()):
+        kinds = {request.kind for request in patch.requests.values()}
+        if kinds & WORDS:
             raise VTCError(
                 f"method: {method.name!r} compares tokens with the question as the language model "
                 f"reads both, but {type(model).__name__} reads images by cross-attention"
+            )
+        absent = sorted(kinds & (GIVEN | POOLED))
+        if absent:
+            raise VTCError(
+                f"method: {method.name!r} reads {', '.join(absent)}, which {type(model).__name__}, a "
+                "model that reads images by cross-attention, does not give"
             )

@@ -4,6 +4,7 @@ and all that such a stage does is in hooks."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.errors import VTCError
@@ -14,8 +15,9 @@ from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.hooks import Hook, hang, is_hung, take_off
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import PIXELS
-from vtc.plugins.model.layers import layer_index
-from vtc.plugins.model.signals import HIDDEN, TEXT
+from vtc.plugins.model.layers import layer_index, layers_read
+from vtc.plugins.model.signals import ATTENTION, GIVEN, HIDDEN, POOLED, TEXT
+from vtc.tokens import SignalRequest
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
@@ -43,22 +45,30 @@ class EncoderStage:
         adapter, base = patch.adapter, model.base_model
         adapter.check(base)
         patch.has_cls = adapter.has_cls(base)
-        patch.requests = requests = method.requests(patch.has_cls)
+        requests = method.requests(patch.has_cls)
         modalities = [m for m in PIXELS if adapter.token_id(model.config, m) is not None]
         patch.layers = {modality: adapter.layers(base, modality) for modality in modalities}
-        read = {request.kind for request in requests.values()} - TEXT
+        read = {request.kind for request in requests.values()} - TEXT - GIVEN
         if read and patch.depth == 0:
             raise VTCError(
                 f"method: {method.name!r} reads {', '.join(sorted(read))}, but no attention layers are "
                 f"found in the vision tower of {type(model).__name__}; {quoted(without_signals())} "
                 "work without"
             )
-        needed = {
-            layer_index(request.layer, patch.depth)
-            for request in requests.values()
-            if request.kind not in HIDDEN | TEXT
+        if "cls_hidden" in read and not patch.has_cls:
+            raise VTCError(
+                f"method: {method.name!r} needs cls_hidden, but this vision tower has no CLS token"
+            )
+        # every layer as an index, so that nobody has to know how many there are
+        patch.requests = {
+            name: replace(request, layer=self._layer(request, patch, model))
+            for name, request in requests.items()
         }
-        patch.deepest = patch.depth - 1 if read & HIDDEN else max(needed, default=-1)
+        placed = patch.requests.values()
+        needed = {int(request.layer) for request in placed if request.kind in ATTENTION}
+        patch.deepest = max(
+            (int(r.layer) for r in placed if r.kind in ATTENTION | HIDDEN | POOLED), default=-1
+        )
         towers = {id(adapter.tower(base, modality)): modality for modality in modalities if needed}
         patch.probed = [
             (adapter.attention(base, layer, modality), layer)
@@ -71,6 +81,18 @@ class EncoderStage:
             patch.notes.append(
                 "the vision tower has no CLS token: attention received is used in its place"
             )
+
+    def _layer(self, request: SignalRequest, patch: Patch, model: Model) -> int:
+        """The encoder layer that a signal comes from, 0 for one that comes from none."""
+        if request.kind in TEXT | GIVEN:
+            return 0
+        if request.kind in POOLED:
+            return patch.depth - 1
+        if isinstance(request.layer, str):  # "read"
+            feature = getattr(model.base_model.config, "vision_feature_layer", None)
+            read = [patch.depth] if feature is None else layers_read(feature, patch.depth)
+            return max(*read, 1) - 1
+        return layer_index(request.layer, patch.depth)
 
     def attach(self, model: Model, patch: Patch) -> None:
         """Hang the hooks, and probe the layers that are read."""
