@@ -114,6 +114,27 @@ def test_a_wheel_holds_what_an_editable_install_shows(built: Path) -> None:
     assert packed == shown
 
 
+def test_a_checkout_without_links_has_the_same_packages(tmp_path: Path) -> None:
+    """Where git cannot make links, the folders are mapped one by one."""
+    code = "import setuptools; from distutils.core import run_setup as r;"
+    code += "print(sorted(r('setup.py', stop_after='init').packages))"
+    ignore = shutil.ignore_patterns("__pycache__", "checkpoint")
+    for part in PARTS:
+        if not (ROOT / part).is_dir():
+            shutil.copy(ROOT / part, tmp_path)
+        elif part != "src":
+            shutil.copytree(ROOT / part, tmp_path / part, symlinks=True, ignore=ignore)
+    for room in ("plugins", "kernels", "eval"):
+        (tmp_path / "vtc" / room).unlink()
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout
+        for folder in (ROOT, tmp_path)
+    }
+    assert len(found) == 1
+
+
 def test_type_checkers_and_python_see_the_same_names() -> None:
     """The imports for type checkers are those of the lazy table."""
     text = Path(vtc.__file__).read_text()
