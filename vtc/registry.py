@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vtc import doors
 from vtc.errors import VTCError, nearest
+from vtc.published import unknown
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -231,13 +232,22 @@ def compared_methods() -> list[str]:
 
 
 def check_method(name: str) -> None:
-    """Raise `VTCError` for a name that no method has. Nothing is imported."""
-    check_name(_METHODS, "method", name)
+    """Raise `VTCError` for a name that no method has; of published methods that are not here it says
+    why. Nothing is imported."""
+    try:
+        check_name(_METHODS, "method", name)
+    except VTCError as error:
+        raise unknown(error, name) from None
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of the method `name`."""
-    return entry(_METHODS, "method", name)
+    """The class of the method `name`.
+
+    Raises:
+        VTCError: there is none, see `check_method`; or that of a package cannot be imported.
+    """
+    check_method(name)
+    return _METHODS[name]
 
 
 def where_from(name: str) -> str:
@@ -251,4 +261,5 @@ def create_method(name: str, **options: Any) -> Method:
     Raises:
         VTCError: unknown method, unknown option or a value out of range.
     """
+    check_method(name)  # says more than a table does
     return create(_METHODS, "method", name, **options)

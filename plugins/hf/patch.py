@@ -33,6 +33,7 @@ class Patch:
     Attributes:
         methods: the compression methods, in the order in which tokens pass them.
         method: the first of them, for stages at the boundary theirs.
+        at_boundary: whether it is one for them; if not, they leave its calls alone.
         name: of all, `"a+b"`.
         stages: where each of them works.
         adapter: what is known of the model family.
@@ -67,9 +68,11 @@ class Patch:
     tensors: dict[str, bool] = field(default_factory=dict)
     method: Method = field(init=False)
     name: str = field(init=False)
+    at_boundary: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.method, self.name = self.methods[0], name_of(self.methods)
+        self.at_boundary = self.method.where == "boundary"
 
     @property
     def depth(self) -> int:

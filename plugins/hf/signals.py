@@ -16,12 +16,7 @@ from vtc.kernels.attention_received import attention_received
 from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.probe import Heads
-from vtc.plugins.hf.text_encoder import (
-    TextEncoder,
-    fits_one_space,
-    fits_one_text,
-    fits_patches,
-)
+from vtc.plugins.hf.text_encoder import TextEncoder, fits, fits_one_space
 from vtc.plugins.model.signals import HIDDEN, POOLED, TEXT, WORDS, masked_attention_received
 from vtc.plugins.model.units import Place, Unit, places
 from vtc.tokens import SignalRequest
@@ -109,7 +104,7 @@ class Signals:
         if isinstance(encoder, TextEncoder):
             encoder = encoder.on(device)
         if kind == "text_embedding":
-            return fits_one_text(encoder.embed(text)).to(device)
+            return fits(encoder.embed(text), "embed").to(device)
         make = getattr(encoder, kind.removeprefix("text_"), None)
         if make is None:
             raise VTCError(
@@ -169,7 +164,8 @@ class Signals:
             hidden = self.patch.adapter.final_norm(self.call.base, self.call.modality)(hidden)
         hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
         if request.kind == "patch_embedding":
-            hidden = fits_patches(self.patch.text_encoder.project(hidden), hidden)
+            rows = hidden.shape[:-1]
+            hidden = fits(self.patch.text_encoder.project(hidden), "project", *rows)
         return self.fuse(hidden), False
 
     def _pooled(self, kind: str) -> tuple[Tensor, bool]:

@@ -233,31 +233,16 @@ class CallableTextEncoder:
         self.embed, self.project = embed, project
 
 
-def fits_one_text(embedding: Any) -> Tensor:
-    """The embedding of a text `[P]`, which a user's function may have made.
+def fits(made: Any, by: str, *rows: int) -> Tensor:
+    """What `embed` or `project`, perhaps a user's own, has made: `[*rows, P]`.
 
     Raises:
         VTCError: it is something else.
     """
-    if not isinstance(embedding, Tensor) or embedding.dim() != 1:
-        raise VTCError(
-            f"text_encoder: its embed gave {_said(embedding)}, allowed is [P] for a text"
-        )
-    return embedding
-
-
-def fits_patches(projected: Any, hidden: Tensor) -> Tensor:
-    """Patches `[S, C]` projected into the shared space, `[S, P]`.
-
-    Raises:
-        VTCError: they are something else.
-    """
-    if not isinstance(projected, Tensor) or projected.shape[:-1] != hidden.shape[:-1]:
-        raise VTCError(
-            f"text_encoder: its project made {_said(projected)} of patches {_said(hidden)}, allowed is "
-            f"[{len(hidden)}, P]"
-        )
-    return projected
+    if not isinstance(made, Tensor) or made.dim() == 0 or made.shape[:-1] != rows:
+        want = ", ".join(map(str, (*rows, "P")))
+        raise VTCError(f"text_encoder: its {by} gave {_said(made)}, allowed is [{want}]")
+    return made
 
 
 def fits_one_space(signals: Mapping[str, Tensor]) -> None:

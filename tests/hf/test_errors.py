@@ -313,7 +313,7 @@ def test_text_guided_method_without_ids() -> None:
         (
             lambda _: torch.ones(32),
             lambda x: x[1:],
-            r"project made \[15, 32\] of patches \[16, 32\], allowed is \[16, P\]",
+            r"project gave \[15, 32\], allowed is \[16, P\]",
         ),
     ],
 )

@@ -133,5 +133,12 @@ def test_a_stage_of_ones_own_beside_the_boundary(made: list[str]) -> None:
     handle = vtc.apply(model, [Inside(0.5)])  # alone: the prompt stays as it is
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, bare)
+        with vtc.compress(model, Uniform(0.5)):  # beside it: to each its own
+            assert torch.equal(model(**inputs).logits, want)
+            with vtc.compress(model, Inside(0.5)) as inner:
+                assert torch.equal(model(**inputs).logits, bare)
+                model.generate(**inputs, max_new_tokens=2, do_sample=False)
+            assert not inner.reports
+    del made[2:]
     handle.remove()
     assert made == ["check inside_the_model", "attach", "detach"] and snapshot(model) == before

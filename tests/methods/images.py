@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vtc import VisualTokens, create_method
 from vtc.methods.base import Method
+from vtc.packing import Packing
 from vtc.registry import compared_methods, method_class
 
 WIDTH = 16
@@ -38,6 +39,7 @@ def image(
     logits = normal(tiles, patches) * 2
     attention = torch.softmax(logits, 1) * 0.9
     signals = {
+        "attention_received": torch.softmax(logits, 1),
         "keys": normal(tiles, patches + has_cls, WIDTH),
         "patch_embedding": normal(tiles, patches, 12),
         "text_embedding": normal(12),
@@ -45,9 +47,6 @@ def image(
     if has_cls:
         query = normal(tiles, WIDTH) * 3
         signals |= {"cls_logits": logits, "cls_attention": attention, "cls_query": query}
-    else:
-        attention = torch.softmax(logits, 1)
-        signals |= {"attention_received": attention}
     for name, kind in named(has_cls).items():
         values = torch.softmax(logits * 1.5, 1) if name.startswith("deep_att") else signals[kind]
         signals.setdefault(name, values)
@@ -60,6 +59,27 @@ def image(
         signals=signals,
         unpad=unpad,
         content_seed=seed,
+    )
+
+
+def clip(
+    frames: int,
+    grid: tuple[int, int] = (4, 4),
+    *,
+    seed: int = 0,
+    hidden: tuple[int, ...] = (),
+    newline: torch.Tensor | None = None,
+) -> VisualTokens:
+    """A clip with every signal, some of whose frames are much like the one before."""
+    still = image(grid, (1, frames - 1) if frames > 1 else None, seed=seed, newline=False)
+    moves = torch.randint(0, 3, (frames,), generator=torch.Generator().manual_seed(seed))
+    features = still.features.clone()
+    for frame in range(1, frames):
+        if moves[frame]:
+            features[frame] = features[frame - 1] + 0.3 * features[frame]
+    packing = Packing(grid, tiles=frames, hidden=hidden)
+    return VisualTokens(
+        features, packing, newline=newline, signals=still.signals, content_seed=seed
     )
 
 

@@ -18,7 +18,9 @@ from vtc import CompressedTokens, VisualTokens, VTCError, registry
 from vtc.batch import ImageBatch
 from vtc.functional.ragged import side_by_side, where_true
 from vtc.methods.base import Method
+from vtc.methods.compares_frames import ComparesFrames
 from vtc.methods.random import Random
+from vtc.registry import method_class
 from vtc.tokens import keep_patches
 
 
@@ -57,6 +59,10 @@ def test_budgets_image_by_image(name):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("video", ["clip", "frame"])
 def test_clips_beside_images(name, video):
+    if video == "frame" and issubclass(method_class(name), ComparesFrames):
+        with pytest.raises(VTCError, match=f"video: got 'frame', but '{name}' compares the frames"):
+            make(name, video=video)
+        return
     one = image(newline=False)
     rows = ("text_embedding",)
     clips = []

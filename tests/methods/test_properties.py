@@ -1,6 +1,7 @@
 """What holds for every method and every image."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -93,7 +94,8 @@ def test_retention_one_is_the_identity(name, crops):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_and_selects_the_same(name, dtype):
-    half, full = image(crops=(2, 2), dtype=dtype), image(crops=(2, 2))
+    half = image(crops=(2, 2), dtype=dtype)
+    full = replace(half, features=half.features.float())  # methods that look at them see the same
     out, want = make(name, retention=0.3).compress(half), make(name, retention=0.3).compress(full)
     assert out.features.dtype == dtype
     assert torch.equal(out.anchor, want.anchor)

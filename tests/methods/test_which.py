@@ -62,8 +62,8 @@ def others(monkeypatch: Any) -> None:
 
 
 def test_built_in_methods_by_what_they_need() -> None:
-    assert without_signals() == ["pool", "random", "uniform"]
-    assert without_cls() == ["globalcom2", "recoverable", "token_correlation"]
+    assert {"pool", "random", "uniform"} <= set(without_signals())
+    assert {"globalcom2", "recoverable", "token_correlation"} <= set(without_cls())
     assert "tokenflex" not in which(lambda method: True), "it needs a projector"
     assert [quoted(names) for names in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
         "none",

@@ -14,7 +14,7 @@ from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.typing import Model
-from vtc.registry import put
+from vtc.registry import entry, put
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
@@ -71,7 +71,7 @@ def stages_for(adapter: Adapter, methods: Sequence[Method]) -> list[tuple[Stage,
     Raises:
         VTCError: the family has no stage for one of them.
     """
-    stages = [_STAGES[name] for name in adapter.stages]
+    stages = [entry(_STAGES, "stage", name) for name in adapter.stages]
     for method in methods:
         if all(stage.where != method.where for stage in stages):
             place = _PLACES.get(method.where, method.where)

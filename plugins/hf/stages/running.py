@@ -59,9 +59,10 @@ def call_hooks(model: Model) -> list[Hook]:
 
 def note_call(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the model."""
+    _CALL.set(None)
     scope = scopes.current(model)
-    named = arguments.by_name(model, args, kwargs)
-    _CALL.set(None if scope is None else Running(model, named, scope))
+    if scope is not None and scope.patch is not None and scope.patch.at_boundary:
+        _CALL.set(Running(model, arguments.by_name(model, args, kwargs), scope))
 
 
 def forget_call(model: Model, args: Any, kwargs: dict[str, Any], output: Any) -> None:

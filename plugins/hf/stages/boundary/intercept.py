@@ -72,7 +72,7 @@ def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
     _PENDING.set(None)
     scope = scopes.current(model)
-    if scope is None or scope.patch is None:
+    if scope is None or scope.patch is None or not scope.patch.at_boundary:
         return None
     patch = scope.patch
     kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
@@ -128,7 +128,7 @@ def generate(model: Model, *args: Any, fetched: Block | None = None, **kwargs: A
     original = own or MethodType(type(model).generate, model)
     scope = scopes.current(model, fetched)
     with running(model, scope):
-        if scope is None or scope.patch is None:
+        if scope is None or scope.patch is None or not scope.patch.at_boundary:
             return original(*args, **kwargs)
         names = list(arguments.parameters_of(type(model).generate))[1:]
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
