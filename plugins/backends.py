@@ -7,11 +7,11 @@ first, in the order of their names; what nobody takes is transformers'.
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from vtc import doors
 
 if TYPE_CHECKING:
     from vtc.config import CompressionConfig
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from vtc.report import Report
 
     #: what a caller may give as a method
-    Plan = str | Method | Sequence[str | Method] | CompressionConfig
-
-GROUP = "vtc.plugins"
+    Plan: TypeAlias = str | Method | Sequence[str | Method] | CompressionConfig
 
 
 class Call(Protocol):
@@ -112,13 +110,5 @@ def backend_for(model: Any) -> Backend:
 
 @functools.lru_cache(maxsize=1)
 def _installed() -> tuple[Backend, ...]:
-    """The plug-ins of other packages; one that cannot be imported is no reason to do without others."""
-    found = []
-    for entry in sorted(entry_points(group=GROUP), key=lambda each: each.name):
-        try:
-            found.append(entry.load())
-        except Exception as error:  # whatever somebody's module says
-            warnings.warn(
-                f"{GROUP}: {entry.name!r} ({entry.value}) cannot be loaded: {error}", stacklevel=4
-            )
-    return tuple(found)
+    """The plug-ins of other packages."""
+    return tuple(doors.load_all(doors.PLUGINS))

@@ -39,7 +39,7 @@ class Other(Method):
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
-    monkeypatch.setattr(registry, "_METHODS", {**registry._load(), "toy": Toy, "other_toy": Other})
+    monkeypatch.setattr(registry, "_METHODS", {**registry._METHODS, "toy": Toy, "other_toy": Other})
 
 
 def parse(*argv: str, prefix: str = "vtc-") -> argparse.Namespace:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import vtc
+from vtc import published
 from vtc.discrete import plans, quantizers, samplers
 from vtc.errors import VTCError
-from vtc.methods import _known
 from vtc.methods.random import Random
 from vtc.plugins.hf.adapters import base
 from vtc.registry import _METHODS, create_method, list_methods, method_class, register
@@ -37,7 +37,7 @@ class {cls}(vtc.Method):
 def put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Modules can be written to a folder on the path; tables are as before afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
-    tables = (_METHODS, plans.PLANS, quantizers.QUANTIZERS, samplers.SAMPLERS, base._ADAPTERS)
+    tables = (_METHODS.made, plans.PLANS, quantizers.QUANTIZERS, samplers.SAMPLERS, base._ADAPTERS)
     before = [dict(table) for table in tables]
     modules = set(sys.modules)
     yield
@@ -138,7 +138,7 @@ def test_published_methods_that_are_not_here_are_known(name: str) -> None:
     with pytest.raises(VTCError) as error:
         create_method("fastvv")
     assert "vtc knows" not in str(error.value)
-    assert not set(_known.KNOWN) & set(list_methods())
+    assert not set(published.KNOWN) & set(list_methods())
 
 
 def test_a_method_of_a_known_name_can_be_registered(tmp_path: Path) -> None:

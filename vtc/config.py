@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError, nearest
-from vtc.registry import create_method, method_class
+from vtc.registry import check_method, create_method, method_class
 from vtc.several import check_places, names_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ VARIABLES = {
     "VTC_OPTIONS": "options",
 }
 #: variables of other parts of `vtc`, never taken for a misspelling
-OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK")
+OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK", "VTC_IMPORT")
 #: the two ways to state a budget; setting one replaces the other
 BUDGET = {"retention": "tokens", "tokens": "retention"}
 # PyYAML follows YAML 1.1, where 1e-3 without a dot is a string
@@ -279,7 +279,7 @@ def _method(where: str, value: Any) -> str:
         raise VTCError(f"{where}: got {value!r}, expected the name of a method")
     try:
         for name in names_of(value):
-            method_class(name)
+            check_method(name)
     except VTCError as error:
         raise VTCError(f"{where}: {str(error).partition(': ')[2]}") from None
     return value

@@ -129,7 +129,7 @@ class VisualTokens:
         for name, pair in (("tile_grid", tile_grid), ("image_size", image_size)):
             if pair is not _NOT_GIVEN:
                 fields[name] = pair
-        own = {"newline": newline is not None, "tiles": tiles}
+        own: dict[str, Any] = {"newline": newline is not None, "tiles": tiles}
         if not isinstance(packing, Packing):
             packing = Packing(**{"patch_grid": packing, **own, **fields})
         elif fields or (packing.newline, packing.tiles) != (newline is not None, tiles):

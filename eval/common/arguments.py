@@ -15,12 +15,26 @@ if TYPE_CHECKING:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--config`, `--device`, `--dtype`."""
+    """`--model`, `--config`, `--import`, `--device`, `--dtype`."""
     parser.add_argument(
         "--model", default="reference", help="hub id, folder, or 'reference' (default)"
     )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
+    add_imports(parser)
     add_place(parser)
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """`--import`; `run_command` does it."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        type=names,
+        action="extend",
+        default=[],
+        metavar="MODULE,...",
+        help="modules or files (my_method.py) that register methods or suites; see also VTC_IMPORT",
+    )
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +61,7 @@ def names(text: str) -> list[str]:
 
 def add_settings(parser: argparse.ArgumentParser, retention: str | None = None) -> None:
     """What is measured, and on what: `--methods`, `--retention`, `--method-options`,
-    `--positions`, `--device`, `--dtype`.
+    `--positions`, `--import`, `--device`, `--dtype`.
 
     Args:
         retention: the default, and all methods are that of `--methods`; without one both must be given.
@@ -76,6 +90,7 @@ def add_settings(parser: argparse.ArgumentParser, retention: str | None = None) 
         help="option of a method, repeatable, or JSON: {NAME: {FIELD: VALUE}}",
     )
     parser.add_argument("--positions", choices=POSITIONS, default="original")
+    add_imports(parser)
     add_place(parser)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.config import FlagText, option_value, parse_value
 from vtc.errors import VTCError
-from vtc.registry import create_method
+from vtc.registry import check_method, create_method
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -69,9 +69,7 @@ def plan(
         VTCError: no method or no retention, unknown method or option, a value out of range, options
             of a method that is not among `methods`, or None where no method has its own count.
     """
-    for name, given in (("methods", methods), ("retention", retentions)):
-        if not given:
-            raise VTCError(f"{name}: got none, give one at least")
+    check(methods, retentions)
     options = options or {}
     for name in options:
         if name not in methods:
@@ -91,6 +89,18 @@ def plan(
                 continue
             found += [Setting(name, retention, seed, own) for seed in range(count)]
     return list({setting.key: setting for setting in found}.values())
+
+
+def check(methods: Sequence[str], retentions: Sequence[float | None]) -> None:
+    """Raise `VTCError` for unknown methods and shares out of range, before any method is imported."""
+    for name, given in (("methods", methods), ("retention", retentions)):
+        if not given:
+            raise VTCError(f"{name}: got none, give one at least")
+    for name in methods:
+        check_method(name)
+    for share in retentions:
+        if share is not None and not 0 < share <= 1:
+            raise VTCError(f"retention: got {share!r}, allowed are numbers in (0, 1]")
 
 
 def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:

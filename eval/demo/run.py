@@ -30,7 +30,6 @@ from vtc.eval.suites import create_suite
 from vtc.eval.suites.base import Item
 from vtc.pictures import load_image
 
-RETENTIONS = (0.5, 0.25, 0.1)
 SEED = 20  # of the sample of test scenes
 GROUPS = ("reading", "attribute", "exist", "count", "position")
 

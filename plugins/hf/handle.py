@@ -24,6 +24,7 @@ from vtc.plugins.hf.scopes import (
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
 from vtc.report import Report
+from vtc.several import name_of, settings_of
 
 
 class Handle:
@@ -154,9 +155,10 @@ class Handle:
             sync(self.model, state)
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v!r}" for k, v in self.method.settings().items())
+        methods = self._patch.methods
+        settings = ", ".join(f"{k}={v!r}" for k, v in settings_of(methods).items())
         count = len(self.reports)
         return (
-            f"<{self.method.name}({settings}) on {type(self.model).__name__}, "
+            f"<{name_of(methods)}({settings}) on {type(self.model).__name__}, "
             f"{'active' if self.active else 'not active'}, {count} report{'' if count == 1 else 's'}>"
         )

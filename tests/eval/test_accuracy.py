@@ -303,8 +303,7 @@ class Files(Suite):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    known = suites._load()
-    monkeypatch.setattr(suites, "_load", lambda: {**known, "files": Files})
+    monkeypatch.setitem(suites._SUITES.made, "files", Files)
     folder = tmp_path / "data"
     folder.mkdir()
     Image.new("RGB", (128, 128), "white").save(folder / "good.png")

@@ -10,7 +10,7 @@ import pytest
 
 import vtc
 from tests.hf import tiny
-from vtc import VTCError
+from vtc import VTCError, doors
 from vtc.plugins import backends
 
 
@@ -50,16 +50,19 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         return found[name]
 
     def entry_points(group: str) -> list[Any]:
-        assert group == "vtc.plugins"
         return [
-            SimpleNamespace(name=name, value=f"{name}:backend", load=lambda name=name: load(name))
-            for name in found
+            SimpleNamespace(
+                name=name, value=f"{name}:backend", load=lambda name=name: load(name), dist=None
+            )
+            for name in (found if group == "vtc.plugins" else ())
         ]
 
-    monkeypatch.setattr(backends, "entry_points", entry_points)
-    backends._installed.cache_clear()
+    monkeypatch.setattr(doors.metadata, "entry_points", entry_points)
+    for cached in (doors.entries, backends._installed):
+        cached.cache_clear()
     yield found
-    backends._installed.cache_clear()
+    for cached in (doors.entries, backends._installed):
+        cached.cache_clear()
 
 
 def test_a_backend_takes_its_models_and_transformers_the_rest(installed: dict[str, Any]) -> None:
@@ -84,7 +87,7 @@ def test_a_backend_takes_its_models_and_transformers_the_rest(installed: dict[st
 
 def test_a_broken_one_stops_nobody(installed: dict[str, Any]) -> None:
     installed["broken"], installed["mine"] = ImportError("no such library"), Made()
-    with pytest.warns(UserWarning, match="'broken' .broken:backend. cannot be loaded: no such"):
+    with pytest.warns(RuntimeWarning, match="cannot load 'broken:backend' of .*: no such"):
         assert vtc.apply(Engine(), "uniform") == "applied"
 
 

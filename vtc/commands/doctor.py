@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from vtc.commands.console import print_json, progress, stdout
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
-from vtc.eval.common.arguments import add_place
+from vtc.eval.common.arguments import add_imports, add_place
 from vtc.eval.common.loading import Loaded, find_device, load
 from vtc.eval.common.prompts import user_prompt
-from vtc.methods.base import Method
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vtc.methods.base import Method
     from vtc.plugins.hf.checks import Outcome, Subject
 
 DESCRIPTION = """\
@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--model", help="check this model: hub id, folder, or 'reference'")
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
+    add_imports(parser)
     add_place(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_arguments(parser, prefix="")

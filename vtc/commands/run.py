@@ -11,11 +11,11 @@ from vtc.config import CompressionConfig, add_arguments
 from vtc.eval.common.arguments import add_model, positive
 from vtc.eval.common.loading import Loaded, load
 from vtc.eval.common.prompts import RULES, notes
-from vtc.methods.base import Method
-from vtc.pictures import load_image
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from vtc.methods.base import Method
 
 DESCRIPTION = (
     """\
@@ -61,8 +61,11 @@ def run(args: argparse.Namespace) -> None:
     import vtc
 
     config = CompressionConfig.from_sources(file=args.config, args=args)
-    methods = config.create_all()
+
+    from vtc.rgb import load_image
+
     pictures = [load_image(path) for path in args.image]
+    methods = config.create_all()
     names = [[path] for path in args.image]
     groups = [[picture] for picture in pictures]
     if args.together:

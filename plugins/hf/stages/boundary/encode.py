@@ -193,7 +193,8 @@ def compress_call(
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
     for index, seen in left.items():
         hidden = set(range(lengths[index])) - set(seen.tolist())
-        tokens[index] = replace(tokens[index], hidden=tuple(sorted(hidden)))
+        packing = replace(tokens[index].packing, hidden=tuple(sorted(hidden)))
+        tokens[index] = replace(tokens[index], packing=packing)
     methods = [patch.method.for_image(number, count) for number in numbers]
 
     changed = []
