@@ -64,7 +64,7 @@ def greedy_pick(
         valid: bool `[B, N]`, candidates that may be picked; None for all.
         demand: for cover, `[B, W]`, how much each thing counts, not negative; 1 by default.
         balance: for mmr, from 0 to 1.
-        together: for mmr, picks that follow the first in groups of so many, ranked at once.
+        together: for mmr, picks that are ranked at once; the first so many by weight alone.
 
     Returns:
         int64 `[B, most]`, -1 behind the last pick.
@@ -179,7 +179,7 @@ def _spread(
         picks[:, t] = pick
         torch.maximum(near, similar(pick), out=near)
         base.scatter_(1, pick[:, None], -torch.inf)
-        if t % together == 0:
+        if (t + 1) % together == 0:
             score = torch.sub(base, near, alpha=blend)
         else:
             score.scatter_(1, pick[:, None], -torch.inf)
@@ -248,7 +248,7 @@ def _pick_apart(
         near = tl.maximum(near, row)
         own = tl.where(i == pick, float("-inf"), own)
         score = tl.where(i == pick, float("-inf"), score)
-        score = tl.where(t % together == 0, own - blend * near, score)
+        score = tl.where((t + 1) % together == 0, own - blend * near, score)
 
 
 @Kernel
