@@ -19,7 +19,7 @@ from vtc.batch import ImageBatch
 from vtc.functional.ragged import side_by_side, where_true
 from vtc.methods.base import Method
 from vtc.methods.random import Random
-from vtc.tokens import keep_patches
+from vtc.tokens import OF_THE_QUESTION, keep_patches
 
 
 def same(a: CompressedTokens, b: CompressedTokens) -> None:
@@ -58,11 +58,10 @@ def test_budgets_image_by_image(name):
 @pytest.mark.parametrize("video", ["clip", "frame"])
 def test_clips_beside_images(name, video):
     one = image(newline=False)
-    rows = ("text_embedding",)
     clips = []
     for frames in (3, 1, 2):
         signals = {
-            key: value if key in rows else value.repeat(frames, *[1] * (value.dim() - 1))
+            key: value if key in OF_THE_QUESTION else value.repeat(frames, *[1] * (value.dim() - 1))
             for key, value in one.signals.items()
         }
         features = torch.randn(frames, 64, 16, generator=torch.Generator().manual_seed(frames))

@@ -28,3 +28,19 @@ def unit_range(values: Tensor, valid: Tensor, low: float = 0.0, high: float = 0.
     none = range_ <= 0
     scaled = (values - least + low) / range_.masked_fill(none, 1)
     return torch.where(none, 1.0, scaled).masked_fill(~valid, 0)
+
+
+def mean_cosine(rows: Tensor, texts: Tensor, real: Tensor) -> Tensor:
+    """Float32 `[S, N]`: mean cosine of rows `[S, N, D]` with the texts `[S, M, D]` that are `real`
+    `[S, M]`; 0 where there is none."""
+    one = (normalize(texts.float(), dim=-1) * real[..., None]).sum(1)  # cosines are linear in it
+    one = one / real.sum(1, keepdim=True).clamp(min=1)
+    return (normalize(rows.float(), dim=-1) @ one[..., None]).squeeze(-1)
+
+
+def shares_of(others: Tensor, rows: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    """Float32 `[P, N, M]`: how each of `others` `[P, M, D]` divides itself among the rows `[P, N, D]`,
+    by a softmax of cosines over the valid ones `[P, N]`."""
+    close = normalize(rows.float(), dim=-1) @ normalize(others.float(), dim=-1).mT
+    least = torch.finfo(close.dtype).min
+    return (close / temperature).masked_fill(~valid[..., None], least).softmax(1)

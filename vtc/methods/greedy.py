@@ -85,7 +85,10 @@ class Picks:
             mask = batch.of_rows(mask)
         elif parts > 1:
             mask = mask.unflatten(0, (-1, parts)).flatten(1)[:, :patches]
-        return batch.keep(mask, batch.budgets)
+        kept = self.among.counts
+        if parts > 0:
+            kept = torch.tensor(batch.per_image(kept.view(-1, parts).sum(1).tolist()))
+        return batch.keep(mask, kept.tolist())
 
 
 @dataclass
