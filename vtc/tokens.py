@@ -49,6 +49,9 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: those that belong to the question and not to tiles; methods ask for them by these names
+OF_THE_QUESTION = frozenset({"text_embedding", "text_segments", "text_sequence", "question_tokens"})
+
 
 @dataclass(frozen=True)
 class SignalRequest:
@@ -386,8 +389,11 @@ def frames_of(tokens: VisualTokens) -> list[VisualTokens]:
         VisualTokens(
             tokens.features[i : i + 1],
             tokens.packing.frame(i),
-            # all signals but the question's embedding have the frames in front
-            signals={k: v if v.dim() == 1 else v[i : i + 1] for k, v in tokens.signals.items()},
+            # all signals but those of the question have the frames in front
+            signals={
+                k: v if v.dim() == 1 or k in OF_THE_QUESTION else v[i : i + 1]
+                for k, v in tokens.signals.items()
+            },
             content_seed=tokens.content_seed + i,
             cell=tokens.cell,
         )

@@ -15,6 +15,13 @@ from vtc.registry import compared_methods, method_class
 
 WIDTH = 16
 METHODS = compared_methods()
+#: signals of the question and what the projector reads, and their shapes (behind tiles and patches)
+MORE = {
+    "text_segments": (2, 12),
+    "text_sequence": (6, 12),
+    "question_tokens": (7, WIDTH),
+    "projector_input": (10,),
+}
 
 
 def image(
@@ -44,6 +51,10 @@ def image(
         "patch_embedding": normal(tiles, patches, 12),
         "text_embedding": normal(12),
     }
+    other = torch.Generator().manual_seed(seed + 1)  # so that the draws of the others stay
+    for name, shape in MORE.items():
+        shape = (tiles, patches, *shape) if name == "projector_input" else shape
+        signals[name] = torch.randn(*shape, generator=other)
     if has_cls:
         query = normal(tiles, WIDTH) * 3
         signals |= {"cls_logits": logits, "cls_attention": attention, "cls_query": query}

@@ -21,7 +21,7 @@ from vtc.methods.base import Method
 from vtc.methods.compares_frames import ComparesFrames
 from vtc.methods.random import Random
 from vtc.registry import method_class
-from vtc.tokens import keep_patches
+from vtc.tokens import OF_THE_QUESTION, keep_patches
 
 
 def same(a: CompressedTokens, b: CompressedTokens) -> None:
@@ -64,11 +64,10 @@ def test_clips_beside_images(name, video):
             make(name, video=video)
         return
     one = image(newline=False)
-    rows = ("text_embedding",)
     clips = []
     for frames in (3, 1, 2):
         signals = {
-            key: value if key in rows else value.repeat(frames, *[1] * (value.dim() - 1))
+            key: value if key in OF_THE_QUESTION else value.repeat(frames, *[1] * (value.dim() - 1))
             for key, value in one.signals.items()
         }
         features = torch.randn(frames, 64, 16, generator=torch.Generator().manual_seed(frames))
