@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,3 +42,26 @@ def test_each_image_is_as_alone_and_keeps_none_of_them(name, options, hidden, bu
         assert not places & set(kept.tolist())
         if out.merged is not None:
             assert not places & set(out.merged.source.tolist())
+
+
+PLAIN = ("fastervlm", "visionzip", "vispruner", "hiprune", "prumerge", "vscan", "holov")
+ODD = [(name, {}) for name in (*PLAIN, "tome", "pixelprune", "prunesid")] + [*WAYS.items()]
+
+
+@pytest.mark.parametrize("name, options", ODD, ids=[f"{n}-{len(o)}" for n, o in ODD])
+def test_what_stands_in_padding_changes_nothing(name, options):
+    tokens = image(crops=(2, 2), size=(500, 200))
+    padding = ~tokens.valid
+
+    def spoilt(values):
+        if values.shape[:2] != padding.shape:
+            return values
+        return values.masked_fill(
+            padding.view(*padding.shape, *[1] * (values.dim() - 2)), torch.nan
+        )
+
+    signals = {key: spoilt(value) for key, value in tokens.signals.items()}
+    other = replace(tokens, features=spoilt(tokens.features), signals=signals)
+    method = make(name, retention=0.3, **options)
+    assert not method.compress(other).features.isnan().any()
+    same(method.compress(other), method.compress(tokens))
