@@ -104,9 +104,8 @@ def hiprune(case: Any) -> None:
     tiles, patches = signals["deep"].shape
     features = torch.zeros(tiles, patches, 1)
     tokens = VisualTokens(features, tuple(info["grid"]), signals=signals)
-    method = create_method(
-        "hiprune", tokens=info["tokens"], alpha=info["alpha"], neighbours="official"
-    )
+    total = tiles * info["tokens_per_tile"]
+    method = create_method("hiprune", tokens=total, alpha=info["alpha"], neighbours="official")
     anchor = torch.zeros(tiles, patches, dtype=torch.bool)
     for tile, count in enumerate(info["anchors"]):
         case.expect_value("anchors", round(info["tokens_per_tile"] * info["alpha"] / 5), count)

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize, pad
 
 from vtc.functional.ragged import send
 from vtc.kernels._dispatch import register
+from vtc.kernels.merge import weighted_merge
 
 
 def halving(size: int, target: int) -> list[int]:
@@ -68,8 +69,11 @@ def _merge_pairs(
     # what is no patch has a place behind all lists
     place = torch.where(valid, valid.cumsum(1) - 1, patches)
     main = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-    values = metric.gather(1, main[..., None].expand_as(metric))
-    weight, size = torch.ones_like(values[..., :1]), size[:, None]
+    values = metric.masked_fill(~valid[..., None], 0)
+    values = values.gather(1, main[..., None].expand_as(metric))
+    weight, size = torch.ones_like(values[..., 0]), size[:, None]
+    every = torch.arange(valid.numel(), device=valid.device)
+    tile = torch.arange(len(valid), device=valid.device)[:, None]
     for nth, length in enumerate(most):
         values, weight = values[:, :length], weight[:, :length]
         number, drop = torch.arange(length, device=main.device), remove[:, nth, None]
@@ -91,11 +95,13 @@ def _merge_pairs(
         target = moved.masked_fill(merged, patches)
         main = pad(main, (0, 1)).scatter(1, target, main[:, :length])[:, :patches]
         place = pad(moved, (0, patches + 1 - length), value=patches).gather(1, place)
-        share = (moved[:, None] == number[:, None]).float() @ torch.cat(
-            [values * weight, weight], 2
-        )
-        weight = share[..., -1:].clamp(min=1)
-        values, size = share[..., :-1] / weight, size - drop
+        # what is behind a list goes to its first token, without weight
+        to = (moved.masked_fill(~there, 0) + length * tile).flatten()
+        weight = weight.masked_fill(~there, 0).flatten()
+        total = torch.zeros_like(weight).index_add(0, to, weight).clamp(min=1)
+        sums = weighted_merge(values.flatten(0, 1), to, every[: len(to)], weight, len(to))
+        values = (sums / total[:, None]).view_as(values)
+        weight, size = total.view(there.shape), size - drop
     return place, main
 
 

@@ -24,10 +24,11 @@ def principal_groups(features: Tensor, valid: Tensor, count: Tensor) -> Tensor:
         count: int64 `[S]`, directions of each tile.
     """
     x = torch.sigmoid(torch.nan_to_num(features.float()))
-    x = (x - x.mean(2, keepdim=True)).masked_fill(~valid[..., None], 0)
-    part = torch.linalg.svd(x.mT, full_matrices=False).Vh.abs()  # [S, directions, N]
-    nth = torch.arange(part.shape[1], device=part.device)[:, None]
-    return part.masked_fill(nth >= count[:, None, None], -1).argmax(1)
+    x = (x - x.mean(2, keepdim=True)).masked_fill(~valid[..., None], 0).double()
+    # right singular vectors, the largest last: float64 makes up for the square
+    part = torch.linalg.eigh(x @ x.mT).eigenvectors.flip(-1).abs()  # [S, N, directions]
+    nth = torch.arange(part.shape[-1], device=part.device)
+    return part.masked_fill((nth >= count[:, None])[:, None], -1).argmax(-1)
 
 
 def alike(features: Tensor, valid: Tensor, factor: Tensor) -> Tensor:

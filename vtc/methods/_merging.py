@@ -11,6 +11,7 @@ from vtc.batch import ImageBatch
 from vtc.functional.ragged import where_true
 from vtc.kernels.cosine_topk import cosine_topk
 from vtc.selection import Selection
+from vtc.tokens import VisualTokens
 
 
 def listed(mask: Tensor, counts: Sequence[int]) -> Tensor:
@@ -32,6 +33,12 @@ def nearest(values: Tensor, mask: Tensor, counts: Sequence[int]) -> Tensor:
     real = mask.gather(1, entries)
     found = cosine_topk(values, there, 1, valid=real).squeeze(-1).clamp(min=0)
     return entries.gather(1, found)
+
+
+def official_length(tokens: VisualTokens, order: str) -> int:
+    """The packed length of a single tile whose tokens are to stand in the official order, otherwise 0:
+    images of one batch must be alike in it, see `ImageBatch.merge`."""
+    return tokens.packing.length if order == "official" and len(tokens.features) == 1 else 0
 
 
 def merge_into(

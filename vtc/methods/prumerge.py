@@ -15,6 +15,7 @@ from vtc.functional.token_correlation import iqr_fence
 from vtc.kernels.cosine_topk import cosine_topk
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
+from vtc.methods._merging import official_length
 from vtc.methods.base import Method
 from vtc.registry import register_method
 from vtc.selection import Selection
@@ -78,7 +79,7 @@ class PruMerge(Method):
         return {name: SignalRequest(name, self.layer) for name in names}
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
-        return (*super().kind(tokens), len(tokens.features) == 1)
+        return (*super().kind(tokens), official_length(tokens, self.order))
 
     def attention(self, batch: ImageBatch) -> Tensor:
         """Float32 `[S, N]`, all heads as one; what overflowed in half precision has no weight."""

@@ -32,7 +32,8 @@ class PruneSID(ClsGuided):
     directions weigh alike; here it is exact. The ratio that adapts to the picture is in the paper alone.
     Tokens stand in raster order, where the code has them group by group.
 
-    Costs an exact decomposition of every tile's `[width, patches]`.
+    Costs an exact decomposition of every tile, `[patches, patches]` in float64: made for tiles of some
+    hundred patches, not for images of thousands in one.
 
     Paper: "Prune Redundancy, Preserve Essence: Vision Token Compression in VLMs via Synergistic
     Importance-Diversity" (arXiv 2603.09480, ICLR 2026).

@@ -22,6 +22,7 @@ from vtc.functional.recoverable import (
     visual_scores,
 )
 from vtc.methods import _fields
+from vtc.methods._merging import official_length
 from vtc.methods.asks_text import AsksText
 from vtc.registry import register_method
 from vtc.selection import Selection
@@ -178,7 +179,7 @@ class Recoverable(AsksText):
         return recover(visual, text, keys, valid, width, self.options, wanted, exact)
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
-        return (*super().kind(tokens), len(tokens.features) == 1)
+        return (*super().kind(tokens), official_length(tokens, "official"))
 
     def select(self, batch: ImageBatch) -> Selection:
         plan = self._recover(batch)

@@ -13,7 +13,7 @@ from vtc.batch import ImageBatch
 from vtc.functional.ragged import send
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
-from vtc.methods._merging import merge_into, nearest
+from vtc.methods._merging import merge_into, nearest, official_length
 from vtc.methods.cls_guided import ClsGuided
 from vtc.registry import register_method
 from vtc.selection import Selection
@@ -64,7 +64,7 @@ class VisionZip(ClsGuided):
         return {**super().requests(has_cls), "key_mean": SignalRequest("key_mean", self.layer)}
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
-        return (*super().kind(tokens), len(tokens.features) == 1)
+        return (*super().kind(tokens), official_length(tokens, self.order))
 
     def merged(self, share: int) -> int:
         """Merged tokens among `share` tokens of a tile."""

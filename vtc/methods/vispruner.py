@@ -29,7 +29,8 @@ class VisPruner(ClsGuided):
     Each tile has a share of the budget by its patches. The official code fails where an odd number is
     compared; here the compared half is then the larger.
 
-    Rounds follow each other: 64 of 576 patches are 64 of them, each a handful of launches.
+    Rounds follow each other: 64 of 576 patches are 64 of them, each some twenty launches. The
+    likeness of all pairs of a tile is held.
 
     Paper: Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token
     Pruning in VLMs" (arXiv 2412.01818v2, ICCV 2025).
