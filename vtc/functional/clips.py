@@ -25,11 +25,13 @@ def change(features: Tensor, before: Tensor, valid: Tensor) -> Tensor:
         before: int64 `[S]`, the frame that each one is compared with, -1 for none.
         valid: bool `[S, N]`.
     """
-    unit = normalize(features.detach().float(), dim=-1)
+    x = features.detach().float().masked_fill(~valid[..., None], 0)
+    scale = 1 / x.norm(dim=-1).clamp(min=1e-12)
     known = valid & valid[before] & (before >= 0)[:, None]
-    mean = normalize(unit.masked_fill(~valid[..., None], 0).sum(1), dim=-1)
-    alone = (unit * mean[:, None]).sum(-1)
-    return 1 - torch.where(known, (unit * unit[before]).sum(-1), alone - NEW)
+    mean = normalize(scale[:, None] @ x, dim=-1)
+    alone = (x @ mean.transpose(1, 2)).squeeze(-1) * scale
+    same = (x * x[before]).sum(-1) * scale * scale[before]
+    return 1 - torch.where(known, same, alone - NEW)
 
 
 def likeness(features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,14 +47,17 @@ def likeness(features: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Float32 `[B, M, N]`: likeness to the clip's mean, and to the frame's; both from 0 to 5.
     """
-    x, real = features.detach().float(), valid[..., None]
-    channels = x.shape[-1]
-    middle = _mean(x, real, (1, 2))
-    variance = _mean((x - middle).square(), real, (1, 2)).flatten(1)
-    low = torch.sort(variance, stable=True).indices[:, : max(channels // 2, 1)]
-    x = x.gather(-1, low[:, None, None].expand(*x.shape[:-1], -1))
-    x = normalize(x, dim=-1)
-    return _gaussians(x - _mean(x, real, (1, 2))), _gaussians(x - _mean(x, real, 2))
+    x = features.detach().float().masked_fill(~valid[..., None], 0)
+    size = valid.sum(-1, keepdim=True).float()
+    all_of, each = size.sum(1, keepdim=True), size.clamp(min=1)
+    middle = x.sum((1, 2), keepdim=True) / all_of[..., None]
+    weight = (valid / all_of).flatten(1)[:, None]
+    variance = (weight @ (x - middle).square_().flatten(1, 2)).squeeze(1)
+    low = torch.sort(variance, stable=True).indices[:, : max(x.shape[-1] // 2, 1)]
+    x = normalize(x.gather(-1, low[:, None, None].expand(*x.shape[:-1], -1)), dim=-1)
+    total = x.sum(2, keepdim=True)
+    of_clip = total.sum(1, keepdim=True) / all_of[..., None]
+    return _gaussians(x, of_clip), _gaussians(x, total / each[..., None])
 
 
 def frame_budgets(likeness: Tensor, valid: Tensor, base: Tensor) -> Tensor:
@@ -80,7 +85,9 @@ def _mean(values: Tensor, real: Tensor, dims: int | tuple[int, ...]) -> Tensor:
     return values.masked_fill(~real, 0).sum(dims, keepdim=True) / count
 
 
-def _gaussians(difference: Tensor) -> Tensor:
-    """`sum over k from -3 to 1 of exp(-|d|^2 / 2^(k+1))`."""
-    width = 2.0 ** torch.arange(-2, 3, device=difference.device)
-    return torch.exp(-difference.square().sum(-1, keepdim=True) / width).sum(-1)
+def _gaussians(unit: Tensor, mean: Tensor) -> Tensor:
+    """`sum over k from -3 to 1 of exp(-|x - mean|^2 / 2^(k+1))` of unit vectors, or zeros."""
+    length = (unit.square().sum(-1) > 0.5) + mean.square().sum(-1)
+    distance = length - 2 * (unit * mean).sum(-1)
+    width = 2.0 ** torch.arange(-2, 3, device=unit.device)
+    return torch.exp(-distance[..., None] / width).sum(-1)

@@ -33,7 +33,16 @@ def windows(labels: list[int]) -> list[int]:
     return [n for _, n in out]
 
 
-def stillness(tokens: Tensor, valid: Tensor, window: Tensor, frames: Tensor) -> Tensor:
+def over_windows(values: Tensor, frames: Tensor) -> Tensor:
+    """Sums of `[S, ...]` over each window's frames, `[G, ...]`, the same on every run.
+
+    Args:
+        frames: int64 `[G]`, S together.
+    """
+    return torch.segment_reduce(values, "sum", lengths=frames, unsafe=True)
+
+
+def stillness(tokens: Tensor, valid: Tensor, frames: Tensor) -> Tensor:
     """Mean cosine of a place's tokens over the pairs of a window's frames, float32 `[G, N]`.
 
     -1 where a frame lacks the place, and in windows of one frame.
@@ -41,13 +50,10 @@ def stillness(tokens: Tensor, valid: Tensor, window: Tensor, frames: Tensor) -> 
     Args:
         tokens: `[S, N, C]`.
         valid: bool `[S, N]`.
-        window: int64 `[S]`, the window of each frame.
         frames: int64 `[G]`, frames of each window.
     """
-    unit = normalize(tokens.detach().float(), dim=-1)
     size = frames[:, None]
-    total = unit.new_zeros(len(frames), *unit.shape[1:]).index_add(0, window, unit)
-    there = valid.new_zeros(len(frames), valid.shape[1], dtype=torch.int64)
-    there = there.index_add(0, window, valid.long())
+    total = over_windows(normalize(tokens.detach().float(), dim=-1), frames)
     mean = (total.square().sum(-1) - size) / (size * (size - 1)).clamp(min=1)
-    return torch.where((there == size) & (size > 1), mean, -1.0)
+    there = over_windows(valid.float(), frames) == size
+    return torch.where(there & (size > 1), mean, -1.0)

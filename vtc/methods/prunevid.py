@@ -12,7 +12,7 @@ from torch import Tensor
 from vtc.batch import ImageBatch
 from vtc.functional.budget import apportion
 from vtc.functional.density_peaks import clusters
-from vtc.functional.prunevid import stillness, windows
+from vtc.functional.prunevid import over_windows, stillness, windows
 from vtc.functional.ragged import read, send, where_true
 from vtc.methods import _fields
 from vtc.methods.compares_frames import ComparesFrames
@@ -101,7 +101,7 @@ class PruneVid(ComparesFrames):
         window = np.arange(len(frames)).repeat(frames)
         image = np.arange(len(batch)).repeat([len(some) for some in found])  # of each window
         at, long = send(torch.from_numpy(window), valid), send(torch.from_numpy(frames), valid)
-        still = stillness(batch.features, valid, at, long)
+        still = stillness(batch.features, valid, long)
         static = still > self.tau
         if not self.counts_itself:
             static &= _affordable(still.masked_fill(~static, -torch.inf), long, image, batch)
@@ -116,10 +116,8 @@ class PruneVid(ComparesFrames):
             owner = np.concatenate([image, image[window]])
             table = torch.from_numpy(np.where(owner == np.arange(len(batch))[:, None], size, 0))
             share = apportion(table, table, batch.budgets).sum(0).numpy()
-        means = batch.features.detach().float()
-        means = means.new_zeros(len(frames), *means.shape[1:]).index_add(0, at, means)
-        means = means / long[:, None, None]
-        tokens = torch.cat([means, batch.features.detach().float()])
+        tokens = batch.features.detach().float()
+        tokens = torch.cat([over_windows(tokens, long) / long[:, None, None], tokens])
         centre, order = clusters(tokens, members, send(torch.from_numpy(share), valid), self.k)
         sources = size * np.concatenate([frames, np.ones_like(window)])
         return Sets(window, static, share, np.where(share > 0, sources, 0), centre, order)
