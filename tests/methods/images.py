@@ -46,7 +46,6 @@ def image(
     logits = normal(tiles, patches) * 2
     attention = torch.softmax(logits, 1) * 0.9
     signals = {
-        "attention_received": torch.softmax(logits, 1),
         "keys": normal(tiles, patches + has_cls, WIDTH),
         "patch_embedding": normal(tiles, patches, 12),
         "text_embedding": normal(12),
@@ -58,12 +57,8 @@ def image(
     if has_cls:
         query = normal(tiles, WIDTH) * 3
         signals |= {"cls_logits": logits, "cls_attention": attention, "cls_query": query}
-<<<<<<< HEAD
-=======
-    else:
-        attention = torch.softmax(logits, 1)
-    signals |= {"attention_received": attention, **more_signals(tiles, patches, has_cls, seed)}
->>>>>>> h-attn
+    received = attention if has_cls else torch.softmax(logits, 1)
+    signals |= {"attention_received": received, **more_signals(tiles, patches, has_cls, seed)}
     for name, kind in named(has_cls).items():
         values = torch.softmax(logits * 1.5, 1) if name.startswith("deep_att") else signals[kind]
         values = signals["another_layer"] if name in ("object", "local") else values
@@ -80,7 +75,6 @@ def image(
     )
 
 
-<<<<<<< HEAD
 def clip(
     frames: int,
     grid: tuple[int, int] = (4, 4),
@@ -100,7 +94,8 @@ def clip(
     return VisualTokens(
         features, packing, newline=newline, signals=still.signals, content_seed=seed
     )
-=======
+
+
 def more_signals(tiles: int, patches: int, has_cls: bool, seed: int) -> dict[str, torch.Tensor]:
     """Signals with draws of their own, so that those of the others stay as they were."""
     generator = torch.Generator().manual_seed(seed + 10**6)
@@ -113,7 +108,6 @@ def more_signals(tiles: int, patches: int, has_cls: bool, seed: int) -> dict[str
         "another_layer": torch.softmax(normal(tiles, patches) * 2, 1) * 0.9,
         "pixels": torch.randint(0, 2, (tiles, patches, 2), generator=generator).float(),
     }
->>>>>>> h-attn
 
 
 class Plain(torch.nn.Module):

@@ -95,12 +95,8 @@ def test_retention_one_is_the_identity(name, crops):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_stays_and_selects_the_same(name, dtype):
     half = image(crops=(2, 2), dtype=dtype)
-<<<<<<< HEAD
-    full = replace(half, features=half.features.float())  # methods that look at them see the same
-=======
     assert half.newline is not None
     full = replace(half, features=half.features.float(), newline=half.newline.float())
->>>>>>> h-attn
     out, want = make(name, retention=0.3).compress(half), make(name, retention=0.3).compress(full)
     assert out.features.dtype == dtype
     assert torch.equal(out.anchor, want.anchor)
