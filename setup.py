@@ -1,7 +1,6 @@
 """Packaging of `vtc`: the folders plugins/, kernels/ and eval/ install as `vtc.plugins` etc.
 
-`src/` shows the package as it installs, by links: what an editable install puts on the path, so that
-type checkers and editors find all of it, and nothing else of this folder.
+`vtc/` holds links to these three, so that type checkers and editors find all of an editable install.
 """
 
 from pathlib import Path
@@ -14,8 +13,8 @@ packages, package_dir = [], {}
 for name, folder in ROOTS.items():
     packages += [name] + [f"{name}.{sub}" for sub in find_packages(folder)]
     package_dir[name] = folder
-if Path("src/vtc/plugins/__init__.py").is_file():  # a checkout that can hold links
-    packages, package_dir = find_packages("src"), {"": "src"}
+if Path("vtc/plugins/__init__.py").is_file():  # a checkout that can hold links
+    packages, package_dir = find_packages(include=["vtc", "vtc.*"]), {"": "."}
 
 EXTRAS = {
     "vis": ["matplotlib>=3.8"],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import resolve_name
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[1] / "src"  # the package as it installs
+SOURCE = Path(__file__).parents[1]  # `vtc` in it is the package as it installs
 
 #: floors from the lowest; a module is on that of its longest prefix here
 FLOORS: tuple[tuple[str, ...], ...] = (

@@ -17,7 +17,7 @@ import vtc
 
 ROOT = Path(__file__).parents[1]
 #: what goes into a package
-PARTS = ("vtc", "plugins", "kernels", "eval", "src", "setup.py", "pyproject.toml", "README.md")
+PARTS = ("vtc", "plugins", "kernels", "eval", "setup.py", "pyproject.toml", "README.md")
 USER = """
 import vtc
 from vtc.plugins.hf.adapters.base import Adapter
@@ -106,8 +106,8 @@ def test_a_wheel_holds_what_an_editable_install_shows(built: Path) -> None:
     (wheel,) = (built / "wheel").glob("*.whl")
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".py")}
     shown = {
-        str(Path(folder, file).relative_to(ROOT / "src"))
-        for folder, _, files in os.walk(ROOT / "src" / "vtc", followlinks=True)
+        str(Path(folder, file).relative_to(ROOT))
+        for folder, _, files in os.walk(ROOT / "vtc", followlinks=True)
         for file in files
         if file.endswith(".py")
     }
@@ -122,7 +122,7 @@ def test_a_checkout_without_links_has_the_same_packages(tmp_path: Path) -> None:
     for part in PARTS:
         if not (ROOT / part).is_dir():
             shutil.copy(ROOT / part, tmp_path)
-        elif part != "src":
+        else:
             shutil.copytree(ROOT / part, tmp_path / part, symlinks=True, ignore=ignore)
     for room in ("plugins", "kernels", "eval"):
         (tmp_path / "vtc" / room).unlink()
