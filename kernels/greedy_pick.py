@@ -9,8 +9,9 @@ Four rules, for images side by side, each with candidates and a number of picks 
 * cover: the one that covers most of what the picks leave uncovered (facility location).
 
 Up to 4096 candidates an image the cosines are one product, which holds no more than the candidates do
-at the width of a language model; of more candidates they are made row by row, O(N D) memory. Cover is
-lazy: gains only fall, so a candidate whose old gain is not the largest need not be looked at.
+at the width of a language model; of more candidates they are made as they are needed, O(N D) memory.
+Scores only fall, so a candidate whose old score is not the largest need not be looked at: cover does
+without most gains, and the twin without most cosines of many candidates.
 
 Bytes: reads the candidates once, and for each pick one row of N numbers (dpp: one for each earlier pick
 as well; cover: one for each gain that is looked at again); writes 8 * BK. K picks depend on each other.
@@ -122,6 +123,7 @@ def _twin(
     balance: float,
     together: int,
 ) -> Tensor:
+    """The loops over picks."""
     rows = widened(rows)
     batch, size, things = rows.shape
     weight = rows.new_ones(batch, size) if weight is None else weight.to(rows)
@@ -136,18 +138,22 @@ def _twin(
     elif rule == "dpp":
         _volume(picks, _cosines(_units(rows, valid))[0], weight, valid)
     else:
-        similar, likeness = _cosines(unit := _units(rows, valid))
-        first, base = weight, balance * weight
+        unit, first = _units(rows, valid), weight
+        similar, likeness = _cosines(unit)
         if rule == "distance":
-            balance, base = 0.0, torch.zeros_like(weight)
+            balance, weight = 0.0, torch.zeros_like(weight)
             first = _alone(unit, valid) if likeness is None else _apart(likeness, valid)
-        _spread(picks, similar, first, base, valid, 1 - balance, together)
+        first, base = (x.masked_fill(~valid, -torch.inf) for x in (first, balance * weight))
+        if likeness is None and rows.device.type == "cpu":  # a device would be waited for
+            _apart_lazily(picks, unit, first, base, 1 - balance, together)
+        else:
+            _apart_at_once(picks, similar, first, base, 1 - balance, together)
     limit = torch.minimum(count, valid.sum(1))
     return picks.masked_fill_(torch.arange(most, device=rows.device) >= limit[:, None], -1)
 
 
 def _cosines(unit: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
-    """A function of `[B]` picks that gives their cosines with all, `[B, N]`, and all cosines of images
+    """A function of picks `[B]` that gives their cosines with all, `[B, N]`; and all cosines, of images
     with few enough candidates."""
     each = torch.arange(len(unit), device=unit.device)
     if unit.shape[1] > LONGEST:
@@ -162,17 +168,15 @@ def _alone(unit: Tensor, valid: Tensor) -> Tensor:
     return torch.cat([_apart(unit[:, s : s + BLOCK] @ unit.mT, valid, s) for s in starts], dim=1)
 
 
-def _spread(
+def _apart_at_once(
     picks: Tensor,
     similar: Callable[[Tensor], Tensor],
-    first: Tensor,
+    score: Tensor,
     base: Tensor,
-    valid: Tensor,
     blend: float,
     together: int,
 ) -> None:
     """Fill `picks` by distance or mmr."""
-    score, base = (x.masked_fill(~valid, -torch.inf) for x in (first, base))
     near = torch.full_like(base, -2)
     for t in range(picks.shape[1]):
         pick = score.argmax(1)
@@ -183,6 +187,27 @@ def _spread(
             score = torch.sub(base, near, alpha=blend)
         else:
             score.scatter_(1, pick[:, None], -torch.inf)
+
+
+def _apart_lazily(
+    picks: Tensor, unit: Tensor, score: Tensor, base: Tensor, blend: float, together: int
+) -> None:
+    """The same with cosines made where scores may be the largest: scores only fall."""
+    each = torch.arange(len(picks), device=base.device)
+    picked = torch.zeros_like(unit[:, : picks.shape[1]])
+
+    def settle(t: int, pick: Tensor) -> bool:
+        picked[:, t] = unit[each, pick]
+        base.scatter_(1, pick[:, None], -torch.inf)
+        if t + 1 == together:  # until now weights alone decided
+            torch.add(base, blend, out=score)  # no cosine is below -1
+        return (t + 1) % together == 0
+
+    def again(t: int, look: Tensor) -> Tensor:
+        close = unit[each[:, None], look] @ picked[:, : t - t % together].mT
+        return base.gather(1, look) - blend * close.amax(2)
+
+    _lazily(picks, score, settle, again)
 
 
 def _volume(
@@ -206,26 +231,52 @@ def _volume(
 
 
 def _cover(picks: Tensor, rows: Tensor, weight: Tensor, valid: Tensor, demand: Tensor) -> None:
-    """Fill `picks` by cover: only gains that may be the largest are computed again."""
+    """Fill `picks` by cover."""
     each = torch.arange(len(picks), device=rows.device)
-    bound = _gains(rows, weight, demand).masked_fill(~valid, -torch.inf)
     covered = torch.zeros_like(demand)
-    fresh = torch.ones_like(valid)
+
+    def settle(t: int, pick: Tensor) -> bool:
+        torch.maximum(covered, rows[each, pick], out=covered)
+        return True
+
+    def again(t: int, look: Tensor) -> Tensor:
+        return _gains(rows[each[:, None], look], weight.gather(1, look), demand, covered)
+
+    bound = _gains(rows, weight, demand).masked_fill(~valid, -torch.inf)
+    _lazily(picks, bound, settle, again, least=0)
+
+
+def _lazily(
+    picks: Tensor,
+    bound: Tensor,
+    settle: Callable[[int, Tensor], bool],
+    again: Callable[[int, Tensor], Tensor],
+    least: float = -torch.inf,
+) -> None:
+    """Fill `picks` where scores only fall: those that may be the largest are computed again.
+
+    Args:
+        bound: `[B, N]`, scores before the first pick, -inf for what must not be picked.
+        settle: takes a pick of each image, `[B]`; whether scores change by it.
+        again: scores of candidates `[B, M]` behind so many picks.
+        least: score that cannot fall.
+    """
+    fresh = torch.ones_like(bound, dtype=torch.bool)
     for t in range(picks.shape[1]):
         some = LAZY
         while not bool(fresh.gather(1, bound.argmax(1, keepdim=True)).all()):
             stale = bound.masked_fill(fresh, -torch.inf)
-            look = stale.topk(min(some, stale.shape[1])).indices
-            found = _gains(rows[each[:, None], look], weight.gather(1, look), demand, covered)
-            closed = stale.gather(1, look) == -torch.inf
-            bound.scatter_(1, look, torch.where(closed, bound.gather(1, look), found))
+            old, look = stale.topk(min(some, stale.shape[1]))
+            found = torch.where(old > -torch.inf, again(t, look), bound.gather(1, look))
+            bound.scatter_(1, look, found)
             fresh.scatter_(1, look, True)
             some *= 2
         pick = bound.argmax(1)
         picks[:, t] = pick
-        torch.maximum(covered, rows[each, pick], out=covered)
+        changed = settle(t, pick)
         bound.scatter_(1, pick[:, None], -torch.inf)
-        fresh = bound <= 0  # a gain that is nothing stays nothing
+        if changed:
+            fresh = bound <= least
 
 
 # -- the kernels -------------------------------------------------------------------------------------

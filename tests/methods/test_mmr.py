@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.methods.images import image
 from tests.methods.one_by_one import cosines, greedy, groups, kept
 from vtc import VTCError, create_method
+from vtc.kernels import greedy_pick
 
 IMAGES = [image(), image(crops=(2, 2), size=(600, 300)), image(crops=(1, 2), has_cls=False, seed=2)]
 
@@ -38,6 +40,17 @@ def test_without_likeness_it_is_a_ranking_and_so_is_one_group():
     for options in ({"balance": 1}, {"together": 9}):
         out = create_method("mmr", tokens=9, **options).compress(tokens)
         assert kept(out) == sorted(best.tolist())
+
+
+@pytest.mark.parametrize("together", [1, 5])
+def test_more_patches_than_one_product_holds(together, monkeypatch):
+    """Cosines are then made where they are needed; the picks are the same."""
+    batch = [image(crops=(2, 2), seed=i) for i in range(2)] + [image(crops=(1, 3), seed=2)]
+    method = create_method("mmr", retention=0.4, together=together)
+    want = method.compress_all(batch)
+    monkeypatch.setattr(greedy_pick, "LONGEST", 20)
+    for out, same in zip(method.compress_all(batch), want, strict=True):
+        assert torch.equal(out.anchor, same.anchor)
 
 
 @pytest.mark.parametrize(
