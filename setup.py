@@ -1,4 +1,8 @@
-"""Packaging of `vtc`: the folders plugins/, kernels/ and eval/ install as `vtc.plugins` etc."""
+"""Packaging of `vtc`: the folders plugins/, kernels/ and eval/ install as `vtc.plugins` etc.
+
+`src/` shows the package as it installs, by links: what an editable install puts on the path, so that
+type checkers and editors find all of it, and nothing else of this folder.
+"""
 
 from pathlib import Path
 
@@ -10,6 +14,8 @@ packages, package_dir = [], {}
 for name, folder in ROOTS.items():
     packages += [name] + [f"{name}.{sub}" for sub in find_packages(folder)]
     package_dir[name] = folder
+if Path("src/vtc/plugins/__init__.py").is_file():  # a checkout that can hold links
+    packages, package_dir = find_packages("src"), {"": "src"}
 
 EXTRAS = {
     "vis": ["matplotlib>=3.8"],
@@ -72,6 +78,7 @@ setup(
         "numpy>=1.26",
         "pillow>=10.1",
         "safetensors>=0.4.3",
+        "einops>=0.7",
         "pyyaml>=6",
         "rich>=13",
     ],

@@ -26,8 +26,9 @@ from torch import Tensor
 
 import vtc
 from vtc.eval import reference
-from vtc.eval.common.answers import Batch, answer, batches
 from vtc.eval.common.arguments import positive
+from vtc.eval.common.loading import Loaded, load
+from vtc.eval.reference.score import hits
 from vtc.functional.token_correlation import neighbour_count, redundant_patches, sampling_number
 from vtc.methods.token_correlation import TokenCorrelation
 from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
@@ -68,18 +69,12 @@ def alpha_for(heard: Sequence[tuple[Tensor, Tensor]], beta: float, target: float
     return round(high, 3)
 
 
-def accuracy(model: Any, processor: Any, method: vtc.Method, sample: Sequence[Batch]) -> Any:
+def accuracy(loaded: Loaded, method: vtc.Method, sample: Sequence[reference.Scene]) -> Any:
     """Share of right answers, and the mean share of patch tokens left."""
-    right, left = [], []
-    with vtc.compress(model, method, processor=processor) as run:
-        for batch in sample:
-            said = answer(model, processor, batch.inputs)
-            right += [
-                reference.is_correct(text, question.answer)
-                for text, question in zip(said, batch.questions, strict=True)
-            ]
-        for report in run.reports:
-            left += [image.patches_after / image.patches_before for image in report.images]
+    with vtc.compress(loaded.model, method, processor=loaded.processor) as run:
+        right = [hit for scene in sample for hit in hits(loaded, scene)]
+        images = [image for report in run.reports for image in report.images]
+    left = [image.patches_after / image.patches_before for image in images]
     return sum(right) / len(right), sum(left) / len(left)
 
 
@@ -92,22 +87,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON with every row")
     args = parser.parse_args(argv)
 
-    model, processor = reference.load_reference()
+    loaded = load("reference", "cpu")
     documents = reference.scenes("val", args.documents, 1, ["document"], questions=args.questions)
-    sample = batches(processor, documents, reference.prompt)
+    sample = [scene for scene in documents if scene.questions]
     rows = []
     for layer in LAYERS:
         listener = Listener(shallow_layer=layer)
-        with vtc.compress(model, listener), torch.inference_mode():
-            for batch in sample:
-                first = {k: v[:1] for k, v in batch.inputs.items()}
-                model(**first)
+        with vtc.compress(loaded.model, listener), torch.inference_mode():
+            for scene in sample:
+                loaded.model(**loaded.inputs([scene.image], scene.questions[0].text))
         for beta in track(BETAS, f"layer {layer}", console=Console(stderr=True)):
             alpha = alpha_for(listener.heard, beta, args.target)
             method = vtc.create_method(
                 "token_correlation", alpha=alpha, beta=beta, shallow_layer=layer
             )
-            right, left = accuracy(model, processor, method, sample)
+            right, left = accuracy(loaded, method, sample)
             rows.append(
                 {
                     "shallow_layer": layer,

@@ -50,7 +50,7 @@ ASKED = (8, 6, 4, 3, 2)  # n at which both are tested
 
 
 def prefix(
-    model: nn.Module, packed: Packed, scenes: Sequence[Scene], features: Tensor, method: TokenFlex
+    model: Any, packed: Packed, scenes: Sequence[Scene], features: Tensor, method: TokenFlex
 ) -> tuple[Packed, Tensor]:
     """The packed rows with their image part compressed, and its input embeddings.
 
@@ -86,7 +86,7 @@ def prefix(
 
 
 def logits(
-    model: nn.Module, packed: Packed, scenes: Sequence[Scene], method: TokenFlex
+    model: Any, packed: Packed, scenes: Sequence[Scene], method: TokenFlex
 ) -> tuple[Tensor, Tensor]:
     """Logits and targets of all answer tokens."""
     layer = model.config.vision_feature_layer
@@ -120,7 +120,7 @@ class Scenes:
         return batch
 
 
-def align(model: nn.Module, projector: TokenFlexProjector, data: Scenes, steps: int) -> float:
+def align(model: Any, projector: TokenFlexProjector, data: Scenes, steps: int) -> float:
     """Bring the new projector near the old one on full grids; the share of variance left."""
     optimiser = torch.optim.AdamW(projector.parameters(), lr=3e-3)
     tokenizer, rng, left = build_tokenizer(), np.random.default_rng(0), 1.0
@@ -141,7 +141,7 @@ def align(model: nn.Module, projector: TokenFlexProjector, data: Scenes, steps: 
 
 def train(name: str, args: argparse.Namespace, console: Console) -> tuple[nn.Module, Any]:
     """One of the two runs."""
-    model, _ = load_reference()
+    model: Any = load_reference()[0]
     model.set_attn_implementation("eager")
     model.requires_grad_(False)
     if args.train_language:

@@ -15,6 +15,7 @@ from vtc import registry
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.methods.base import Method
+from vtc.methods.random import Random
 
 
 @dataclasses.dataclass
@@ -38,7 +39,7 @@ class Other(Method):
 
 @pytest.fixture(autouse=True)
 def toys(monkeypatch):
-    monkeypatch.setattr(registry, "_METHODS", {**registry._load(), "toy": Toy, "other_toy": Other})
+    monkeypatch.setattr(registry, "_METHODS", {**registry._METHODS, "toy": Toy, "other_toy": Other})
 
 
 def parse(*argv: str, prefix: str = "vtc-") -> argparse.Namespace:
@@ -325,3 +326,52 @@ def test_numbers_of_numpy():
     method = sources(method="toy", retention=[np.float32(0.5), np.float64(0.25)]).create()
     assert json.dumps(method.settings()["retention"]) == "[0.5, 0.25]"
     assert registry.create_method("toy", tokens=np.int64(3)).settings()["tokens"] == 3
+
+
+# -- several methods ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registered method that works inside the language model."""
+    made = type("Inside", (Random,), {"name": "inside", "where": "layers"})
+    monkeypatch.setitem(registry._METHODS, "inside", made)
+
+
+def test_several_methods_have_a_table_each(layers: None) -> None:
+    tables = {"uniform": {"retention": 0.5}, "inside": {"tokens": 3, "seed": 1}}
+    for config in (
+        CompressionConfig("uniform+inside", options=tables),
+        CompressionConfig.from_sources(env={}, method="uniform+inside", options=tables),
+        CompressionConfig.from_sources(
+            env={"VTC_METHOD": "uniform+inside", "VTC_OPTIONS": json.dumps(tables)}
+        ),
+        CompressionConfig.from_sources(
+            env={},
+            args=parse(
+                *("--vtc-method", "uniform+inside", "--vtc-option", "uniform={retention: 0.5}"),
+                *("--vtc-option", "inside={tokens: 3, seed: 1}"),
+            ),
+        ),
+    ):
+        first, second = config.create_all({"inside": {"seed": 7, "tokens": 9}})
+        assert (first.name, first.retention) == ("uniform", 0.5)
+        assert (second.name, second.tokens, second.seed) == ("inside", 3, 1)
+        with pytest.raises(VTCError, match=r"'uniform\+inside', allowed is one method"):
+            config.create()
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"retention": 0.5}, r"retention: got one for 'uniform\+inside', where each has its own"),
+        ({"options": {"seed": 1}}, r"seed: got one .*options=\{'uniform': \{...\}, 'inside'"),
+        ({"options": {"inside": 1}}, "options: got one for"),
+        ({"options": {"inside": {"sed": 1}}}, "sed: 'inside' has no such option.*seed"),
+        ({"method": "uniform+random"}, "both work at the same place"),
+        ({"method": "uniform+insid"}, "got 'insid'.*inside"),
+    ],
+)
+def test_several_methods_with_mistakes(layers: None, given: dict, message: str) -> None:
+    with pytest.raises(VTCError, match=message):
+        CompressionConfig.from_sources(env={}, **{"method": "uniform+inside", **given})

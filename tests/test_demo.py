@@ -11,7 +11,8 @@ from PIL import Image
 
 from vtc.cli import main
 from vtc.errors import VTCError
-from vtc.eval.common import answers, timing
+from vtc.eval.common import timing
+from vtc.eval.common.loading import Loaded
 from vtc.eval.demo import run as demo
 
 
@@ -65,33 +66,22 @@ def test_json_alone_on_stdout(tmp_path, capsys):
 
 
 def test_settings_are_checked_before_anything_runs():
-    assert [s.name for s in demo.settings(["none", "pool"], [0.5])] == ["none_1", "pool_0.5"]
+    assert [s.key for s in demo.settings(["none", "pool"], [0.5, 1])] == [
+        "none@1",
+        "pool@0.5",
+        "pool@1",
+    ]
     with pytest.raises(VTCError, match="retention: got 2"):
         demo.settings(["pool"], [2])
     with pytest.raises(VTCError, match="did you mean 'pool'"):
         demo.settings(["poo"], [0.5])
 
 
-def test_batch_equals_single():
-    """Left-padded questions of a scene are answered as they are one by one."""
-    from vtc.eval import reference
-
-    model, processor = reference.load_reference()
-    (scene,) = reference.scenes("test", 1, 3, questions=4)
-    (batch,) = answers.batches(processor, [scene], reference.prompt)
-    together = answers.answer(model, processor, batch.inputs)
-    for question, text in zip(scene.questions, together, strict=True):
-        alone = type(scene)(scene.image, scene.kind, scene.grid, scene.objects, [question])
-        (single,) = answers.batches(processor, [alone], reference.prompt)
-        assert answers.answer(model, processor, single.inputs) == [text]
-
-
-def test_score_counts_scenes_not_questions():
-    score = answers.score([True, True, False, False], [0, 0, 1, 1], ["a", "b", "a", "b"])
-    assert (score.accuracy, score.count, score.groups) == (0.5, 4, {"a": 0.5, "b": 0.5})
-    # two scenes, one all right and one all wrong: sqrt(1^2 + 1^2) / 4
-    assert score.error == pytest.approx(2**0.5 / 4)
-    assert answers.score([True, False] * 2, [0, 0, 1, 1], ["a"] * 4).error == 0
+def test_a_question_that_fails_is_an_error(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(Loaded, "answer", lambda self, inputs, **generation: 1 / 0)
+    argv = ["demo", "--output", str(tmp_path), "--scenes", "1", "--methods", "pool", "--json"]
+    assert main(argv) == 1
+    assert "none@1 about test-20-00000-00: ZeroDivisionError" in capsys.readouterr().err
 
 
 def test_ratio_is_taken_round_by_round():

@@ -10,7 +10,8 @@ import pytest
 from vtc.cli import main
 from vtc.commands import doctor
 from vtc.eval.reference import checkpoint_path
-from vtc.plugins.hf import attach, cache, checks, tiny
+from vtc.plugins.hf import cache, checks, tiny
+from vtc.plugins.hf.stages import encoder
 
 CHECKS = ("retention 1.0", "decoding", "batch", "removal", "attention: eager", "attention: sdpa")
 
@@ -85,7 +86,7 @@ def test_a_check_that_breaks_costs_no_other(capsys, monkeypatch, one_family) -> 
 
 
 def test_what_is_left_behind(capsys, monkeypatch, one_family) -> None:
-    monkeypatch.setattr(attach, "take_off", lambda *_: None)
+    monkeypatch.setattr(encoder, "take_off", lambda *_: None)
     left = run(capsys)[1]["removal", "tiny llava"]
     assert (
         left["status"] == "failed" and "left behind: hook pre_hook of the model" in left["detail"]

@@ -37,6 +37,15 @@ def test_import_brings_in_no_heavy_library() -> None:
     assert run(code) == "[]"
 
 
+def test_names_are_known_without_torch() -> None:
+    """Those of methods and of suites, which commands check their arguments with."""
+    code = (
+        "import sys, vtc; from vtc.eval.suites import list_suites;"
+        "print(len(vtc.list_methods()) > 7, len(list_suites()) > 14, 'torch' in sys.modules)"
+    )
+    assert run(code) == "True True False"
+
+
 def test_import_leaves_transformers_alone() -> None:
     """The attention functions of transformers are the same before and after `import vtc`."""
     code = (

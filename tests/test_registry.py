@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import vtc
+from vtc import published
 from vtc.discrete import plans, quantizers, samplers
 from vtc.errors import VTCError
 from vtc.methods.random import Random
 from vtc.plugins.hf.adapters import base
-from vtc.registry import _METHODS, method_class, register
+from vtc.registry import _METHODS, create_method, list_methods, method_class, register
 
 METHOD = """
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class {cls}(vtc.Method):
 def put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Modules can be written to a folder on the path; tables are as before afterwards."""
     monkeypatch.syspath_prepend(tmp_path)
-    tables = (_METHODS, plans.PLANS, quantizers.QUANTIZERS, samplers.SAMPLERS, base._ADAPTERS)
+    tables = (_METHODS.made, plans.PLANS, quantizers.QUANTIZERS, samplers.SAMPLERS, base._ADAPTERS)
     before = [dict(table) for table in tables]
     modules = set(sys.modules)
     yield
@@ -121,3 +122,25 @@ def test_an_adapter_keeps_its_classes() -> None:
         base.register_adapter("LlavaForConditionalGeneration")(own)
     assert base._ADAPTERS["LlavaForConditionalGeneration"] is known
     base.register_adapter("UsersOwnForConditionalGeneration")(own)
+
+
+@pytest.mark.parametrize(
+    "name", ["fastv", "FastV", "pdrop", "pyramid_drop", "SparseVLM+", "ivc-prune"]
+)
+def test_published_methods_that_are_not_here_are_known(name: str) -> None:
+    """The usual error, and what stands in the way; until somebody registers one."""
+    for ask in (create_method, method_class):
+        with pytest.raises(
+            VTCError, match=r"^method: got .*, available are .*random.*\. vtc"
+        ) as error:
+            ask(name)
+        assert "does not have it: it works inside the language model, which" in str(error.value)
+    with pytest.raises(VTCError) as error:
+        create_method("fastvv")
+    assert "vtc knows" not in str(error.value)
+    assert not set(published.KNOWN) & set(list_methods())
+
+
+def test_a_method_of_a_known_name_can_be_registered(tmp_path: Path) -> None:
+    module(tmp_path, "users_fastv", cls="FastV", name="fastv")
+    assert create_method("fastv").name == "fastv"

@@ -1,33 +1,37 @@
 """Put compression on a model and take it off: the entry points that users call.
 
-The plug-in for the model's library is imported on first use, so that importing `vtc` needs none.
+The plug-in for the model's library (`vtc.plugins.backends`) is imported on first use, so that importing
+`vtc` needs none.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
-from vtc.methods.base import Method
+
+if TYPE_CHECKING:
+    from vtc.plugins.backends import Handle, Plan
 
 
 def apply(
     model: Any,
-    method: str | Method | CompressionConfig,
+    method: Plan,
     *,
     processor: Any = None,
     positions: str | None = None,
     **options: Any,
-) -> Any:
+) -> Handle:
     """Compress the visual tokens of `model` until `handle.remove()` or `vtc.remove(model)`.
 
     Applying again replaces the patch that is there.
 
     Args:
         model: a Hugging Face vision-language model.
-        method: name, `Method` instance, or `CompressionConfig`. Options that are not given are those
-            that the model brings, see `model_defaults`; of an instance, fields that are None.
+        method: name, `Method` instance, or `CompressionConfig`; or a list of methods that work one
+            behind the other, at places of their own, by name `"a+b"`. Options that are not given are
+            those that the model brings, see `model_defaults`; of an instance, fields that are None.
         processor: processor or tokenizer; text-guided methods read the question with it. By default
             the one beside the model's weights.
         positions: `"original"` keeps every token's position (default), `"contiguous"` numbers the
@@ -43,19 +47,21 @@ def apply(
         VTCError: unknown method or option, value out of range, unsupported model or signal; the model
             is left as it was.
     """
-    from vtc.plugins.hf import apply as hf
+    from vtc.plugins.backends import backend_for
 
-    return hf.apply(model, method, processor=processor, positions=positions, **options)
+    return backend_for(model).apply(
+        model, method, processor=processor, positions=positions, **options
+    )
 
 
 def compress(
     model: Any,
-    method: str | Method | CompressionConfig,
+    method: Plan,
     *,
     processor: Any = None,
     positions: str | None = None,
     **options: Any,
-) -> Any:
+) -> Handle:
     """Compress inside a with-block; arguments and errors as `apply`.
 
         with vtc.compress(model, "globalcom2", retention=0.25) as run:
@@ -71,16 +77,18 @@ def compress(
             may belong to any of them; enter the block in the thread, or start it with
             `threading.Thread(target=contextvars.copy_context().run, args=(model.generate,))`.
     """
-    from vtc.plugins.hf import apply as hf
+    from vtc.plugins.backends import backend_for
 
-    return hf.plan(model, method, processor=processor, positions=positions, **options)
+    return backend_for(model).plan(
+        model, method, processor=processor, positions=positions, **options
+    )
 
 
 def remove(model: Any) -> None:
     """Take any compression off `model`: it is exactly as before. Safe when there is none."""
-    from vtc.plugins.hf import apply as hf
+    from vtc.plugins.backends import backend_for
 
-    hf.remove(model)
+    backend_for(model).remove(model)
 
 
 def model_defaults(model: Any) -> dict[str, dict[str, Any]]:
@@ -99,7 +107,9 @@ def model_defaults(model: Any) -> dict[str, dict[str, Any]]:
     return defaults.model_defaults(model)
 
 
-def apply_from_config(model: Any, config: CompressionConfig, *, processor: Any = None) -> Any:
+def apply_from_config(
+    model: Any, config: CompressionConfig, *, processor: Any = None
+) -> Handle | None:
     """`apply` what a `CompressionConfig` says; with method `"none"` the model is left untouched.
 
     Returns:

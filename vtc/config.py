@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError, nearest
-from vtc.registry import create_method, method_class
+from vtc.registry import check_method, create_method, method_class
+from vtc.several import check_places, names_of
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -34,7 +35,7 @@ VARIABLES = {
     "VTC_OPTIONS": "options",
 }
 #: variables of other parts of `vtc`, never taken for a misspelling
-OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK")
+OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK", "VTC_IMPORT")
 #: the two ways to state a budget; setting one replaces the other
 BUDGET = {"retention": "tokens", "tokens": "retention"}
 # PyYAML follows YAML 1.1, where 1e-3 without a dot is a string
@@ -46,14 +47,16 @@ class CompressionConfig:
     """What to do to the visual tokens of a model.
 
     Attributes:
-        method: a name of `vtc.list_methods()`; `"none"` leaves a model untouched.
+        method: a name of `vtc.list_methods()`; `"none"` leaves a model untouched. Several that work
+            one behind the other are `"a+b"`.
         retention: share of patch tokens to keep, in (0, 1], or one share per image of a call, row by
             row and left to right, clips among them. None leaves it to the method.
         tokens: absolute number of patch tokens instead, or one number per image. Where an image has
             fewer all stay, with the option `strict` it is an error.
         positions: `"original"` keeps the positions of the uncompressed prompt, `"contiguous"`
             numbers what is left without gaps, `"regrid"` closes the gaps on every axis.
-        options: further hyper-parameters of the method, by name.
+        options: further hyper-parameters of the method, by name; of several methods, by method all
+            that each is given: `{"a": {"retention": 0.5}, "b": {...}}`.
     """
 
     method: str = "none"
@@ -70,23 +73,47 @@ class CompressionConfig:
             )
         if not isinstance(self.options, Mapping):
             raise VTCError(f"options: got {self.options!r}, expected a mapping of names to values")
+        names = names_of(self.method)
+        if len(names) > 1:
+            given = [key for key in BUDGET if getattr(self, key) is not None]
+            given += [key for key in self.options if key not in names]
+            if given or not all(isinstance(each, Mapping) for each in self.options.values()):
+                raise VTCError(f"{given[0] if given else 'options'}: {_tables(self.method)}")
+            return
         for key in BUDGET:
             if key in self.options:
                 raise VTCError(f"options: {key!r} is not an option, give it as {key!r} itself")
 
     def create(self, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
-        """The configured method.
+        """The configured method, see `create_all` for several.
 
         Args:
             defaults: options that come with the model, by method, see `vtc.model_defaults`; those of
                 the configuration go before them.
 
         Raises:
-            VTCError: unknown method, unknown option, or a value out of range.
+            VTCError: unknown method, unknown option, a value out of range, or several methods.
         """
-        return create_method(
-            self.method, **{**(defaults or {}).get(self.method, {}), **self.fields()}
-        )
+        methods = self.create_all(defaults)
+        if len(methods) > 1:
+            raise VTCError(f"method: got {self.method!r}, allowed is one method here")
+        return methods[0]
+
+    def create_all(self, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> list[Method]:
+        """Every configured method, in the order of their names; arguments and errors as `create`."""
+        methods = [
+            create_method(name, **{**(defaults or {}).get(name, {}), **fields})
+            for name, fields in self.parts()
+        ]
+        check_places(methods)
+        return methods
+
+    def parts(self) -> list[tuple[str, dict[str, Any]]]:
+        """The name of every method, and what is given of its fields."""
+        names = names_of(self.method)
+        if len(names) == 1:
+            return [(self.method, self.fields())]
+        return [(name, dict(self.options.get(name, {}))) for name in names]
 
     def fields(self) -> dict[str, Any]:
         """What is given of the method's fields: the budget, where there is one, and the options."""
@@ -202,6 +229,8 @@ class _Merged:
 
     def _check_options(self) -> None:
         method = self.values.get("method")
+        if len(names_of(method or "")) > 1:
+            return  # `CompressionConfig` looks at the tables
         if method == "none":  # switched off on purpose: what is left of other settings is no error
             self.options = {}
         if not self.options:
@@ -224,6 +253,13 @@ class _Merged:
     def finish(self) -> dict[str, Any]:
         """Keyword arguments of `CompressionConfig`, all of them checked."""
         self._check_options()
+        if len(names_of(self.values.get("method", ""))) > 1:
+            tables = {
+                key: parse_value(value) if isinstance(value, FlagText) else value
+                for key, (_, value) in self.options.items()
+            }
+            CompressionConfig(**{**self.values, "options": tables}).create_all()
+            return {**self.values, "options": tables}
         options = {
             key: option_value(self.values["method"], key, value)
             for key, (_, value) in self.options.items()
@@ -242,10 +278,17 @@ def _method(where: str, value: Any) -> str:
     if not isinstance(value, str):
         raise VTCError(f"{where}: got {value!r}, expected the name of a method")
     try:
-        method_class(value)
+        for name in names_of(value):
+            check_method(name)
     except VTCError as error:
         raise VTCError(f"{where}: {str(error).partition(': ')[2]}") from None
     return value
+
+
+def _tables(method: str) -> str:
+    """What is said where the options of several methods are not sorted by method."""
+    example = ", ".join(f"{name!r}: {{...}}" for name in names_of(method))
+    return f"got one for {method!r}, where each has its own, allowed are options={{{example}}}"
 
 
 def _budget(name: str, where: str, value: Any) -> Any:

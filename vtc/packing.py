@@ -154,8 +154,9 @@ class Packing:
         if any(pair is not None and len(pair) != 2 for pair in grid) or grid[0] is None:
             raise TypeError(f"{', '.join(_PAIRS)}: got {grid}")
         rest = ("newline", "unpad", "order", "shrink", "lead", "tail")
+        grids: dict[str, Any] = dict(zip(_PAIRS, grid, strict=True))
         return cls(
-            *grid,  # type: ignore[arg-type]
+            **grids,
             tiles=data["frames"] if grid[1] is None else 0,
             **{name: data[name] for name in rest if name in data},
             hidden=tuple(data.get("hidden", ())),

@@ -11,12 +11,12 @@ import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from vtc.errors import VTCError
 from vtc.panels import INK, WIDTH, Array, cells_of, font, paint_panel, swatch
 from vtc.report import ImageReport, Report
-from vtc.rgb import from_array, levels, rgb, upright
+from vtc.rgb import levels, load_image
 
 PAGE, FAINT = (250, 250, 252), (104, 110, 126)
 GAP = 20  # px between panels and around the page
@@ -86,34 +86,6 @@ def _frames(image: Picture | Sequence[Picture], report: ImageReport) -> list[Ima
         expected = f"a clip of {report.frames} frames" if report.frames > 1 else "one image"
         raise VTCError(f"image: got {len(pictures)} picture(s), the report is about {expected}")
     return pictures
-
-
-def load_image(image: Image.Image | str | os.PathLike[str] | Array) -> Image.Image:
-    """An RGB picture from a PIL image, a file (turned upright by its EXIF tag) or an array.
-
-    More than 8 bits are scaled, see `vtc.rgb.levels` for what is white in which kind of array.
-
-    Raises:
-        VTCError: the file cannot be read as an image, or the array is none.
-    """
-    if isinstance(image, Image.Image):
-        return rgb(image)
-    if isinstance(image, np.ndarray):
-        return from_array(image)
-    try:
-        with Image.open(image) as opened:
-            return upright(opened)
-    except VTCError as error:
-        raise VTCError(f"{error}; in {str(image)!r}") from error
-    except UnidentifiedImageError as error:
-        raise VTCError(
-            f"image: {str(image)!r} is not an image file that Pillow can read"
-        ) from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise VTCError(f"image: cannot read {str(image)!r}: {reason}") from error
-    except (AttributeError, TypeError, ValueError, Image.DecompressionBombError) as error:
-        raise VTCError(f"image: cannot read {image!r}: {error}") from error
 
 
 def _check_shape(picture: Image.Image, report: ImageReport) -> None:

@@ -127,6 +127,11 @@ class ImageReport:
         return self.packing.layout
 
     @property
+    def hidden(self) -> tuple[int, ...]:
+        """Packed tokens that the prompt's attention mask hides; no part of the counts."""
+        return self.packing.hidden
+
+    @property
     def frames(self) -> int:
         """Frames of a clip, 1 for an image."""
         return self.packing.frames
@@ -337,6 +342,18 @@ class Report:
             f"image{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}: {note}"
             for note, numbers in found.items()
         ]
+
+    @property
+    def stages(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name and settings of every method, in the order in which tokens passed them.
+
+        Of one method these are `method` and `settings`; of several `method` is `"a+b"`, and `settings`
+        has those of each by its name.
+        """
+        names = self.method.split("+")
+        if len(names) == 1:
+            return [(self.method, self.settings)]
+        return [(name, self.settings[name]) for name in names]
 
     def __len__(self) -> int:
         return len(self.images)

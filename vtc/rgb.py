@@ -6,10 +6,11 @@ but its darkest shades. Needs numpy and Pillow only.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vtc.errors import VTCError
 
@@ -24,6 +25,34 @@ ROUNDING = 1e-3  # by how much floats may leave their range
 #: Pillow 11, and PGM, which it stretches to 16 bits
 SIXTEEN_BITS = ("PNG", "PPM")
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF file
+
+
+def load_image(image: Image.Image | str | os.PathLike[str] | Array) -> Image.Image:
+    """An RGB picture from a PIL image, a file (turned upright by its EXIF tag) or an array.
+
+    More than 8 bits are scaled, see `levels` for what is white in which kind of array.
+
+    Raises:
+        VTCError: the file cannot be read as an image, or the array is none.
+    """
+    if isinstance(image, Image.Image):
+        return rgb(image)
+    if isinstance(image, np.ndarray):
+        return from_array(image)
+    try:
+        with Image.open(image) as opened:
+            return upright(opened)
+    except VTCError as error:
+        raise VTCError(f"{error}; in {str(image)!r}") from error
+    except UnidentifiedImageError as error:
+        raise VTCError(
+            f"image: {str(image)!r} is not an image file that Pillow can read"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise VTCError(f"image: cannot read {str(image)!r}: {reason}") from error
+    except (AttributeError, TypeError, ValueError, Image.DecompressionBombError) as error:
+        raise VTCError(f"image: cannot read {image!r}: {error}") from error
 
 
 def rgb(picture: Image.Image) -> Image.Image:

@@ -37,7 +37,7 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "patch_embedding": "[T, N, P] last_hidden projected into the shared text-image space",
         "pool_attention": "[T, N] attention of the tower's pooling head, mean over heads",
         "pool_output": "[T, C] output of the tower's pooling head",
-        "pixels": "[T, N, values] the pixels behind each token, from 0 to 1",
+        "pixels": "[T, N, values] the pixels behind each token, scaled as the tower reads them",
         "text_embedding": "[P] embedding of the question in the shared text-image space, not normalised",
         "text_segments": "[M, P] the same for pieces of the question of at most 77 tokens, one a row",
         "text_sequence": "[L, P] projected last hidden states of the text tower, a row a token of the "
@@ -48,6 +48,9 @@ SIGNALS: Mapping[str, str] = MappingProxyType(
         "that have no token",
     }
 )
+
+#: those that belong to the question and not to tiles; methods ask for them by these names
+OF_THE_QUESTION = frozenset({"text_embedding", "text_segments", "text_sequence", "question_tokens"})
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class VisualTokens:
         for name, pair in (("tile_grid", tile_grid), ("image_size", image_size)):
             if pair is not _NOT_GIVEN:
                 fields[name] = pair
-        own = {"newline": newline is not None, "tiles": tiles}
+        own: dict[str, Any] = {"newline": newline is not None, "tiles": tiles}
         if not isinstance(packing, Packing):
             packing = Packing(**{"patch_grid": packing, **own, **fields})
         elif fields or (packing.newline, packing.tiles) != (newline is not None, tiles):
@@ -163,6 +166,11 @@ class VisualTokens:
     def image_size(self) -> tuple[int, int] | None:
         """Original `(height, width)` in pixels, None when the model does not know it."""
         return self.packing.image_size
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Packed tokens that the prompt's attention mask hides; no part of the counts."""
+        return self.packing.hidden
 
     @property
     def frames(self) -> int:
@@ -381,8 +389,11 @@ def frames_of(tokens: VisualTokens) -> list[VisualTokens]:
         VisualTokens(
             tokens.features[i : i + 1],
             tokens.packing.frame(i),
-            # all signals but the question's embedding have the frames in front
-            signals={k: v if v.dim() == 1 else v[i : i + 1] for k, v in tokens.signals.items()},
+            # all signals but those of the question have the frames in front
+            signals={
+                k: v if v.dim() == 1 or k in OF_THE_QUESTION else v[i : i + 1]
+                for k, v in tokens.signals.items()
+            },
             content_seed=tokens.content_seed + i,
             cell=tokens.cell,
         )

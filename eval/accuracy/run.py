@@ -21,13 +21,12 @@ from vtc.eval.common.records import (
     MANIFEST,
     Answer,
     Lines,
-    Setting,
     answer_files,
     read_answers,
     read_manifest,
     write_manifest,
 )
-from vtc.eval.common.settings import FULL, create
+from vtc.eval.common.settings import FULL, Setting, create
 from vtc.eval.suites.base import Item, Suite
 
 #: entries of a manifest that must be the same for a run to go on
@@ -237,9 +236,4 @@ def _told(name: str, before: Any, now: Any) -> str:
         return f"{name} is missing now"
     if isinstance(now, Mapping):
         return f"{name} is new"
-    return f"{name} was {_short(before)}, is now {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{name} was {manifest.short(before)}, is now {manifest.short(now)}"

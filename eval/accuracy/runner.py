@@ -10,13 +10,15 @@ from typing import Any
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.common.answers import answer, prepare
-from vtc.eval.common.loading import Loaded, prompt
-from vtc.eval.common.records import Answer, Setting
-from vtc.eval.common.settings import FULL
+from vtc.eval.common.loading import Loaded
+from vtc.eval.common.memory import free_memory, out_of_memory
+from vtc.eval.common.prompts import prompt
+from vtc.eval.common.records import Answer
+from vtc.eval.common.settings import FULL, Setting
 from vtc.eval.suites.base import Item, Suite
 from vtc.methods.base import Method
 from vtc.pictures import load_image
+from vtc.report import Report
 
 #: `(setting key, item id)` of answers that are there
 Done = Collection[tuple[str, str]]
@@ -37,9 +39,11 @@ class Runner:
     Attributes:
         loaded: model and processor.
         suite: scores the answers.
-        methods: by key of the setting; the uncompressed model needs none.
+        methods: by key of the setting; without one for it the uncompressed model is the plain one,
+            with nothing on it, which reports nothing.
         template: a prompt with `{question}` and perhaps `{image}`, in place of the chat template.
         positions: as `vtc.compress` takes it.
+        notes: of the first report of each setting that answered, by its key.
     """
 
     loaded: Loaded
@@ -47,6 +51,7 @@ class Runner:
     methods: Mapping[str, Method]
     template: str | None = None
     positions: str = "original"
+    notes: dict[str, list[str]] = field(default_factory=dict, init=False)
     _fits: dict[str, int] = field(default_factory=dict, init=False)  # rows, after running out
     _inputs: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False)  # of one batch
     _held: dict[str, Any] = field(default_factory=dict, init=False)  # text encoders between batches
@@ -60,8 +65,8 @@ class Runner:
         if self.template is not None and "{question}" not in self.template:
             raise VTCError(f"prompt: got {self.template!r}, which has no {{question}}")
         for setting in settings:
-            with self.compressed(setting) as run:
-                self._hold(setting, run)
+            with self.compressed(setting):
+                pass
 
     def ask(
         self, batch: Sequence[Item], settings: Sequence[Setting], done: Done
@@ -90,10 +95,10 @@ class Runner:
             try:
                 return self._generate(setting, rows)
             except Exception as error:  # whatever model, processor or method raise
-                reason, memory = _reason(error), _out_of_memory(error)
+                reason, memory = _reason(error), out_of_memory(error)
             half = len(rows) // 2
             if memory:
-                _free()
+                free_memory()
                 self._fits[setting.key] = max(1, half)
             if not half:
                 return [_failed(setting, rows[0].item, reason)]
@@ -102,21 +107,27 @@ class Runner:
     def _generate(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
         loaded, inputs = self.loaded, self._prepared(rows)
         with self.compressed(setting) as run:
-            self._hold(setting, run)
-            said = answer(loaded.model, loaded.processor, inputs, self.suite.max_new_tokens)
+            said = loaded.answer(inputs, max_new_tokens=self.suite.max_new_tokens)
             reports = [] if run is None else list(run.reports)
         if run is None:
             counts = self._placeholders(inputs)
         else:
             counts = [_counts(reports, index) for index in range(len(rows))]
+        for report in reports[:1]:
+            self.notes.setdefault(setting.key, report.notes)
         return [
-            self._scored(setting, row.item, text, count)
+            self._scored(setting, row.item, text.strip(), count)
             for row, text, count in zip(rows, said, counts, strict=True)
         ]
 
-    def _hold(self, setting: Setting, run: Any) -> None:
-        if run is not None:
-            self._held[setting.key] = run.text_encoder
+    def report(self, setting: Setting, item: Item, images: Sequence[Any]) -> Report:
+        """What a setting keeps of the images of a question; one prefill, nothing is answered."""
+        import torch
+
+        inputs = self.inputs([Row(item, tuple(images))])
+        with self.compressed(setting) as run, torch.inference_mode():
+            self.loaded.model(**inputs)
+        return run.reports[-1]
 
     def _prepared(self, rows: Sequence[Row]) -> Any:
         """Inputs of the model, made once a batch for all settings: a quarter of a run's time."""
@@ -129,19 +140,20 @@ class Runner:
         """What the model takes, on its device."""
         prompts = [self._prompt(row) for row in rows]
         images = [row.images for row in rows]
-        return self.loaded.place(prepare(self.loaded.processor, images, prompts))
+        return self.loaded.batch(images, prompts)
 
-    def compressed(self, setting: Setting) -> Any:
-        """Context of a setting, with the compressed run or None: the uncompressed model is the
-        plain one, with nothing on it."""
-        if setting.key == FULL.key:
-            return contextlib.nullcontext()
-        return vtc.compress(
-            self.loaded.model,
-            self.methods[setting.key],
-            processor=self.loaded.processor,
-            positions=self.positions,
-        )
+    @contextlib.contextmanager
+    def compressed(self, setting: Setting) -> Iterator[Any]:
+        """The method of a setting on the model; yields its handle, None for the plain model."""
+        if setting.key == FULL.key and FULL.key not in self.methods:
+            yield None
+            return
+        method, processor = self.methods[setting.key], self.loaded.processor
+        with vtc.compress(
+            self.loaded.model, method, processor=processor, positions=self.positions
+        ) as run:
+            self._held[setting.key] = run.text_encoder
+            yield run
 
     def _prompt(self, row: Row) -> str:
         processor, text = self.loaded.processor, row.item.prompt
@@ -248,24 +260,3 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split())
     name = "" if isinstance(error, VTCError) else type(error).__name__
     return ": ".join(part for part in (name, text[:300]) if part)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "t allocate memory" in text
-    )
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

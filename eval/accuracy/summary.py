@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from vtc.eval.common.docs import table
 from vtc.eval.common.records import Answer, read_answers, read_manifest
-from vtc.eval.common.settings import FULL
+from vtc.eval.common.settings import FULL, share_label
 from vtc.eval.common.statistics import by_cluster, intervals, over_seeds
 from vtc.eval.suites import create_suite, suite_class
 from vtc.eval.suites.base import Suite
@@ -148,8 +149,8 @@ def _bounds(answers: Sequence[Sequence[Answer]]) -> tuple[float | None, float | 
         clusters.update({answer.item: answer.cluster for answer in scored})
     if not clusters:
         return None, None
-    table = np.array([[seed.get(item, np.nan) for item in clusters] for seed in scores])
-    (found,) = intervals(*by_cluster(over_seeds(table)[0][None], list(clusters.values())))
+    by_seed = np.array([[seed.get(item, np.nan) for item in clusters] for seed in scores])
+    (found,) = intervals(*by_cluster(over_seeds(by_seed)[0][None], list(clusters.values())))
     return found.low, found.high
 
 
@@ -190,7 +191,7 @@ def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[st
         lines.append(
             [
                 _label(entry),
-                "its own" if entry["retention"] is None else f"{entry['retention']:.0%}",
+                share_label(entry["retention"]),
                 _text(entry["value"], whole),
                 f"{low} - {high}" if low else "",
                 _text(entry["share"], 100),
@@ -215,6 +216,4 @@ def _text(value: float | None, scale: float, digits: int = 1) -> str:
 
 def markdown(summary: Entry) -> str:
     """The table as Markdown."""
-    header, lines = cells(summary)
-    table = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in table) + "\n"
+    return table(*cells(summary))

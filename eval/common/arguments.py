@@ -11,16 +11,30 @@ from vtc.config import POSITIONS
 from vtc.eval.common.loading import DTYPES
 
 if TYPE_CHECKING:
-    from vtc.eval.common.records import Setting
+    from vtc.eval.common.settings import Setting
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """`--model`, `--config`, `--device`, `--dtype`."""
+    """`--model`, `--config`, `--import`, `--device`, `--dtype`."""
     parser.add_argument(
         "--model", default="reference", help="hub id, folder, or 'reference' (default)"
     )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
+    add_imports(parser)
     add_place(parser)
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """`--import`; `run_command` does it."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        type=names,
+        action="extend",
+        default=[],
+        metavar="MODULE,...",
+        help="modules or files (my_method.py) that register methods or suites; see also VTC_IMPORT",
+    )
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -45,17 +59,19 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def add_settings(
-    parser: argparse.ArgumentParser, methods: str | None = None, retention: str | None = None
-) -> None:
+def add_settings(parser: argparse.ArgumentParser, retention: str | None = None) -> None:
     """What is measured, and on what: `--methods`, `--retention`, `--method-options`,
-    `--positions`, `--device`, `--dtype`.
+    `--positions`, `--import`, `--device`, `--dtype`.
 
     Args:
-        methods, retention: defaults; without one the argument must be given.
+        retention: the default, and all methods are that of `--methods`; without one both must be given.
     """
     parser.add_argument(
-        "--methods", required=methods is None, default=methods, type=names, metavar="NAME,..."
+        "--methods",
+        required=retention is None,
+        type=names,
+        metavar="NAME,...",
+        help=None if retention is None else "default: all",
     )
     parser.add_argument(
         "--retention",
@@ -74,15 +90,17 @@ def add_settings(
         help="option of a method, repeatable, or JSON: {NAME: {FIELD: VALUE}}",
     )
     parser.add_argument("--positions", choices=POSITIONS, default="original")
+    add_imports(parser)
     add_place(parser)
 
 
 def planned(args: argparse.Namespace, seeds: int = 1) -> list[Setting]:
     """The settings that the arguments of `add_settings` ask for."""
     from vtc.eval.common import settings
+    from vtc.registry import compared_methods
 
     return settings.plan(
-        args.methods,
+        compared_methods() if args.methods is None else args.methods,
         [settings.parse_retention(text) for text in args.retention],
         seeds,
         settings.parse_options(args.method_options, "method-options", settings.method_option),

@@ -1,10 +1,17 @@
-"""Tables that commands write into the docs."""
+"""Tables as Markdown, and where commands write them into the docs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from vtc.errors import VTCError
+
+
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Cells as a table whose first two columns are words and all others figures."""
+    rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *lines]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def put(path: Path, name: str, text: str) -> None:

@@ -1,18 +1,17 @@
-"""Models, processors and prompts for the commands; every expected failure is one `VTCError`."""
+"""A model with its processor: loading it, prompting it, reading its answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError
-from vtc.eval.common.prompts import prompt, user_prompt
+from vtc.eval.common.prompts import user_prompt
 
-__all__ = ["DTYPES", "Loaded", "find_device", "load", "prompt"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -26,7 +25,7 @@ class Loaded:
     processor: Any
     device: Any
 
-    def inputs(self, images: Sequence[Image.Image], text: str, raw: bool = False) -> Any:
+    def inputs(self, images: Sequence[Image], text: str, raw: bool = False) -> Any:
         """What `model.generate` takes: one prompt with all `images`, on the device.
 
         Args:
@@ -37,19 +36,44 @@ class Loaded:
             VTCError: `text` holds image tokens, but not one for each image.
         """
         text = user_prompt(self.processor, text, len(images), raw)
-        return self.place(self.processor(images=list(images), text=text, return_tensors="pt"))
+        return self._placed(self.processor(images=list(images), text=text, return_tensors="pt"))
 
-    def place(self, inputs: Any) -> Any:
+    def batch(self, images: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Any:
+        """What `model.generate` takes: several prompts, padded on the left, on the device.
+
+        Args:
+            images: the images of each prompt; either all prompts have some or none has.
+            prompts: finished prompts, with their image tokens.
+        """
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        tokenizer.padding_side = "left"  # an answer goes on where its prompt ends
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        nested = [list(row) for row in images] if any(images) else None
+        return self._placed(
+            self.processor(images=nested, text=list(prompts), padding=True, return_tensors="pt")
+        )
+
+    def answer(self, inputs: Any, **generation: Any) -> list[str]:
+        """What the model says, a text a row with the spaces around it; greedy unless `generation`,
+        arguments of `model.generate`, says otherwise. Compression that is on the model takes part."""
+        import torch
+
+        given = {"do_sample": False, "num_beams": 1, **generation}
+        with torch.inference_mode():
+            return self.decode(self.model.generate(**inputs, **given), inputs)
+
+    def decode(self, output: Any, inputs: Any) -> list[str]:
+        """What stands behind the prompts in what `generate` returned, a text a row."""
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return self.processor.batch_decode(new, skip_special_tokens=True)
+
+    def _placed(self, inputs: Any) -> Any:
         """`inputs` on the device, pixels in the model's dtype."""
         inputs = inputs.to(self.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         return inputs
-
-    def decode(self, output: Any, inputs: Any) -> str:
-        """The answer in what `generate` returned."""
-        new = output[:, inputs["input_ids"].shape[1] :]
-        return self.processor.batch_decode(new, skip_special_tokens=True)[0].strip()
 
 
 def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:

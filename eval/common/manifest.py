@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,16 +45,20 @@ def machine(device: Any, instance: Any) -> dict[str, Any]:
     import torch
 
     place = torch.device(device)
-    name = _processor()
-    if place.type == "cuda":
-        name = torch.cuda.get_device_name(place)
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "device": place.type,
-        "device_name": name,
+        "device_name": device_name(place),
         "cpus": os.cpu_count(),
         "threads": getattr(instance, "threads", torch.get_num_threads)(),
     }
+
+
+def device_name(device: Any) -> str:
+    """What the maker calls a GPU, or the CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
 
 
 def model(name: str, instance: Any) -> dict[str, Any]:
@@ -123,6 +128,14 @@ def differences(
             yield from differences(old, new, f"{path}{key}.")
         elif old != new:
             yield f"{path}{key}", old, new
+
+
+def short(value: Any) -> str:
+    """An entry for a message; of a hash the start."""
+    text = repr(value)
+    if re.fullmatch(r"'[0-9a-f]{32,}'", text):
+        return f"{text[1:13]}..."
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 # -- parts -------------------------------------------------------------------------------------

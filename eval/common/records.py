@@ -18,32 +18,6 @@ MANIFEST = "run.json"
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One column of an experiment: a method with its settings.
-
-    Attributes:
-        method: registered name; "none" is the uncompressed model.
-        retention: share of the patch tokens that is kept; None leaves it to the method (`adaptive`
-            methods have a count of their own).
-        seed: of a method that draws; 0 for the others.
-        options: further fields of the method.
-    """
-
-    method: str
-    retention: float | None = 1.0
-    seed: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Unique name, such as `random@0.25#2`, `recoverable@own` or `pool@0.5{"window": 2}`."""
-        share = "own" if self.retention is None else str(self.retention).removesuffix(".0")
-        seed = f"#{self.seed}" if self.seed else ""
-        options = json.dumps(dict(self.options), sort_keys=True) if self.options else ""
-        return f"{self.method}@{share}{seed}{options}"
-
-
-@dataclass(frozen=True)
 class Answer:
     """One answered question under one setting: a line of `answers*.jsonl`.
 
@@ -179,6 +153,11 @@ def read_answers(folder: Path) -> list[Answer]:
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write `run.json` whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{MANIFEST}.new"
-    draft.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(folder / MANIFEST)
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

@@ -4,13 +4,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from vtc.config import FlagText, option_value, parse_value
 from vtc.errors import VTCError
-from vtc.eval.common.records import Setting
-from vtc.methods.base import Method
-from vtc.registry import create_method
+from vtc.registry import check_method, create_method
+
+if TYPE_CHECKING:
+    from vtc.methods.base import Method
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of an experiment: a method with its settings.
+
+    Attributes:
+        method: registered name; "none" is the uncompressed model.
+        retention: share of the patch tokens that is kept; None leaves it to the method (`adaptive`
+            methods have a count of their own).
+        seed: of a method that draws; 0 for the others.
+        options: further fields of the method.
+    """
+
+    method: str
+    retention: float | None = 1.0
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Unique name, such as `random@0.25#2`, `recoverable@own` or `pool@0.5{"window": 2}`."""
+        share = "own" if self.retention is None else str(self.retention).removesuffix(".0")
+        seed = f"#{self.seed}" if self.seed else ""
+        options = json.dumps(dict(self.options), sort_keys=True) if self.options else ""
+        return f"{self.method}@{share}{seed}{options}"
+
+    @property
+    def label(self) -> str:
+        """What tables say under retention."""
+        return share_label(self.retention)
+
 
 #: the uncompressed model, the reference of every experiment
 FULL = Setting("none")
@@ -35,9 +69,7 @@ def plan(
         VTCError: no method or no retention, unknown method or option, a value out of range, options
             of a method that is not among `methods`, or None where no method has its own count.
     """
-    for name, given in (("methods", methods), ("retention", retentions)):
-        if not given:
-            raise VTCError(f"{name}: got none, give one at least")
+    check(methods, retentions)
     options = options or {}
     for name in options:
         if name not in methods:
@@ -59,6 +91,18 @@ def plan(
     return list({setting.key: setting for setting in found}.values())
 
 
+def check(methods: Sequence[str], retentions: Sequence[float | None]) -> None:
+    """Raise `VTCError` for unknown methods and shares out of range, before any method is imported."""
+    for name, given in (("methods", methods), ("retention", retentions)):
+        if not given:
+            raise VTCError(f"{name}: got none, give one at least")
+    for name in methods:
+        check_method(name)
+    for share in retentions:
+        if share is not None and not 0 < share <= 1:
+            raise VTCError(f"retention: got {share!r}, allowed are numbers in (0, 1]")
+
+
 def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
     """The method of a setting.
 
@@ -69,6 +113,11 @@ def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = 
     if setting.seed:
         options["seed"] = setting.seed
     return create_method(setting.method, retention=setting.retention, **options)
+
+
+def share_label(retention: float | None) -> str:
+    """A retention in words."""
+    return "its own" if retention is None else f"{retention:.0%}"
 
 
 def parse_retention(text: str) -> float | None:

@@ -96,6 +96,17 @@ def by_cluster(scores: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
     )
 
 
+def standard_error(scores: Sequence[float], clusters: Sequence[str]) -> float:
+    """Of the mean score; whole clusters are the independent units.
+
+    Args:
+        scores, clusters: of each question.
+    """
+    sums, counts = by_cluster(np.asarray(scores, dtype=float), clusters)
+    spread = sums - counts * (sum(scores) / len(scores))
+    return math.sqrt((spread**2).sum()) / len(scores)
+
+
 def intervals(
     sums: Array,
     counts: Array,

@@ -12,7 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.demo.run import SEED, Demo, Setting, build, caption, cells
+from vtc.eval.accuracy.runner import Runner
+from vtc.eval.common.settings import FULL, Setting, share_label
+from vtc.eval.demo.run import SEED, Demo, caption, cells
+from vtc.eval.suites.base import Item
 from vtc.panels import paint_panel
 from vtc.report import Report
 
@@ -22,7 +25,7 @@ SHOWN = 0.25  # retention of the single pictures
 
 
 @dataclass(frozen=True)
-class Subject:
+class Exhibit:
     """A picture to show.
 
     Attributes:
@@ -38,7 +41,7 @@ class Subject:
     question: str
 
 
-def subjects() -> list[Subject]:
+def exhibits() -> list[Exhibit]:
     """A photograph, a document page and a test scene of the reference VLM.
 
     Raises:
@@ -56,73 +59,55 @@ def subjects() -> list[Subject]:
     coffee = "Photograph: a cup of coffee, by Rachel Michetti (scikit-image)"
     page = "Document page: scanned text (scikit-image)"
     return [
-        Subject("photo", coffee, Image.fromarray(data.coffee()), "what is in the image?"),
-        Subject("page", page, Image.fromarray(data.page()).convert("RGB"), "what is the text?"),
-        Subject("scene", "Test scene of the reference VLM", scene.image, scene.questions[0].text),
+        Exhibit("photo", coffee, Image.fromarray(data.coffee()), "what is in the image?"),
+        Exhibit("page", page, Image.fromarray(data.page()).convert("RGB"), "what is the text?"),
+        Exhibit("scene", "Test scene of the reference VLM", scene.image, scene.questions[0].text),
     ]
 
 
-def reports(
-    model: Any,
-    processor: Any,
-    subject: Subject,
-    chosen: Sequence[Setting],
-    step: Callable[[], Any] = lambda: None,
-) -> dict[str, tuple[Setting, Report]]:
-    """What each setting keeps of a picture, by the name of the setting."""
-    import torch
-
-    from vtc.eval.reference import prompt
-
-    inputs = processor(images=[subject.image], text=prompt(subject.question), return_tensors="pt")
-    out = {}
-    for setting in chosen:
-        with (
-            vtc.compress(model, build(setting, model), processor=processor) as run,
-            torch.inference_mode(),
-        ):
-            model(**inputs, logits_to_keep=1)
-        out[setting.name] = (setting, run.reports[-1])
-        step()
-    return out
-
-
 def write(
-    model: Any,
-    processor: Any,
+    ask: Runner,
     chosen: Sequence[Setting],
     folder: Path,
     step: Callable[[], Any] = lambda: None,
-) -> list[tuple[Subject, Path, list[Path]]]:
+) -> list[tuple[Exhibit, Path, list[Path]]]:
     """Write all pictures below `folder`.
 
+    Args:
+        ask: from `run.runner`.
+        chosen: its settings.
+        step: called once a picture and compressed setting.
+
     Returns:
-        For each subject the contact sheet and the single pictures.
+        For each exhibit the contact sheet and the single pictures.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    compressed = [setting for setting in chosen if setting.method != "none"]
+    compressed = [setting for setting in chosen if setting != FULL]
     out = []
-    for subject in subjects():
-        found = reports(model, processor, subject, compressed, step)
-        sheet = folder / f"{subject.name}_sheet.png"
-        contact_sheet(subject, list(found.values())).save(sheet)
+    for shown in exhibits():
+        item, found = Item(shown.name, (), shown.question, ()), []
+        for setting in compressed:
+            found.append((setting, ask.report(setting, item, [shown.image])))
+            step()
+        sheet = folder / f"{shown.name}_sheet.png"
+        contact_sheet(shown, found).save(sheet)
         singles = []
-        for setting, report in found.values():
+        for setting, report in found:
             if setting.retention in (SHOWN, None) or len(compressed) == 1:
-                path = folder / f"{subject.name}_{setting.name}.png"
-                vtc.visualize(subject.image, report).save(path)
+                path = folder / f"{shown.name}_{setting.key.replace('@', '_')}.png"
+                vtc.visualize(shown.image, report).save(path)
                 singles.append(path)
-        out.append((subject, sheet, singles))
+        out.append((shown, sheet, singles))
     return out
 
 
-def contact_sheet(subject: Subject, found: Sequence[tuple[Setting, Report]]) -> Image.Image:
+def contact_sheet(shown: Exhibit, found: Sequence[tuple[Setting, Report]]) -> Image.Image:
     """The crops' panels of all settings: a line a method, a column a retention."""
     methods = list(dict.fromkeys(setting.method for setting, _ in found))
     retentions = list(dict.fromkeys(setting.retention for setting, _ in found))
     panels = {
         (setting.method, setting.retention): (
-            paint_panel(subject.image, report.images[0], "crops", PANEL, labels=False),
+            paint_panel(shown.image, report.images[0], "crops", PANEL, labels=False),
             report.images[0],
         )
         for setting, report in found
@@ -140,11 +125,11 @@ def contact_sheet(subject: Subject, found: Sequence[tuple[Setting, Report]]) -> 
         PAGE,
     )
     draw = ImageDraw.Draw(page)
-    draw.text((20, 30), subject.title, INK, font=big, anchor="lm")
+    draw.text((20, 30), shown.title, INK, font=big, anchor="lm")
     key = "clear: kept - orange: merged, fainter the less it counts - dark: dropped"
-    draw.text((20, 60), f"asked: {subject.question}   {key}", FAINT, font=mid, anchor="lm")
+    draw.text((20, 60), f"asked: {shown.question}   {key}", FAINT, font=mid, anchor="lm")
     for column, retention in enumerate(retentions):
-        text = Setting("", retention).label
+        text = share_label(retention)
         draw.text((left + column * (width + GAP), 90), text, FAINT, font=mid, anchor="lm")
     for row, method in enumerate(methods):
         y = top + row * line
@@ -160,7 +145,7 @@ def contact_sheet(subject: Subject, found: Sequence[tuple[Setting, Report]]) -> 
     return page
 
 
-def index(demo: Demo, pictures: Sequence[tuple[Subject, Path, list[Path]]], folder: Path) -> Path:
+def index(demo: Demo, pictures: Sequence[tuple[Exhibit, Path, list[Path]]], folder: Path) -> Path:
     """Write `index.html`: the table, and all pictures by relative links."""
     header, lines = cells(demo)
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
@@ -176,8 +161,8 @@ def index(demo: Demo, pictures: Sequence[tuple[Subject, Path, list[Path]]], fold
         f"<div class='wide'><table><tr>{head}</tr>\n{body}</table></div>",
         "".join(f"<p class='note'>{html.escape(text)}</p>" for text in caption(demo)),
     ]
-    for subject, sheet, singles in pictures:
-        parts.append(f"<h2>{html.escape(subject.title)}</h2>")
+    for shown, sheet, singles in pictures:
+        parts.append(f"<h2>{html.escape(shown.title)}</h2>")
         for path in (sheet, *singles):
             link = html.escape(path.relative_to(folder).as_posix())
             parts.append(

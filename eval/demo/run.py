@@ -1,7 +1,7 @@
-"""The demo: methods and retentions on the reference VLM, in minutes on a laptop's CPU.
+"""The demo: an accuracy run of methods and retentions on the reference VLM, with prefill times.
 
-Accuracy on a sample of test scenes, patch tokens, prefill time against the uncompressed model in
-the same run, and pictures of what was kept (see `demo_pictures`). All through the public API.
+Accuracy on a sample of test scenes, patch tokens, and prefill time against the uncompressed model in
+the same run; `pictures` shows what was kept.
 """
 
 from __future__ import annotations
@@ -18,46 +18,37 @@ from typing import Any
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.common.answers import Batch, Score, answer, batches, score
+from vtc.eval.accuracy.runner import Runner
+from vtc.eval.common.docs import table
+from vtc.eval.common.loading import Loaded
+from vtc.eval.common.records import Answer
+from vtc.eval.common.settings import FULL, Setting, create
+from vtc.eval.common.statistics import standard_error
 from vtc.eval.common.timing import Ratio, interleaved, ratio, stopwatch
-from vtc.methods.base import Method
+from vtc.eval.reference.questions import TYPES, Question, majority
+from vtc.eval.suites import create_suite
+from vtc.eval.suites.base import Item
+from vtc.pictures import load_image
 
-METHODS = (
-    "random",
-    "uniform",
-    "pool",
-    "globalcom2",
-    "token_correlation",
-    "recoverable",
-    "tokenflex",
-)
-RETENTIONS = (0.5, 0.25, 0.1)
 SEED = 20  # of the sample of test scenes
 GROUPS = ("reading", "attribute", "exist", "count", "position")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One row of the table.
+class Score:
+    """Accuracy over questions.
 
     Attributes:
-        method: name.
-        retention: share of patch tokens asked for, None for the method's own count.
+        accuracy: share of right answers.
+        error: standard error of `accuracy`, whole scenes being the independent units.
+        count: number of questions.
+        groups: accuracy by group of question types.
     """
 
-    method: str
-    retention: float | None
-
-    @property
-    def name(self) -> str:
-        """For keys and file names."""
-        share = "own" if self.retention is None else f"{self.retention:g}"
-        return f"{self.method}_{share}"
-
-    @property
-    def label(self) -> str:
-        """What the table says under retention."""
-        return "its own" if self.retention is None else f"{self.retention:.0%}"
+    accuracy: float
+    error: float
+    count: int
+    groups: dict[str, float]
 
 
 @dataclass
@@ -106,65 +97,70 @@ def settings(methods: Sequence[str], retentions: Sequence[float]) -> list[Settin
     Raises:
         VTCError: unknown method, or a retention out of range.
     """
-    rows = [Setting("none", 1.0)]
+    found = [FULL]
     for name in methods:
-        if name == "none":
-            continue
-        for retention in retentions:
-            vtc.create_method(name, retention=retention)
-            rows.append(Setting(name, retention))
-        if vtc.create_method(name).adaptive:
-            rows.append(Setting(name, None))
-    return list(dict.fromkeys(rows))
+        if name != FULL.method:
+            own = [None] if vtc.create_method(name).adaptive else []
+            found += [Setting(name, retention) for retention in (*retentions, *own)]
+    for setting in found:
+        create(setting)
+    return list({setting.key: setting for setting in found}.values())
 
 
-def build(setting: Setting, model: Any) -> Method:
-    """The method of a setting, with the options that the model brings."""
-    options = vtc.model_defaults(model).get(setting.method, {})
-    return vtc.create_method(setting.method, retention=setting.retention, **options)
-
-
-def measure(
-    model: Any,
-    processor: Any,
-    chosen: Sequence[Setting],
-    scenes: int,
-    questions: int,
-    rounds: int,
-    seed: int = SEED,
-    step: Callable[[], Any] = lambda: None,
-) -> Demo:
-    """Accuracy, tokens and prefill times.
+def runner(loaded: Loaded, chosen: Sequence[Setting], scenes: int, questions: int) -> Runner:
+    """What asks the reference VLM about a sample of test scenes.
 
     Args:
         chosen: from `settings`.
         scenes: test scenes in the sample.
         questions: most questions about a scene.
+    """
+    suite = create_suite("reference", seed=SEED, scenes=scenes, questions=questions)
+    defaults = vtc.model_defaults(loaded.model)
+    return Runner(loaded, suite, {setting.key: create(setting, defaults) for setting in chosen})
+
+
+def measure(
+    ask: Runner,
+    chosen: Sequence[Setting],
+    rounds: int,
+    step: Callable[[], Any] = lambda: None,
+) -> Demo:
+    """Accuracy, tokens and prefill times.
+
+    Args:
+        ask: from `runner`.
+        chosen: its settings, the uncompressed model first.
         rounds: timed rounds, each with another scene.
         step: called `steps(...)` times.
 
     Raises:
-        VTCError: the sample is empty.
+        VTCError: the sample is empty, or a question cannot be answered.
     """
-    from vtc.eval import reference
-    from vtc.eval.reference.questions import majority
-
-    pictures = list(reference.scenes("test", scenes, seed, questions=questions))
-    sample = batches(processor, pictures, reference.prompt)
-    every = [question for batch in sample for question in batch.questions]
-    if not every:
-        raise VTCError(f"scenes: got {scenes}, which gives no questions")
-    methods = {setting.name: build(setting, model) for setting in chosen}
-    rows, notes = [], []
-    for setting in chosen:
-        row, said = _accuracy(model, processor, setting, methods[setting.name], sample, step)
-        rows.append(row)
-        notes += [f"{setting.method}: {note}" for note in said]
-    times = _times(model, processor, chosen, methods, pictures, rounds, step)
+    items, facts = ask.suite.items(), ask.suite.facts()
+    if not items:
+        raise VTCError(f"scenes: got {facts['scenes']}, which gives no questions")
+    scenes = [list(some) for _, some in itertools.groupby(items, lambda item: item.cluster)]
+    answers: dict[str, list[Answer]] = {setting.key: [] for setting in chosen}
+    for scene in scenes:
+        for setting, found in zip(chosen, ask.ask(scene, chosen, ()), strict=True):
+            answers[setting.key] += found
+            step()
+    rows = [_row(ask, setting, answers[setting.key]) for setting in chosen]
+    times = _times(ask, chosen, [scene[0] for scene in scenes], rounds, step)
     for row in rows[1:]:
-        row.prefill = ratio(times[row.setting.name], times[rows[0].setting.name])
-    guess = majority(every)[0]["all"]
-    return Demo(rows, scenes, len(every), seed, guess, rounds, list(dict.fromkeys(notes)))
+        row.prefill = ratio(times[row.setting.key], times[FULL.key])
+    asked = [Question(i.prompt, i.answers[0], i.kind, TYPES[i.kind]) for i in items]
+    notes = [f"{s.method}: {note}" for s in chosen for note in ask.notes[s.key]]
+    return Demo(
+        rows,
+        facts["scenes"],
+        len(items),
+        SEED,
+        majority(asked)[0]["all"],
+        rounds,
+        list(dict.fromkeys(notes)),
+    )
 
 
 def steps(chosen: Sequence[Setting], scenes: int, rounds: int) -> int:
@@ -172,44 +168,27 @@ def steps(chosen: Sequence[Setting], scenes: int, rounds: int) -> int:
     return len(chosen) * (scenes + rounds + 1)
 
 
-def _accuracy(
-    model: Any,
-    processor: Any,
-    setting: Setting,
-    method: Method,
-    sample: Sequence[Batch],
-    step: Callable[[], Any],
-) -> tuple[Row, list[str]]:
-    from vtc.eval.reference import is_correct
-
-    right: list[bool] = []
-    with vtc.compress(model, method, processor=processor) as run:
-        for batch in sample:
-            said = answer(model, processor, batch.inputs)
-            right += [
-                is_correct(text, question.answer)
-                for text, question in zip(said, batch.questions, strict=True)
-            ]
-            step()
-        reports = list(run.reports)
-    images = [image for report in reports for image in report.images]
-    groups = [question.group for batch in sample for question in batch.questions]
-    scenes = [scene for batch in sample for scene in batch.scenes]
-    row = Row(
+def _row(ask: Runner, setting: Setting, answers: Sequence[Answer]) -> Row:
+    failed = [answer for answer in answers if answer.error is not None]
+    if failed:
+        raise VTCError(f"demo: {setting.key} about {failed[0].item}: {failed[0].error}")
+    figures = ask.suite.summary(answers)
+    accuracy = figures.pop(ask.suite.metric)
+    scores, scenes = [a.score or 0.0 for a in answers], [a.cluster for a in answers]
+    return Row(
         setting,
-        score(right, scenes, groups),
-        sum(image.patches_after for image in images) / len(images),
-        sum(image.patches_before for image in images) / len(images),
+        Score(
+            accuracy, standard_error(scores, scenes), len(answers), dict(sorted(figures.items()))
+        ),
+        sum(a.patches or 0 for a in answers) / len(answers),
+        sum(a.patches_full or 0 for a in answers) / len(answers),
     )
-    return row, [note for report in reports[:1] for note in report.notes]
 
 
 def _times(
-    model: Any,
-    processor: Any,
+    ask: Runner,
     chosen: Sequence[Setting],
-    methods: dict[str, Method],
-    scenes: Sequence[Any],
+    scenes: Sequence[Item],
     rounds: int,
     step: Callable[[], Any],
 ) -> dict[str, list[float]]:
@@ -220,29 +199,26 @@ def _times(
     """
     import torch
 
-    from vtc.eval.reference import prompt
-
-    turn = {setting.name: 0 for setting in chosen}
-    held: dict[str, Any] = {}  # text encoders, which would be loaded anew for every prompt
-    serial = itertools.count()
+    images = [load_image(scene.images[0]()) for scene in scenes]
+    turn = {setting.key: 0 for setting in chosen}
+    serial, loaded = itertools.count(), ask.loaded
 
     def prefill(setting: Setting) -> float:
-        scene = scenes[turn[setting.name] % len(scenes)]
-        turn[setting.name] += 1
-        text = prompt(f"what is in the image ? {next(serial) % 1000:03d}")
-        inputs = processor(images=[scene.image], text=text, return_tensors="pt")
+        image = images[turn[setting.key] % len(images)]
+        turn[setting.key] += 1
+        text = f"what is in the image ? {next(serial) % 1000:03d}"
+        inputs = loaded.inputs([image], text)
 
         def forward() -> None:
             with torch.inference_mode():
-                model(**inputs, use_cache=True, logits_to_keep=1)
+                loaded.model(**inputs, use_cache=True, logits_to_keep=1)
 
-        if setting == chosen[0]:  # the plain model, nothing attached
+        if setting == FULL:  # the plain model, nothing attached
             return stopwatch(forward)
-        with vtc.compress(model, methods[setting.name], processor=processor) as run:
-            held[setting.name] = run.text_encoder
+        with ask.compressed(setting):
             return stopwatch(forward)
 
-    cases = {setting.name: functools.partial(prefill, setting) for setting in chosen}
+    cases = {setting.key: functools.partial(prefill, setting) for setting in chosen}
     return interleaved(cases, rounds, step)
 
 
@@ -288,15 +264,15 @@ def caption(demo: Demo) -> list[str]:
 
 def markdown(demo: Demo) -> str:
     """The table and its caption as Markdown."""
-    header, lines = cells(demo)
-    rows = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *lines]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return table + "\n\n" + "\n".join(f"- {line}" for line in caption(demo)) + "\n"
+    return table(*cells(demo)) + "\n" + "".join(f"- {line}\n" for line in caption(demo))
 
 
 def to_dict(demo: Demo) -> dict[str, Any]:
     """Plain values for JSON."""
-    return dataclasses.asdict(demo)
+    out = dataclasses.asdict(demo)
+    for row in out["rows"]:
+        row["setting"] = {name: row["setting"][name] for name in ("method", "retention")}
+    return out
 
 
 def save(demo: Demo, folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from vtc.eval.efficiency.flops import counter
 from vtc.eval.efficiency.memory import cache_bytes, peak_bytes
 from vtc.eval.efficiency.stages import Stages
-from vtc.plugins.hf.adapters.base import PIXELS
+from vtc.plugins.model.inputs import PIXELS
 
 if TYPE_CHECKING:
     from vtc.eval.efficiency.subject import Subject

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import vtc
 from vtc.errors import VTCError
 from vtc.eval.common import manifest
-from vtc.eval.common.records import Lines, Setting, write_manifest
-from vtc.eval.common.settings import FULL, create
+from vtc.eval.common.memory import free_memory, out_of_memory
+from vtc.eval.common.records import Lines, write_manifest, write_whole
+from vtc.eval.common.settings import FULL, Setting, create
 from vtc.eval.common.timing import turns
 from vtc.eval.efficiency.figures import Series, measures, noisy
 from vtc.eval.efficiency.flops import encoder_flops, language_flops
@@ -49,7 +48,7 @@ class Case:
     alone: int = 0
     series: Series | None = None
     error: str | None = None
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -59,7 +58,7 @@ class Case:
 
 
 @dataclass
-class Run:
+class Measurement:
     """What was measured.
 
     Attributes:
@@ -138,7 +137,7 @@ def measure(
     positions: str = "original",
     facts: Mapping[str, Any] | None = None,
     step: Callable[[str], Any] = lambda text: None,
-) -> Run:
+) -> Measurement:
     """Measure all settings and write the run's folder, which is whole after every round.
 
     Args:
@@ -157,7 +156,7 @@ def measure(
     if folder.exists() and any(folder.iterdir()):
         raise VTCError(f"output: {str(folder)!r} is not empty; times of two runs do not mix")
     cases = [Case(setting, attention) for attention in attentions for setting in settings]
-    run = Run(subject, cases, positions, wanted=rounds)
+    run = Measurement(subject, cases, positions, wanted=rounds)
     details = {
         "kind": "efficiency",
         "settings": [manifest.plain(asdict(setting)) for setting in settings],
@@ -198,7 +197,7 @@ def steps(settings: int, attentions: int, rounds: int) -> int:
 # -- the parts of a run --------------------------------------------------------------------------
 
 
-def _count(run: Run, serial: Iterator[int], step: Callable[[str], Any]) -> None:
+def _count(run: Measurement, serial: Iterator[int], step: Callable[[str], Any]) -> None:
     """What is the same every time, of settings and ideals; warms up what is timed later."""
     subject, peaks = run.subject, {}
     for case in run.cases:
@@ -228,7 +227,7 @@ def _count(run: Run, serial: Iterator[int], step: Callable[[str], Any]) -> None:
 
 
 def _rounds(
-    run: Run, new_tokens: int, serial: Iterator[int], step: Callable[[str], Any], raw: Lines
+    run: Measurement, new_tokens: int, serial: Iterator[int], step: Callable[[str], Any], raw: Lines
 ) -> Iterator[None]:
     """Time everything once a round; what fails takes no further part."""
     subject = run.subject
@@ -264,17 +263,14 @@ def _marking(case: Case) -> Iterator[None]:
     except VTCError as error:
         case.error = str(error)
     except (MemoryError, RuntimeError) as error:
-        # what the CPU's allocator raises has no class of its own
-        known = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        if not known and "not enough memory" not in str(error):
+        if not out_of_memory(error):
             raise
         case.error = "out of memory"
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 @contextmanager
-def _prepared(run: Run, case: Case) -> Iterator[Any]:
+def _prepared(run: Measurement, case: Case) -> Iterator[Any]:
     """Attention and method of a case on the model; yields the handle, None without a method.
 
     Raises:
@@ -334,7 +330,7 @@ def _describe(
             case.notes.append(f"{name}: counted {counted_value:.4g}, by formula {value:.4g}")
 
 
-def _warnings(run: Run, load: float) -> list[str]:
+def _warnings(run: Measurement, load: float) -> list[str]:
     out = []
     cores = os.cpu_count() or 1
     if load > cores:
@@ -347,12 +343,10 @@ def _warnings(run: Run, load: float) -> list[str]:
     return out
 
 
-def _save(run: Run, folder: Path) -> None:
+def _save(run: Measurement, folder: Path) -> None:
     """`measures.jsonl` and `summary.csv`, each whole or not at all."""
     lines = run.lines()
-    draft = folder / f"{LINES}.new"
-    draft.write_text("".join(line.line() + "\n" for line in lines), encoding="utf-8")
-    draft.replace(folder / LINES)
+    write_whole(folder / LINES, "".join(line.line() + "\n" for line in lines))
     draft = folder / "summary.csv.new"
     write_summary(draft, lines)
     draft.replace(folder / "summary.csv")

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtc.errors import VTCError
-from vtc.functional.anyres import tile_grid
-from vtc.packing import Packing
 
 
 @dataclass(frozen=True)
@@ -151,6 +149,9 @@ def _anyres(config: Any, inputs: Mapping[str, Any]) -> list[int]:
     vision = config.vision_config
     height, width = inputs["image_sizes"][0].tolist()
     pinpoints = [(rows, cols) for rows, cols in config.image_grid_pinpoints]
+    from vtc.functional.anyres import tile_grid
+    from vtc.packing import Packing
+
     crops = tile_grid((height, width), pinpoints, vision.image_size)
     side = vision.image_size // vision.patch_size
     packing = Packing((side, side), crops, (height, width), newline=True)

@@ -10,13 +10,12 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 from torch import nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters import adapter_for
-from vtc.plugins.hf.stages.boundary import intercept
+from vtc.plugins.hf.watch import watching
 
 #: "encoder": vision tower and projector. "shorten": all that vtc does before the language model,
 #: the encoder included. "language": language model and head. "*_layers": from the first layer to
@@ -56,9 +55,7 @@ class Stages:
             features = base.__dict__.get("get_image_features")
             base.get_image_features = self._encoder(base.get_image_features)
             stack.callback(_restore, base, features)
-            stack.enter_context(
-                mock.patch.object(intercept, "shorten", self._shorten(intercept.shorten))
-            )
+            stack.enter_context(watching(self._shorten))
             for layers, stage in ((towers, "encoder_layers"), (decoder, "language_layers")):
                 for layer in layers:
                     for handle in self._layer(layer, stage):
@@ -88,16 +85,12 @@ class Stages:
 
         return marked
 
-    def _shorten(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            self._begin("shorten")
-            output = function(*args, **kwargs)
-            if self.marks["encoder"]:  # a step behind a cached prompt has nothing to shorten
-                self._end("shorten")
-            return output
-
-        return marked
+    @contextmanager
+    def _shorten(self) -> Iterator[None]:
+        self._begin("shorten")
+        yield
+        if self.marks["encoder"]:  # a step behind a cached prompt has nothing to shorten
+            self._end("shorten")
 
     def _layer(self, layer: nn.Module, stage: str) -> Iterator[Any]:
         """The span of all layers grows with each of them, and is one entry a run."""
@@ -116,7 +109,7 @@ class Stages:
         yield layer.register_forward_hook(after)
 
 
-def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.ModuleList, nn.ModuleList]:
+def parts(model: nn.Module) -> tuple[Any, Any, nn.ModuleList, nn.ModuleList]:
     """The inner model, its language model, and the layers of tower and language model.
 
     Raises:
@@ -126,7 +119,7 @@ def parts(model: nn.Module) -> tuple[nn.Module, nn.Module, nn.ModuleList, nn.Mod
     adapter = adapter_for(model)
     language = getattr(base, "language_model", None)
     decoder = getattr(language, "layers", None)
-    if adapter.mechanism != "boundary" or not isinstance(decoder, nn.ModuleList):
+    if "boundary" not in adapter.stages or not isinstance(decoder, nn.ModuleList):
         raise VTCError(
             f"model: {type(model).__name__} cannot be measured stage by stage, allowed are models "
             "whose images are tokens in front of a language model with a list of layers"

@@ -30,7 +30,7 @@ from vtc.discrete import (
 from vtc.discrete.adversarial import Adversarial, PatchDiscriminator
 from vtc.discrete.metrics import code_statistics, image_quality, reconstruct
 from vtc.discrete.presets import GENERATORS
-from vtc.discrete.samplers import check_options
+from vtc.discrete.samplers import create_sampler
 from vtc.errors import VTCError
 from vtc.eval.generation import folder as folders
 from vtc.eval.generation import pictures
@@ -120,8 +120,8 @@ def build_generator(
     settings, latents = experiment.generator, experiment.generator.target == "latents"
     options = dict(settings.options)
     if settings.name in GENERATORS:
-        takes, given = inspect.signature(GENERATORS[settings.name]).parameters, {}
-        given["classes"] = len(data.classes)
+        takes = inspect.signature(GENERATORS[settings.name]).parameters
+        given: dict[str, Any] = {"classes": len(data.classes)}
         if settings.condition == "caption":
             if not data.words or "words" not in takes:
                 raise VTCError(
@@ -161,7 +161,7 @@ def generator_task(experiment: Experiment, data: ImageData, model: Generator) ->
     """
     drawing, objective = experiment.sample, experiment.generator.objective
     Guidance(drawing.guidance, drawing.schedule)
-    check_options(drawing.sampler or model.config.sampler, drawing.options)
+    create_sampler(drawing.sampler or model.config.sampler, **drawing.options).check(model)
     if drawing.captions and model.text is None:
         raise VTCError("sample.captions: got some, but generator.condition is label")
     for caption in drawing.captions:
@@ -326,7 +326,7 @@ def _train(
         task, images, settings, experiment.seed, folder, resume, progress, accelerator
     )
     if accelerator.is_main_process:
-        model = getattr(best, "tokenizer", None) or best.generator
+        model: Any = getattr(best, "tokenizer", None) or best.generator
         save(model, folder / folders.FILE)
         lines = "".join(json.dumps(row) + "\n" for row in history)
         (folder / "history.jsonl").write_text(lines, encoding="utf-8")

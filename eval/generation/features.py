@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +109,7 @@ def feature_net(data: ImageData, settings: FeatureSettings, limit: int = 5000) -
             task = ClassifierTask(Classifier(data.size, len(data.classes)))
         train = TrainSettings(steps=settings.steps, batch=64, lr=3e-3, ema=0.0)
         fit(task, data.train, train)
-        model = task.model.cpu().eval()
+        model: Any = task.model.cpu().eval()
         width = model.head.in_features
         name = f"{width}-d classifier of {data.name}"
         net = FeatureNet(name, *_scaled(model.body, real), classify=_in_parts(model))

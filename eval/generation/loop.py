@@ -10,7 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +25,7 @@ from vtc.errors import VTCError
 from vtc.eval.generation.config import TrainSettings
 
 History = list[dict[str, float]]
+T = TypeVar("T", bound=nn.Module)
 
 
 class StepBatches(Sampler):
@@ -92,7 +93,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def fit(
-    task: nn.Module,
+    task: T,
     images: Dataset,
     settings: TrainSettings,
     seed: int = 0,
@@ -100,7 +101,7 @@ def fit(
     resume: bool = False,
     progress: Callable[[int, dict[str, float]], Any] = lambda step, row: None,
     accelerator: Accelerator | None = None,
-) -> tuple[nn.Module, History]:
+) -> tuple[T, History]:
     """Train `task`, a module that takes a batch and a `Noise` and returns losses.
 
     Args:
@@ -133,7 +134,7 @@ def fit(
     state = State()
     model, optimiser = accelerator.prepare(task, optimiser)
     plain = accelerator.unwrap_model(model)
-    average = AveragedModel(plain, multi_avg_fn=_moving_average(settings.ema))
+    average: Any = AveragedModel(plain, multi_avg_fn=_moving_average(settings.ema))
     accelerator.register_for_checkpointing(state, average)
     checkpoints = None if folder is None else folder / "checkpoints"
     if checkpoints is not None:

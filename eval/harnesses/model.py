@@ -9,9 +9,8 @@ from typing import Any
 import vtc
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
-from vtc.eval.common.answers import prepare
-from vtc.eval.common.loading import Loaded, load, prompt
-from vtc.eval.common.prompts import placed
+from vtc.eval.common.loading import Loaded, load
+from vtc.eval.common.prompts import placed, prompt
 
 #: stands where an image goes in the text of multi-image questions
 PLACE = "<image>"
@@ -156,20 +155,13 @@ class Compressed:
         return losses.mean().item(), logits.argmax(-1).tolist() == target
 
     def _answer(self, questions: Sequence[Question], generation: Generation) -> list[str]:
-        import torch
-
-        inputs = self._inputs(questions)
-        with torch.inference_mode():
-            out = self.loaded.model.generate(**inputs, **generation.arguments)
+        texts = self.loaded.answer(self._inputs(questions), **generation.arguments)
         self._count()
-        new = out[:, inputs["input_ids"].shape[1] :]
-        texts = self.loaded.processor.batch_decode(new, skip_special_tokens=True)
         return [generation.cut(text).strip() for text in texts]
 
     def _inputs(self, questions: Sequence[Question]) -> Any:
         prompts = [self._prompt(question) for question in questions]
-        images = [question.images for question in questions]
-        return self.loaded.place(prepare(self.loaded.processor, images, prompts))
+        return self.loaded.batch([question.images for question in questions], prompts)
 
     def _prompt(self, question: Question) -> str:
         processor, count = self.loaded.processor, len(question.images)

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args, rest = parser.parse_known_args(argv)
     try:
         config = CompressionConfig.from_sources(args=args)
-        config.create()
+        config.create_all()
         launch(args, config, rest)
     except VTCError as error:
         sys.exit(f"error: {error}")

@@ -30,6 +30,7 @@ from vtc.kernels import (
     bit_packing,
     cls_attention,
     cosine_topk,
+    greedy_pick,
     lof,
     merge,
     neighbour_count,
@@ -84,6 +85,15 @@ def _cosine_topk(dtype: torch.dtype) -> None:
     cosine_topk.launch(keys[:, :32], keys, cosine_topk.MOST, None, None, None)
 
 
+def _greedy_pick(dtype: torch.dtype) -> None:
+    rows, weight = _meta(1, TILES * PATCHES, LM_WIDTH, dtype=dtype), _meta(1, TILES * PATCHES)
+    count, valid = _meta(1, dtype=torch.int64), _meta(1, TILES * PATCHES, dtype=torch.bool)
+    for rule in greedy_pick.RULES[1:]:  # distance is a launch of mmr's kernel
+        greedy_pick.launch(rule, rows, count, 720, weight, valid, None, 0.5, 1)
+    tiles = _meta(TILES, PATCHES, PATCHES)
+    greedy_pick.launch("cover", tiles, _meta(TILES, dtype=torch.int64), 144, None, None, None, 1, 1)
+
+
 def _attention_received(dtype: torch.dtype) -> None:
     heads = _meta(TILES, PATCHES, HEADS, HEAD_WIDTH, dtype=dtype).transpose(1, 2)
     attention_received.launch(heads, heads, HEAD_WIDTH**-0.5)
@@ -125,6 +135,7 @@ OPERATIONS: dict[str, Callable[[torch.dtype], Any]] = {
     "lof": _lof,
     "neighbour_count": _neighbour_count,
     "cosine_topk": _cosine_topk,
+    "greedy_pick": _greedy_pick,
     "merge": _merge,
     "adaptive_pool": _adaptive_pool,
     "ragged_compact": _ragged_compact,
@@ -291,12 +302,12 @@ def markdown(rows: Sequence[Build]) -> str:
         lines.setdefault(key, {})[row.target] = row
     head = ["operation", "kernel", "variant", "features", *targets]
     out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for key, cells in lines.items():
+    for named, cells in lines.items():
         figures = [
             f"{b.registers} / {b.spills} / {b.shared} / {b.vector_loads} / {b.matrix}"
             for b in cells.values()
         ]
-        out.append("| " + " | ".join([*key, *figures]) + " |")
+        out.append("| " + " | ".join([*named, *figures]) + " |")
     return "\n".join(out) + "\n"
 
 

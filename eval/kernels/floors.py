@@ -114,6 +114,18 @@ def _cosine_topk(tiles: int) -> Work:
     )
 
 
+def _greedy_pick(tiles: int) -> Work:
+    picks = PATCHES // 4
+    # mmr: the cosines of every pick with all candidates
+    return Work(
+        tiles * PATCHES * (LM_WIDTH * HALF + FLOAT + FLAG),
+        tiles * picks * INT,
+        2 * tiles * picks * PATCHES * LM_WIDTH,
+        True,
+        f"{picks} picks of [{tiles}, {PATCHES}, {LM_WIDTH}]",
+    )
+
+
 def _lof(tiles: int) -> Work:
     k = 20
     # for every value and neighbour: moving the window, distance, reach, density, ratio
@@ -184,6 +196,7 @@ WORK: dict[str, Callable[[int], Work]] = {
     "lof": _lof,
     "neighbour_count": _neighbour_count,
     "cosine_topk": _cosine_topk,
+    "greedy_pick": _greedy_pick,
     "merge": _merge,
     "adaptive_pool": _adaptive_pool,
     "ragged_compact": _ragged_compact,

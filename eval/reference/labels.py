@@ -73,13 +73,13 @@ def _features(item: Item, legible: bool) -> dict[str, int]:
 def _present(item: Item, legible: bool) -> list[int]:
     colors, shapes = len(COLOR_NAMES), len(SHAPES)
     base = colors * shapes
-    found = []
+    color, found = item.color or "", []
     if item.kind == "shape":
-        found.append(_COLOR[item.color] * shapes + _SHAPE[item.shape])
+        found.append(_COLOR[color] * shapes + _SHAPE[item.shape or ""])
     elif item.kind == "tag":
-        found.append(base + _COLOR[item.color])
+        found.append(base + _COLOR[color])
     elif item.kind == "tagword":
-        found.append(base + colors + _COLOR[item.color])
+        found.append(base + colors + _COLOR[color])
     base += 2 * colors
     if legible and item.word is not None:
         found.append(base + _WORD[item.word])

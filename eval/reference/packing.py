@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def numbering(source: np.ndarray, rng: np.random.Generator, mode: str = "jitter"
 
 def pack(
     scenes: Sequence[Scene],
-    tokenizer: object,
+    tokenizer: Any,
     rng: np.random.Generator,
     mode: str = "jitter",
     filler: bool = True,
@@ -105,9 +106,9 @@ def pack(
     shape = (len(scenes), wide)
     ids, source = np.zeros(shape, np.int64), np.full(shape, PAD)
     positions = np.zeros(shape, np.int64)
-    shape = (len(scenes), many, long)
-    block_ids, block_positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    targets = np.full(shape, -100)
+    blocked = (len(scenes), many, long)
+    block_ids, block_positions = np.zeros(blocked, np.int64), np.zeros(blocked, np.int64)
+    targets = np.full(blocked, -100)
     for row, (a, b, c) in enumerate(prefixes):
         ids[row, : len(a)], source[row, : len(a)], positions[row, : len(a)] = a, b, c
         for j, (prompt, answer, end) in enumerate(blocks[row]):
@@ -119,11 +120,20 @@ def pack(
                 block_ids[row, j, len(prompt)] = rng.integers(5, len(tokenizer))
     tiles = np.stack([normalise(split_tiles(scene.image)) for scene in scenes])
     types = [[question.type for question in scene.questions] for scene in scenes]
-    arrays = (tiles, ids, source, positions, block_ids, block_positions, targets)
-    return Packed(*(torch.from_numpy(array) for array in arrays), types)
+    tensor = torch.from_numpy
+    return Packed(
+        tensor(tiles),
+        tensor(ids),
+        tensor(source),
+        tensor(positions),
+        tensor(block_ids),
+        tensor(block_positions),
+        tensor(targets),
+        types,
+    )
 
 
-def patch_features(tower: nn.Module, tiles: Tensor, layer: int) -> Tensor:
+def patch_features(tower: Any, tiles: Tensor, layer: int) -> Tensor:
     """Patch features ``[rows, tiles * patches, width]`` of a frozen tower, no layer too many."""
     with torch.no_grad():
         flat = tiles.flatten(0, 1)
@@ -134,7 +144,7 @@ def patch_features(tower: nn.Module, tiles: Tensor, layer: int) -> Tensor:
         return hidden[:, 1:].reshape(len(tiles), -1, hidden.shape[-1])
 
 
-def prefix_embeddings(model: nn.Module, packed: Packed, features: Tensor) -> Tensor:
+def prefix_embeddings(model: Any, packed: Packed, features: Tensor) -> Tensor:
     """Input embeddings of the prefixes: text, projected patches, newlines."""
     core = model.model
     embedded = core.language_model.embed_tokens(packed.ids)
@@ -151,7 +161,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
-def answer_states(model: nn.Module, packed: Packed, prefix: Tensor) -> tuple[Tensor, Tensor]:
+def answer_states(model: Any, packed: Packed, prefix: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden states of the question blocks ``[rows, blocks, length, width]``: the final ones, and
     those before the last layer.
 
@@ -202,11 +212,11 @@ def answer_states(model: nn.Module, packed: Packed, prefix: Tensor) -> tuple[Ten
 
 
 def answer_logits(
-    model: nn.Module,
+    model: Any,
     packed: Packed,
     features: Tensor | None = None,
     aux: nn.Module | None = None,
-) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Logits and targets of all answer tokens, in order of rows, blocks, tokens.
 
     With ``aux`` (see :class:`Lookahead`) its loss comes as a third value.
@@ -242,10 +252,10 @@ class Lookahead(nn.Module):
         ahead = torch.cat([targets[..., 1:], torch.full_like(targets[..., :1], -100)], -1)
         state = self.norm(states[first])
         wanted = (targets[first], ahead[first])
-        parts = [
+        one, two = (
             F.cross_entropy(head(state), t) for head, t in zip(self.heads, wanted, strict=True)
-        ]
-        return sum(parts) / 2
+        )
+        return (one + two) / 2
 
 
 def exact(packed: Packed, logits: Tensor) -> list[list[bool]]:

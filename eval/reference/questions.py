@@ -140,9 +140,10 @@ def _position(shapes: list[tuple[int, Item]], size: tuple[int, int]) -> list[Que
     places = {index: quadrant(item, size) for index, item in shapes}
     found = []
     for index, item in shapes:
-        if pairs[(item.color, item.shape)] == 1 and places[index]:
+        place = places[index]
+        if pairs[(item.color, item.shape)] == 1 and place:
             text = f"where is the {item.color} {item.shape} ?"
-            found.append(_question(text, places[index], "where", [index]))
+            found.append(_question(text, place, "where", [index]))
     # An object that straddles a mid-line would make "at the top left" ambiguous.
     vague = {name for index, item in shapes if not places[index] for name in _touched(item, size)}
     for name in QUADRANTS:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -150,7 +151,8 @@ class _Painter:
         if kind == "shape":
             self._shape(plan["shape"], COLORS[plan["color"]], box)
         elif kind == "record":
-            ink = tuple(int(v) for v in self.rng.integers(0, 70, 3))
+            red, green, blue = (int(v) for v in self.rng.integers(0, 70, 3))
+            ink = (red, green, blue)
             chars = self.text(x, y + tall // 2, plan["text"], plan["size"], ink)
         else:
             fill = COLORS[plan["color"]]
@@ -329,7 +331,7 @@ def render(
 
 
 def _shift(item: Item, dx: int, dy: int) -> Item:
-    def move(box):
+    def move(box: Any) -> Any:
         return (box[0] + dx, box[1] + dy, box[2] + dx, box[3] + dy)
 
     chars = tuple((char, move(box)) for char, box in item.chars)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vtc.eval.common.answers import answer, batches
+from vtc.eval.common.loading import Loaded
 
 from .model import load_reference
 from .questions import TYPES, is_correct, majority
@@ -45,17 +45,21 @@ def groups(scores: dict[str, float], count: dict[str, int]) -> dict[str, float]:
     return found
 
 
-def check_generate(model: Any, processor: Any, sample: list[Scene]) -> dict[str, float]:
-    """Exact match by ``generate`` and by the packed pass, on the same scenes."""
-    hits = [
-        is_correct(said, question.answer)
-        for batch in batches(processor, sample, chat)
-        for said, question in zip(
-            answer(model, processor, batch.inputs), batch.questions, strict=True
-        )
+def hits(loaded: Loaded, scene: Scene) -> list[bool]:
+    """Whether each question about a scene is answered right through the processor and ``generate``."""
+    prompts = [chat(question.text) for question in scene.questions]
+    inputs = loaded.batch([[scene.image]] * len(prompts), prompts)
+    said = loaded.answer(inputs, max_new_tokens=8)
+    return [
+        is_correct(text.strip(), q.answer) for text, q in zip(said, scene.questions, strict=True)
     ]
-    packed = measure(model, sample)
-    return {"generate": float(np.mean(hits)), "packed": packed["all"], "n": len(hits)}
+
+
+def check_generate(loaded: Loaded, sample: list[Scene]) -> dict[str, float]:
+    """Exact match by ``generate`` and by the packed pass, on the same scenes."""
+    right = [hit for scene in sample if scene.questions for hit in hits(loaded, scene)]
+    packed = measure(loaded.model, sample)
+    return {"generate": float(np.mean(right)), "packed": packed["all"], "n": len(right)}
 
 
 def score(split: str, n: int, seed: int, path: Path | None, generate: int = 0) -> dict[str, Any]:
@@ -83,7 +87,8 @@ def score(split: str, n: int, seed: int, path: Path | None, generate: int = 0) -
         kind: measure(model, members)["all"] for kind, members in sorted(kinds.items())
     }
     if generate:
-        result["generate"] = check_generate(model, processor, sample[:generate])
+        loaded = Loaded("reference", model, processor, model.device)
+        result["generate"] = check_generate(loaded, sample[:generate])
     return result
 
 

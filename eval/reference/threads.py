@@ -104,13 +104,14 @@ class LlavaNextForConditionalGeneration(_LlavaNext):
             return super().__call__(*args, **kwargs)
 
     @functools.wraps(_LlavaNext.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    def generate(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         with one_thread():
-            return super().generate(*args, **kwargs)
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         # a method on the model puts its own in place, which encodes the images first
-        super().__setattr__(name, _OnOneThread(value) if name == "generate" else value)
+        mine: Any = _OnOneThread(value) if name == "generate" else value
+        super().__setattr__(name, mine)
 
     @staticmethod
     def threads() -> int:

@@ -67,7 +67,7 @@ class Batches:
         shares = np.array(list(weights.values()))
         grid = list(weights)[int(rng.choice(len(weights), p=shares / shares.sum()))]
         count = max(2, self.tokens // (SIDE * SIDE * (1 + grid[0] * grid[1])))
-        scenes = []
+        scenes: list[Scene] = []
         while len(scenes) < count:
             # More questions of a type than in the evaluation: pages would fill few slots else.
             scene = make_scene("train", 1 + self.seed, self.index, MIX, {grid: 1.0}, 16, 8)
@@ -75,7 +75,7 @@ class Batches:
             if scene.questions:
                 scenes.append(scene)
         packed = pack(scenes, self.tokenizer, rng, noise=0.2)
-        lone = []
+        lone: list[Scene] = []
         while len(lone) < 10:
             scene = make_scene("train", 1 + self.seed, self.index, SPARSE, {grid: 1.0}, 16, 8)
             self.index += self.stride
@@ -173,7 +173,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
     """One rank of the training."""
     clip = build_clip(args.seed)
     clip.load_state_dict(torch.load(args.vision, weights_only=True))
-    model = build_llava(clip, args.seed)
+    model: Any = build_llava(clip, args.seed)
     model.set_attn_implementation("eager")
     model.model.vision_tower.requires_grad_(False)
     learned = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
@@ -224,7 +224,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
         if step % args.sync == 0:
             average(shared)
             schedule.update(step)
-        if step % args.log_every == 0 and rank == 0:
+        if step % args.log_every == 0 and log is not None:
             log.write(
                 step=step,
                 seconds=schedule.seconds(),
@@ -237,7 +237,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
             )
             recent = []
         now = time.monotonic()
-        if rank == 0 and now - checked > args.val_minutes * 60 and step % args.sync == 0:
+        if log is not None and now - checked > args.val_minutes * 60 and step % args.sync == 0:
             log.write(step=step, seconds=schedule.seconds(), val=measure(model, watched))
             if schedule.progress > 0.4:
                 log.write(step=step, half=numbering_gap(model, watched[: len(watched) // 2]))
@@ -256,7 +256,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
                 seconds=schedule.seconds(),
             )
     average(shared)
-    if rank == 0:
+    if log is not None:
         torch.save(model.state_dict(), args.folder / "llava.pt")
         log.write(step=step, seconds=schedule.seconds(), scenes=seen, final=measure(model, watched))
 

@@ -45,7 +45,7 @@ class Heads(nn.Module):
         self.align_bias = nn.Parameter(torch.tensor(-4.0))
 
 
-def tower_states(tower: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def tower_states(tower: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Hidden states of the layer that the language model reads, and of the last layer."""
     hidden = tower.pre_layrnorm(tower.embeddings(pixels))
     states = [hidden]
@@ -136,7 +136,7 @@ class Batches:
         }
 
 
-def losses(clip: nn.Module, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict]:
+def losses(clip: Any, heads: Heads, batch: dict[str, Any]) -> tuple[Tensor, dict]:
     """Total loss and its parts, with accuracies of the dense heads."""
     read, last = tower_states(clip.vision_model, batch["pixels"])
     patches = read[:, 1:]
@@ -199,7 +199,7 @@ def evaluate(clip: nn.Module, heads: Heads, batches: list[dict]) -> dict[str, fl
 
 def work(rank: int, args: argparse.Namespace) -> None:
     """One rank of the training."""
-    clip = build_clip(args.seed)
+    clip: Any = build_clip(args.seed)
     clip.set_attn_implementation("eager")
     torch.manual_seed(args.seed)
     heads = Heads(clip.config.vision_config.hidden_size)
@@ -231,7 +231,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
             average(both.parameters())
             schedule.update(step)
         busy += time.monotonic() - begun
-        if step % args.log_every == 0 and rank == 0:
+        if step % args.log_every == 0 and log is not None:
             log.write(
                 step=step,
                 seconds=schedule.seconds(),
@@ -243,7 +243,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
             )
         if step % args.log_every == 0:
             busy = render = 0.0
-        if step % (args.log_every * 4) == 0 and rank == 0:
+        if step % (args.log_every * 4) == 0 and log is not None:
             log.write(step=step, val=evaluate(clip, heads, checks))
         if time.monotonic() - saved > args.save_minutes * 60 or schedule.progress >= 1:
             saved = time.monotonic()
@@ -256,7 +256,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
                 seconds=schedule.seconds(),
             )
     average(both.parameters())
-    if rank == 0:
+    if log is not None:
         checks = [Batches("val", 0, 64, first=i * 1000).next() for i in range(8)]
         log.write(step=step, seconds=schedule.seconds(), final=evaluate(clip, heads, checks))
         torch.save(clip.state_dict(), args.folder / "clip.pt")

@@ -86,7 +86,7 @@ def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE
         mine = [e for e in shown if e.label == label]
         if not mine:
             continue
-        line = sorted((e for e in mine if e.retention is not None), key=lambda e: -e.retention)
+        line = sorted((e for e in mine if e.retention), key=lambda e: -(e.retention or 0.0))
         axes.plot(
             [cost(e, timed) for e in line], [100 * e.accuracy.value for e in line],
             color=colour, linewidth=0.8, alpha=0.5, zorder=1.5,

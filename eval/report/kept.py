@@ -15,8 +15,9 @@ import numpy as np
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.common.records import Answer, Setting
-from vtc.eval.report.results import FULL, Results
+from vtc.eval.common.records import Answer
+from vtc.eval.common.settings import FULL, Setting
+from vtc.eval.report.results import Results
 from vtc.eval.report.runs import Collected
 from vtc.pictures import load_image
 
@@ -50,7 +51,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Example:
     """A question with its panels.
 
     Attributes:
@@ -88,9 +89,9 @@ def choose(results: Results, retention: float | None, count: int) -> list[str]:
     table = np.array(rows)
     split = np.abs((table > 0.5).mean(0) - 0.5)
     full = results.full
-    known = results.scores[Setting(FULL).key] > 0.5 if full is not None else np.ones(len(split))
+    known = results.scores[FULL.key] > 0.5 if full is not None else np.ones(len(split))
     order = sorted(
-        (index for index in np.flatnonzero(~np.isnan(table).any(0)) if split[index] < 0.5),
+        (int(index) for index in np.flatnonzero(~np.isnan(table).any(0)) if split[index] < 0.5),
         key=lambda i: (not known[i], split[i], results.items[i]),
     )
     chosen: list[int] = []
@@ -122,7 +123,7 @@ def remake(
     retention: float | None,
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
-) -> list[Subject]:
+) -> list[Example]:
     """Make the pictures of some items again.
 
     Args:
@@ -143,7 +144,7 @@ def remake(
     known = {item.id: item for item in suite.items()}
     runner = _runner(collected.facts, suite, list(chosen.values()), model)
     said = {(answer.setting, answer.item): answer for answer in collected.answers}
-    return [_subject(runner, known[item], chosen, said) for item in items]
+    return [_example(runner, known[item], chosen, said) for item in items]
 
 
 def _suite(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Suite:
@@ -189,42 +190,38 @@ def _runner(
     )
 
 
-def _subject(
+def _example(
     runner: Runner,
     item: Item,
     settings: Mapping[str, Setting],
     said: Mapping[tuple[str, str], Answer],
-) -> Subject:
-    from vtc.eval.accuracy.runner import Row
-
-    row = Row(item, tuple(load_image(call()) for call in item.images))
+) -> Example:
+    images = [load_image(call()) for call in item.images]
     panels = [
-        _panel(runner, row, label, setting, said[setting.key, item.id])
+        _panel(runner, item, images, label, setting, said[setting.key, item.id])
         for label, setting in settings.items()
     ]
-    full = said.get((Setting(FULL).key, item.id))
-    return Subject(
+    full = said.get((FULL.key, item.id))
+    return Example(
         item.prompt,
         item.answers,
         item.kind,
-        _fitted(row.images[0]),
+        _fitted(images[0]),
         None if full is None else full.prediction,
         panels,
     )
 
 
-def _panel(runner: Runner, row: Any, label: str, setting: Setting, answer: Answer) -> Panel:
-    import torch
-
+def _panel(
+    runner: Runner, item: Item, pictures: list[Image], label: str, setting: Setting, answer: Answer
+) -> Panel:
     from vtc.panels import paint_panel
 
-    with runner.compressed(setting) as run, torch.inference_mode():
-        runner.loaded.model(**runner.inputs([row]))
-        images = list(run.reports[-1].images)
+    images = runner.report(setting, item, pictures).images
     part = "thumbnail" if images[0].tile_grid is None else "crops"
     return Panel(
         label,
-        paint_panel(row.images[0], images[0], part, SIDE, labels=False),
+        paint_panel(pictures[0], images[0], part, SIDE, labels=False),
         sum(image.patches_after for image in images),
         sum(image.patches_before for image in images),
         answer.prediction or "",

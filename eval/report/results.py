@@ -11,11 +11,11 @@ import numpy as np
 
 from vtc.errors import VTCError
 from vtc.eval.common import statistics
-from vtc.eval.common.records import Answer, Setting
+from vtc.eval.common.records import Answer
+from vtc.eval.common.settings import FULL, Setting
 from vtc.eval.common.statistics import Comparison, Interval
 from vtc.eval.common.timing import Ratio
 
-FULL = "none"  # method of the uncompressed model
 NAN = Interval(math.nan, math.nan, math.nan)
 
 
@@ -59,7 +59,7 @@ class Entry:
     @property
     def full(self) -> bool:
         """Whether this is the uncompressed model."""
-        return self.method == FULL
+        return self.method == FULL.method
 
     @property
     def budget(self) -> str:
@@ -238,7 +238,7 @@ def _groups(settings: Sequence[Setting]) -> dict[tuple[str, float | None], list[
     groups: dict[tuple[str, float | None], list[Setting]] = {}
     for setting in settings:
         label = setting.method
-        if label == FULL:
+        if label == FULL.method:
             label = "full model"
         elif len(variants[setting.method]) > 1 and setting.options:
             label += f" ({_options(setting)})"
@@ -270,7 +270,7 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _kept(setting: Setting, answers: Sequence[Answer]) -> float:
-    if setting.method == FULL:
+    if setting.method == FULL.method:
         return 1.0
     kept = [
         answer.patches / answer.patches_full
@@ -293,7 +293,7 @@ def _shares(
     resamples: int,
 ) -> list[Interval]:
     """Score of each group over the score of the full model on the same questions."""
-    full = next((row for row, group in enumerate(groups) if group[0].method == FULL), None)
+    full = next((row for row, group in enumerate(groups) if group[0].method == FULL.method), None)
     if full is None:
         return [NAN] * len(groups)
     common = ~np.isnan(matrix) & ~np.isnan(matrix[full])
@@ -353,6 +353,6 @@ def _comparisons(
     for (one, two), comparison in zip(asked, found, strict=True):
         part = 0 if two == full else 1 if entries[two].label == baseline else 2
         out[part].append((entries[one], comparison))
-    for part in out:
-        part.sort(key=lambda pair: (_order(pair[0])[2:], pair[1].first, pair[1].second))
+    for some in out:
+        some.sort(key=lambda pair: (_order(pair[0])[2:], pair[1].first, pair[1].second))
     return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 from vtc.errors import VTCError
 from vtc.eval.common import manifest
-from vtc.eval.common.records import Answer, Setting, read_answers, read_manifest
+from vtc.eval.common.records import Answer, read_answers, read_manifest
+from vtc.eval.common.settings import Setting
 from vtc.eval.common.timing import Ratio
 from vtc.eval.efficiency.lines import read_measures
 from vtc.eval.report.results import group_key
@@ -25,7 +25,7 @@ ALLOWED = {"code": ("vtc", "commit", "dirty", "sources"), "packages": ("python",
 
 
 @dataclass(frozen=True)
-class Run:
+class Recorded:
     """A run on disk.
 
     Attributes:
@@ -62,8 +62,8 @@ class Collected:
         warnings: what a reader must know, such as differences that were allowed.
     """
 
-    accuracy: list[Run]
-    efficiency: Run | None
+    accuracy: list[Recorded]
+    efficiency: Recorded | None
     answers: list[Answer]
     times: dict[str, Ratio] | None
     warnings: list[str]
@@ -105,8 +105,8 @@ def collect(folders: Sequence[Path], allow: Collection[str] = ()) -> Collected:
     for name in allow:
         if name not in ALLOWED:
             raise VTCError(f"allow: got {name!r}, allowed are {', '.join(ALLOWED)}")
-    runs = [Run(folder, read_manifest(folder)) for folder in folders]
-    known = {"accuracy": [], "efficiency": []}
+    runs = [Recorded(folder, read_manifest(folder)) for folder in folders]
+    known: dict[str, list[Recorded]] = {"accuracy": [], "efficiency": []}
     for run in runs:
         kind = run.facts.get("kind")
         if kind not in known:
@@ -148,26 +148,27 @@ def collect(folders: Sequence[Path], allow: Collection[str] = ()) -> Collected:
     return collected
 
 
-def _check(one: Run, two: Run, allow: Collection[str]) -> list[str]:
+def _check(one: Recorded, two: Recorded, allow: Collection[str]) -> list[str]:
     """Compare two runs.
 
     Returns:
         The differences that were allowed.
     """
-    if two.facts["kind"] == one.facts["kind"]:
-        parts = [{name: run.facts.get(name) for name in SAME} for run in (one, two)]
-    else:
-        parts = [
-            {"model": {name: run.facts["model"].get(name) for name in SAME_MODEL}}
-            for run in (one, two)
-        ]
-    found = list(manifest.differences(*parts))
+
+    def part(run: Recorded) -> dict[str, Any]:
+        if two.facts["kind"] == one.facts["kind"]:
+            return {name: run.facts.get(name) for name in SAME}
+        return {"model": {name: run.facts["model"].get(name) for name in SAME_MODEL}}
+
+    found = list(manifest.differences(part(one), part(two)))
     if found:
         raise VTCError(f"run: {_between(one, two, found)}; such runs cannot be compared")
     warnings = []
     for key, names in ALLOWED.items():
-        codes = [{name: run.facts["code"].get(name) for name in names} for run in (one, two)]
-        found = list(manifest.differences(*codes, "code."))
+        first, second = (
+            {name: run.facts["code"].get(name) for name in names} for run in (one, two)
+        )
+        found = list(manifest.differences(first, second, "code."))
         if not found:
             continue
         told = _between(one, two, found)
@@ -177,17 +178,11 @@ def _check(one: Run, two: Run, allow: Collection[str]) -> list[str]:
     return warnings
 
 
-def _between(one: Run, two: Run, found: Sequence[tuple[str, Any, Any]]) -> str:
-    told = "; ".join(f"{name} is {_short(a)} and {_short(b)}" for name, a, b in found[:3])
+def _between(one: Recorded, two: Recorded, found: Sequence[tuple[str, Any, Any]]) -> str:
+    short = manifest.short
+    told = "; ".join(f"{name} is {short(a)} and {short(b)}" for name, a, b in found[:3])
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
     return f"runs {one.name!r} and {two.name!r} differ: {told}{more}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    if re.fullmatch(r"'[0-9a-f]{32,}'", text):  # a hash
-        return f"{text[1:13]}..."
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _mixed(facts: Mapping[str, Any]) -> bool:
@@ -211,10 +206,10 @@ def _timing(facts: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _answers(runs: Sequence[Run]) -> list[Answer]:
+def _answers(runs: Sequence[Recorded]) -> list[Answer]:
     """Answers of all runs. A setting that two runs measured (the full model, mostly) is taken once;
     its answers must be the same in both."""
-    found: dict[tuple[str, str], tuple[Answer, Run]] = {}
+    found: dict[tuple[str, str], tuple[Answer, Recorded]] = {}
     for run in runs:
         for answer in read_answers(run.folder):
             key = (answer.setting, answer.item)
@@ -231,7 +226,7 @@ def _answers(runs: Sequence[Run]) -> list[Answer]:
     return [answer for answer, _ in found.values()]
 
 
-def _times(run: Run, accuracy: Run) -> dict[str, Ratio]:
+def _times(run: Recorded, accuracy: Recorded) -> dict[str, Ratio]:
     """Time to the first token as a multiple of the full model's, under the attention that the
     accuracy run used if it was timed, else under the first one."""
     lines = read_measures(run.folder)
@@ -239,7 +234,7 @@ def _times(run: Run, accuracy: Run) -> dict[str, Ratio]:
     wanted = accuracy.facts["model"].get("attention")
     if wanted not in attentions and attentions:
         wanted = attentions[0]
-    times = {}
+    times: dict[str, Ratio] = {}
     for line in lines:
         measure = line.measures.get("ttft")
         if line.attention == wanted and measure is not None and measure.ratio is not None:

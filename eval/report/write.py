@@ -12,9 +12,9 @@ from typing import Any
 from vtc.eval import pages
 from vtc.eval.common.statistics import Interval, points, sentence
 from vtc.eval.report import charts, words
-from vtc.eval.report.kept import Subject
+from vtc.eval.report.kept import Example
 from vtc.eval.report.results import Results, budget
-from vtc.eval.report.runs import Collected, Run
+from vtc.eval.report.runs import Collected, Recorded
 
 PAGE = "report.html"
 MANY = 20  # failed rows that are listed one by one
@@ -24,7 +24,7 @@ def write(
     collected: Collected,
     results: Results,
     folder: Path,
-    subjects: Sequence[Subject] = (),
+    subjects: Sequence[Example] = (),
     without: str = "",
     title: str | None = None,
 ) -> list[Path]:
@@ -135,7 +135,7 @@ def _cell(value: float) -> str:
 def page(
     collected: Collected,
     results: Results,
-    subjects: Sequence[Subject] = (),
+    subjects: Sequence[Example] = (),
     without: str = "",
     title: str | None = None,
 ) -> str:
@@ -191,7 +191,7 @@ def page(
     )
 
 
-def _runs(collected: Collected) -> list[Run]:
+def _runs(collected: Collected) -> list[Recorded]:
     efficiency = [] if collected.efficiency is None else [collected.efficiency]
     return [*collected.accuracy, *efficiency]
 
@@ -219,7 +219,7 @@ def failures(collected: Collected) -> dict[str, Any]:
     return {"count": len(rows), "reasons": reasons.most_common(), "rows": rows[:MANY]}
 
 
-def facts(run: Run) -> dict[str, Any]:
+def facts(run: Recorded) -> dict[str, Any]:
     """What the page says about a run: name, kind, the commands that made it, other entries."""
     known = run.facts
     sessions = known.get("sessions", [])

@@ -1,33 +1,33 @@
-"""Benchmarks by name: every module here that defines a `Suite` with a name adds it."""
+"""Benchmarks by name: those of the files here, of installed packages, and registered ones."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
-from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from vtc import registry
+from vtc import doors, registry
 from vtc.eval.suites.base import Item, Suite
 
-__all__ = ["Item", "Suite", "create_suite", "list_suites", "suite_class"]
+__all__ = ["Item", "Suite", "create_suite", "list_suites", "register_suite", "suite_class"]
+
+S = TypeVar("S", bound="type[Suite]")
+_SUITES: registry.Classes[type[Suite]] = registry.Classes(
+    "vtc.eval.suites", doors.SUITES, "vtc.eval.suites.base:Suite"
+)
 
 
-@cache
-def _load() -> dict[str, type[Suite]]:
-    found = {}
-    for module in pkgutil.iter_modules(__path__):
-        members = vars(importlib.import_module(f"{__name__}.{module.name}")).values()
-        for member in members:
-            if inspect.isclass(member) and issubclass(member, Suite) and hasattr(member, "name"):
-                registry.put(found, "suite", member.name, member)
-    return found
+def register_suite(cls: S) -> S:
+    """Class decorator: make a `Suite` available under its `name`.
+
+    Raises:
+        VTCError: the class has no name, or the name belongs to another class.
+    """
+    _SUITES.add(cls)
+    return cls
 
 
 def list_suites(pattern: str = "*") -> list[str]:
     """Names of the suites that match a glob, sorted."""
-    return registry.names(_load(), pattern)
+    return doors.usable(doors.SUITES, _SUITES, registry.names(_SUITES, pattern))
 
 
 def suite_class(name: str) -> type[Suite]:
@@ -36,7 +36,7 @@ def suite_class(name: str) -> type[Suite]:
     Raises:
         VTCError: unknown suite.
     """
-    return registry.entry(_load(), "suite", name)
+    return registry.entry(_SUITES, "suite", name)
 
 
 def create_suite(name: str, **options: Any) -> Suite:
@@ -45,4 +45,4 @@ def create_suite(name: str, **options: Any) -> Suite:
     Raises:
         VTCError: unknown suite or option, or a value out of range.
     """
-    return registry.create(_load(), "suite", name, **options)
+    return registry.create(_SUITES, "suite", name, **options)

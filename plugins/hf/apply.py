@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.methods.base import Method
-from vtc.methods.which import quoted, without_signals
-from vtc.plugins.hf import arguments
 from vtc.plugins.hf.adapters import adapter_for
-from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.attach import sync
 from vtc.plugins.hf.defaults import completed, create_for
 from vtc.plugins.hf.handle import Handle
-from vtc.plugins.hf.patch import HIDDEN, TEXT, Patch
+from vtc.plugins.hf.patch import Patch
 from vtc.plugins.hf.scopes import LOCK, State, state_of
 from vtc.plugins.hf.selfcheck import check_once
+from vtc.plugins.hf.stages.base import stages_for
 from vtc.plugins.hf.text_encoder import load_tokenizer
-from vtc.plugins.model.layers import layer_index
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.positions import check_policy
+from vtc.several import check_places, names_of
+
+if TYPE_CHECKING:
+    from vtc.plugins.backends import Plan
+
+
+def takes(model: Any) -> bool:
+    """Whether a model is one of PyTorch's; which of them are supported, `apply` says."""
+    return isinstance(model, nn.Module)
 
 
 def apply(
-    model: nn.Module,
-    method: str | Method | CompressionConfig,
+    model: Model,
+    method: Plan,
     *,
     processor: Any = None,
     positions: str | None = None,
@@ -36,8 +44,9 @@ def apply(
 
     Args:
         model: a transformers vision-language model, or a PEFT model around one.
-        method: name, `Method`, or `CompressionConfig`. Options that are not given are those that the
-            model brings (`defaults.py`); a `Method` has those that are not None given.
+        method: name, `Method`, or `CompressionConfig`; or a list of methods that work one behind the
+            other, by name `"a+b"`. Options that are not given are those that the model brings
+            (`defaults.py`); a `Method` has those that are not None given.
         processor: processor or tokenizer, read by text-guided methods; by default the one beside the
             model's weights.
         positions: `"original"` (default), `"contiguous"` or `"regrid"`, see `positions.py`. A model
@@ -62,8 +71,8 @@ def apply(
 
 
 def plan(
-    model: nn.Module,
-    method: str | Method | CompressionConfig,
+    model: Model,
+    method: Plan,
     *,
     processor: Any = None,
     positions: str | None = None,
@@ -82,7 +91,7 @@ def plan(
     return Handle(model, patch)
 
 
-def remove(model: nn.Module) -> None:
+def remove(model: Model) -> None:
     """Take any patch off `model`; nothing happens when there is none.
 
     In a block, calls made there run bare from now on, and leaving it puts back what it found.
@@ -103,7 +112,7 @@ def remove(model: nn.Module) -> None:
         sync(model, state)
 
 
-def _inner_most(model: nn.Module) -> nn.Module:
+def _inner_most(model: Model) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise VTCError(f"model: got {type(model).__name__}, allowed is a transformers model")
     for part in ("_orig_mod", "module"):  # torch.compile, DataParallel
@@ -116,93 +125,58 @@ def _inner_most(model: nn.Module) -> nn.Module:
 
 
 def _resolve(
-    model: nn.Module,
-    method: str | Method | CompressionConfig,
-    positions: str | None,
-    options: dict[str, Any],
-) -> tuple[Method, str]:
-    if isinstance(method, str):
-        return create_for(model, method, options), check_policy(positions or "original")
+    model: Model, method: Plan, positions: str | None, options: dict[str, Any]
+) -> tuple[list[Method], str]:
+    """The methods, with what the model brings for them, and the position policy."""
+    if isinstance(method, str) and "+" not in method:
+        return [create_for(model, method, options)], check_policy(positions or "original")
     if options:
+        got = repr(method) if isinstance(method, str) else type(method).__name__
         raise VTCError(
-            f"{next(iter(options))}: options go with a method's name; got {type(method).__name__}"
+            f"{next(iter(options))}: options go with a method's name; got {got}; of several methods, "
+            "each is given its own: [Method(...), Method(...)]"
         )
+    policy = positions or "original"
     if isinstance(method, CompressionConfig):
-        created = create_for(model, method.method, method.fields())
-        return created, check_policy(positions or method.positions)
+        policy = positions or method.positions
+        methods = [create_for(model, name, fields) for name, fields in method.parts()]
+    else:
+        parts = names_of(method) if isinstance(method, str) else method
+        parts = [parts] if isinstance(parts, Method) else parts
+        if not isinstance(parts, (list, tuple)):
+            raise VTCError(
+                f"method: got {type(method).__name__}, allowed are a name, a Method, a list of them, "
+                "or a CompressionConfig"
+            )
+        methods = [_one(model, part) for part in parts]
+    check_places(methods)
+    return methods, check_policy(policy)
+
+
+def _one(model: Model, method: Any) -> Method:
+    """One method of a plan."""
+    if isinstance(method, str):
+        return create_for(model, method, {})
     if isinstance(method, Method):
-        return completed(model, method), check_policy(positions or "original")
+        return completed(model, method)
     raise VTCError(
-        f"method: got {type(method).__name__}, allowed are a name, a Method or a CompressionConfig"
+        f"method: got a list with {type(method).__name__}, allowed are names and Methods"
     )
 
 
-def _plan(model: nn.Module, method: Method, positions: str, processor: Any) -> Patch:
+def _plan(model: Model, methods: Sequence[Method], positions: str, processor: Any) -> Patch:
     """Everything that can go wrong, before anything is changed."""
     adapter = adapter_for(model)
-    base = model.base_model
-    if adapter.mechanism == "boundary" and not arguments.takes(model, "mm_encoder_outputs"):
-        import transformers
-
-        raise VTCError(
-            f"transformers: {transformers.__version__} is installed, needed is >= 5.18 "
-            "(its models take no mm_encoder_outputs before)"
-        )
-    adapter.check(base)
-    has_cls = adapter.has_cls(base)
-    requests = method.requests(has_cls)
-    modalities = [m for m in PIXELS if adapter.token_id(model.config, m) is not None]
-    layers = {modality: adapter.layers(base, modality) for modality in modalities}
-    depth = len(layers["image"])
-    read = {r.kind for r in requests.values()} - TEXT
-    if read and depth == 0:
-        raise VTCError(
-            f"method: {method.name!r} reads {', '.join(sorted(read))}, but no attention layers are "
-            f"found in the vision tower of {type(model).__name__}; {quoted(without_signals())} "
-            "work without"
-        )
-    needed = {
-        layer_index(request.layer, depth)
-        for request in requests.values()
-        if request.kind not in HIDDEN | TEXT
-    }
-    deepest = depth - 1 if read & HIDDEN else max(needed, default=-1)
-    towers = {id(adapter.tower(base, modality)): modality for modality in layers if needed}
-    probed = [
-        (adapter.attention(base, layer, modality), layer)
-        for layer in sorted(needed)
-        for modality in towers.values()
-    ]
-    adapter.projector(base)  # raises where a hook will find none
-
-    if adapter.mechanism == "crossed" and any(
-        request.kind == "text_similarity" for request in requests.values()
-    ):
-        raise VTCError(
-            f"method: {method.name!r} compares tokens with the question as the language model reads "
-            f"both, but {type(model).__name__} reads images by cross-attention"
-        )
-    notes = list(adapter.notes(base, method))
+    parts = stages_for(adapter, methods)
+    patch = Patch(tuple(m for _, m in parts), tuple(s for s, _ in parts), adapter, positions)
+    for stage, method in parts:
+        stage.check(model, patch, method)
     if positions not in adapter.positions:
-        positions = adapter.positions[0]
-        notes.insert(0, f"{type(model).__name__} counts positions itself: they are {positions}")
-    if not has_cls and any(r.kind == "attention_received" for r in requests.values()):
-        notes.append("the vision tower has no CLS token: attention received is used in its place")
-    patch = Patch(
-        method,
-        adapter,
-        positions,
-        requests,
-        layers,
-        deepest,
-        notes=notes,
-        probed=probed,
-        has_cls=has_cls,
-    )
+        patch.positions = adapter.positions[0]
+        patch.notes.insert(
+            0, f"{type(model).__name__} counts positions itself: they are {patch.positions}"
+        )
     patch.equip(model)
-    kinds = {request.kind for request in requests.values()}
-    if "text_similarity" in kinds or (
-        patch.reads_text and getattr(method, "question", None) is None
-    ):
+    if patch.reads_prompt:
         patch.tokenizer = load_tokenizer(processor, model)
     return patch

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from vtc.plugins.hf.typing import Model
+
 _VARIOUS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -18,7 +20,7 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
     return inspect.signature(function).parameters
 
 
-def forwards(model: nn.Module) -> Iterator[Mapping[str, inspect.Parameter]]:
+def forwards(model: Model) -> Iterator[Mapping[str, inspect.Parameter]]:
     """What every `forward` of the model takes, from the instance's own to its first base class's."""
     own = vars(model).get("forward")
     if own is not None:
@@ -40,7 +42,7 @@ def forwards_of(cls: type) -> Iterator[Mapping[str, inspect.Parameter]]:
             yield {name: p for name, p in parameters.items() if name != "self"}
 
 
-def takes(model: nn.Module, name: str) -> bool:
+def takes(model: Model, name: str) -> bool:
     """Whether a model's forward takes the argument `name`, or hands it on to one that does.
 
     A user's subclass, or a kernel library's replacement of the class's forward, may take `**kwargs`.
@@ -54,7 +56,7 @@ def takes(model: nn.Module, name: str) -> bool:
     return inner is not model and takes(inner, name)
 
 
-def names(model: nn.Module) -> list[str]:
+def names(model: Model) -> list[str]:
     """The names of the positional arguments of a model's forward, in order.
 
     A wrapper that takes `*args` says nothing; what it wraps does.
@@ -66,7 +68,7 @@ def names(model: nn.Module) -> list[str]:
     return []
 
 
-def by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def by_name(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of `model`, by name."""
     if not args:
         return dict(kwargs)

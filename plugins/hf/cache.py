@@ -12,21 +12,23 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vtc.errors import VTCError
 from vtc.plugins.hf import arguments
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
 
 #: what the argument may be called, the new name first
 NAMES = ("cache", "past_key_values")
 
 
-def name(model: nn.Module) -> str:
+def name(model: Model) -> str:
     """What `model`'s forward calls its cache."""
-    inner = type(getattr(model, "base_model", model))
-    return _name(type(model), type(model).forward, inner)
+    cls: Any = type(model)
+    inner: Any = type(getattr(model, "base_model", model))
+    return _name(cls, cls.forward, inner)
 
 
 @lru_cache(maxsize=64)
@@ -48,7 +50,7 @@ def given(kwargs: dict[str, Any]) -> Any:
     return None
 
 
-def renamed(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+def renamed(model: Model, kwargs: dict[str, Any]) -> dict[str, Any]:
     """A call's arguments with its cache under the name that `model` reads.
 
     transformers before 5.24 takes no notice of `cache=`, later versions drop one of two names.

@@ -18,13 +18,15 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.plugins.hf import apply, tiny
-from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.selfcheck import checking
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.model.inputs import PIXELS
+from vtc.plugins.model.question import with_question
 from vtc.registry import create_method
 from vtc.report import ImageReport
 
@@ -76,7 +78,7 @@ class Subject:
     """
 
     name: str
-    model: nn.Module
+    model: Model
     rows: list[dict[str, Any]]
     batch: dict[str, Any] | str
     method: Method
@@ -87,8 +89,8 @@ class Subject:
     def compressed(self, **changes: Any) -> apply.Handle:
         """A block with the method on the model, some of its fields changed."""
         method = replace(self.method, **changes) if changes else self.method
-        if getattr(method, "question", "") is None:  # or it would read tokens that are appended
-            method = replace(method, question="what is in the picture?")  # type: ignore[call-arg]
+        # or it would read tokens that are appended
+        method = with_question(method, "what is in the picture?")
         with checking():
             return apply.plan(
                 self.model, method, processor=self.processor, positions=self.positions
@@ -121,7 +123,7 @@ TWO: tiny.Rows = [[(40, 60)], [(60, 24), (32, 32)]]
 
 def tiny_subject(
     name: str,
-    model: nn.Module,
+    model: Model,
     method: Method | None = None,
     positions: str | None = None,
     rows: tiny.Rows = TWO,
@@ -311,7 +313,7 @@ def attention(subject: Subject) -> Iterator[Outcome]:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, row: dict[str, Any]) -> Tensor:
+def _logits(model: Model, row: dict[str, Any]) -> Tensor:
     return model(**row).logits
 
 
@@ -414,7 +416,7 @@ def _longer(batch: dict[str, Any], answer: list[int]) -> dict[str, Any]:
     return new
 
 
-def _cache(model: nn.Module, out: Any) -> dict[str, Any]:
+def _cache(model: Model, out: Any) -> dict[str, Any]:
     """The cache in an output, by the name under which the model takes it."""
     takes = inspect.signature(type(model).forward).parameters
     name = "cache" if "cache" in takes else "past_key_values"
@@ -499,7 +501,7 @@ def _furthest(apart: dict[str, float], subject: Subject) -> Found:
 # -- what a model carries --------------------------------------------------------------------------
 
 
-def _of_vtc(model: nn.Module) -> list[str]:
+def _of_vtc(model: Model) -> list[str]:
     """Hooks, attributes and configs of vtc, by the module that they are on."""
     out = []
     for path, module in model.named_modules():
@@ -513,7 +515,7 @@ def _of_vtc(model: nn.Module) -> list[str]:
     return out
 
 
-def _carried(model: nn.Module) -> dict[str, Any]:
+def _carried(model: Model) -> dict[str, Any]:
     """Attributes, hooks and configs of every module; of tensors, which a run may renew, the names."""
     out: dict[str, Any] = {}
     for path, module in model.named_modules():
@@ -528,7 +530,7 @@ def _carried(model: nn.Module) -> dict[str, Any]:
 # -- attention backends ----------------------------------------------------------------------------
 
 
-def _available(name: str, model: nn.Module) -> None:
+def _available(name: str, model: Model) -> None:
     """Raise `NotRun` where a backend cannot work."""
     device = next(model.parameters()).device
     if name == "flash_attention_2":
@@ -543,7 +545,7 @@ def _available(name: str, model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def _backend(model: nn.Module, name: str) -> Iterator[None]:
+def _backend(model: Model, name: str) -> Iterator[None]:
     """Attention by `name` inside the block, by what it was behind it."""
     configs = {id(config): config for config in _configs(model)}.values()
     before = [(config, config._attn_implementation_internal) for config in configs]
@@ -558,7 +560,7 @@ def _backend(model: nn.Module, name: str) -> Iterator[None]:
             config._attn_implementation_internal = own
 
 
-def _configs(model: nn.Module) -> Iterator[Any]:
+def _configs(model: Model) -> Iterator[Any]:
     for module in model.modules():
         config = getattr(module, "config", None)
         for part in (config, *(vars(config).values() if hasattr(config, "__dict__") else ())):

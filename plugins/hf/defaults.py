@@ -18,10 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from vtc.errors import VTCError
 from vtc.methods.base import Method
+from vtc.plugins.hf.typing import Model
 from vtc.registry import create_method, list_methods, method_class
 
 FILE = "vtc_defaults.json"
@@ -29,7 +28,7 @@ FILE = "vtc_defaults.json"
 _CALLERS = ("retention", "tokens")
 
 
-def model_defaults(model: nn.Module) -> dict[str, dict[str, Any]]:
+def model_defaults(model: Model) -> dict[str, dict[str, Any]]:
     """Options of methods that come with a model, by method; empty where it brings none.
 
     Raises:
@@ -48,7 +47,7 @@ def model_defaults(model: nn.Module) -> dict[str, dict[str, Any]]:
     return found
 
 
-def create_for(model: nn.Module, name: str, options: Mapping[str, Any]) -> Method:
+def create_for(model: Model, name: str, options: Mapping[str, Any]) -> Method:
     """The method `name` with the caller's `options`, and for the others what the model brings.
 
     Raises:
@@ -66,7 +65,7 @@ def create_for(model: nn.Module, name: str, options: Mapping[str, Any]) -> Metho
         ) from error
 
 
-def completed(model: nn.Module, method: Method) -> Method:
+def completed(model: Model, method: Method) -> Method:
     """`method` as its maker left it, but fields that are None are those that the model brings."""
     defaults = model_defaults(model).get(method.name, {})
     fields = {field.name for field in dataclasses.fields(method) if field.init}
@@ -80,7 +79,7 @@ def completed(model: nn.Module, method: Method) -> Method:
         ) from error
 
 
-def _folder(model: nn.Module) -> Path | None:
+def _folder(model: Model) -> Path | None:
     """Where the model's weights are on this machine, None when that is not known."""
     name = getattr(model, "name_or_path", None)
     if not name:

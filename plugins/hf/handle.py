@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from torch import nn
-
 from vtc.methods.base import Method
 from vtc.plugins.hf.attach import sync
 from vtc.plugins.hf.patch import Patch
@@ -23,8 +21,10 @@ from vtc.plugins.hf.scopes import (
     note_left,
     state_of,
 )
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
 from vtc.report import Report
+from vtc.several import name_of, settings_of
 
 
 class Handle:
@@ -35,7 +35,7 @@ class Handle:
     the model as it was found.
     """
 
-    def __init__(self, model: nn.Module, patch: Patch) -> None:
+    def __init__(self, model: Model, patch: Patch) -> None:
         self.model, self._patch = model, patch
         self._blocks: list[Block] = []
         self._found: Patch | None = None  # by `apply`
@@ -155,9 +155,10 @@ class Handle:
             sync(self.model, state)
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v!r}" for k, v in self.method.settings().items())
+        methods = self._patch.methods
+        settings = ", ".join(f"{k}={v!r}" for k, v in settings_of(methods).items())
         count = len(self.reports)
         return (
-            f"<{self.method.name}({settings}) on {type(self.model).__name__}, "
+            f"<{name_of(methods)}({settings}) on {type(self.model).__name__}, "
             f"{'active' if self.active else 'not active'}, {count} report{'' if count == 1 else 's'}>"
         )

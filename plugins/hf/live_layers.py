@@ -49,8 +49,9 @@ class LiveLayers(nn.ModuleList):
         """Put back every list that `put_on` took the place of."""
         for name, child in list(owner._modules.items()):
             if isinstance(child, LiveLayers):
-                child.found[0].training = child.training
-                owner._modules[name] = child.found[0]
+                (found,) = child.__dict__["found"]
+                found.training = child.training
+                owner._modules[name] = found
 
     def _live(self) -> list[nn.Module]:
         return list(self._modules.values())[: _LIVE.get()]

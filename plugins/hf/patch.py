@@ -6,7 +6,7 @@ See `attach.py` for what a patched model carries, `scopes.py` for whose patch a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -14,13 +14,16 @@ from vtc.methods.base import Method
 from vtc.plugins.hf.adapters import Adapter
 from vtc.plugins.hf.scopes import Call
 from vtc.plugins.hf.text_encoder import load_text_encoder
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
+from vtc.plugins.model.question import guidance
+from vtc.plugins.model.signals import ENCODED, HIDDEN, POOLED, TEXT, WORDS
 from vtc.report import ImageReport, Report
+from vtc.several import name_of, settings_of
 from vtc.tokens import SignalRequest
 
-#: signals that come from hidden states of the tower, and from the question, not from attention
-HIDDEN = frozenset({"last_hidden", "patch_embedding"})
-TEXT = frozenset({"text_embedding", "text_similarity"})
+if TYPE_CHECKING:
+    from vtc.plugins.hf.stages.base import Stage
 
 
 @dataclass(eq=False)
@@ -28,10 +31,14 @@ class Patch:
     """What holds for the calls that come under one handle.
 
     Attributes:
-        method: the compression method.
+        methods: the compression methods, in the order in which tokens pass them.
+        method: the first of them, for stages at the boundary theirs.
+        at_boundary: whether it is one for them; if not, they leave its calls alone.
+        name: of all, `"a+b"`.
+        stages: where each of them works.
         adapter: what is known of the model family.
         positions: position policy.
-        requests: the signals the method reads, by name.
+        requests: the signals of the vision tower and the question that are read, by name.
         layers: modality -> the encoder layers of its vision tower.
         deepest: the deepest encoder layer that a signal is read from, -1 for none.
         text_encoder: for text-guided methods, else None.
@@ -44,12 +51,13 @@ class Patch:
         tensors: modality -> whether the model wants its features as one tensor, not a list.
     """
 
-    method: Method
+    methods: tuple[Method, ...]
+    stages: tuple[Stage, ...]
     adapter: Adapter
     positions: str
-    requests: dict[str, SignalRequest]
-    layers: dict[str, nn.ModuleList]
-    deepest: int
+    requests: dict[str, SignalRequest] = field(default_factory=dict)
+    layers: dict[str, nn.ModuleList] = field(default_factory=dict)
+    deepest: int = -1
     text_encoder: Any = None
     tokenizer: Any = None
     notes: list[str] = field(default_factory=list)
@@ -58,6 +66,13 @@ class Patch:
     probed: list[tuple[nn.Module, int]] = field(default_factory=list)
     has_cls: bool = False
     tensors: dict[str, bool] = field(default_factory=dict)
+    method: Method = field(init=False)
+    name: str = field(init=False)
+    at_boundary: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.method, self.name = self.methods[0], name_of(self.methods)
+        self.at_boundary = self.method.where == "boundary"
 
     @property
     def depth(self) -> int:
@@ -68,21 +83,27 @@ class Patch:
     def reads_hidden(self) -> bool:
         """Whether the method reads hidden states of the vision tower."""
         kinds = {request.kind for request in self.requests.values()}
-        return bool(kinds & HIDDEN)
+        return bool(kinds & (HIDDEN | POOLED))
 
     @property
     def reads_text(self) -> bool:
         """Whether the method reads what is asked."""
         return any(request.kind in TEXT for request in self.requests.values())
 
-    def equip(self, model: nn.Module) -> None:
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether a tokenizer is needed."""
+        kinds = {request.kind for request in self.requests.values()}
+        return bool(kinds & WORDS) or (
+            bool(kinds & TEXT) and guidance(self.method).question is None
+        )
+
+    def equip(self, model: Model) -> None:
         """Load the text encoder of a method that reads one, if the patch has none (any more)."""
         kinds = {request.kind for request in self.requests.values()}
-        if self.text_encoder is None and kinds & {"text_embedding", "patch_embedding"}:
-            official = getattr(self.method, "text_source", "question") == "official"
-            choice = getattr(self.method, "text_encoder", None)
-            width = self.adapter.width(model.base_model)
-            self.text_encoder = load_text_encoder(choice, model, width, official)
+        if self.text_encoder is None and kinds & ENCODED:
+            guide, width = guidance(self.method), self.adapter.width(model.base_model)
+            self.text_encoder = load_text_encoder(guide.text_encoder, model, width, guide.official)
 
     def add_report(
         self, call: Call | None, images: list[ImageReport], rows: list[int], seconds: float
@@ -90,8 +111,8 @@ class Patch:
         """Report one prefill, `rows` being the row of the batch that each image belongs to."""
         report = Report(
             images=[replace(image, sample=row) for image, row in zip(images, rows, strict=True)],
-            method=self.method.name,
-            settings=self.method.settings(),
+            method=self.name,
+            settings=settings_of(self.methods),
             positions=self.positions,
             seconds=seconds,
             notes=list(self.notes),

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtc.plugins.hf.hooks import Hook, hang, take_off
+from vtc.plugins.hf.typing import Model
 
 
 class Heads(NamedTuple):
@@ -73,7 +74,7 @@ def recording(wanted: Iterable[int]) -> Iterator[Record]:
 
 
 def _probe(
-    module: nn.Module,
+    module: Model,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -93,7 +94,7 @@ def _probe(
             lengths = borders.diff().tolist()
             parts = zip(query.split(lengths, 2), key.split(lengths, 2), strict=True)
             calls.extend(Heads(q, k, scale) for q, k in parts)
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     function = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, eager)
     # FlashAttention reads its own name from the module. A shallow copy tells it, since another thread
     # may be running the module itself.
@@ -108,7 +109,7 @@ for _name in _NAMES:
     AttentionInterface.register(_name, _probe)
 
 
-def attach(module: nn.Module, layer: int) -> None:
+def attach(module: Model, layer: int) -> None:
     """Make `module` (an attention module of encoder layer `layer`) report to `recording()`."""
     if hasattr(module, "query_key_value"):
         if not hasattr(module, "_vtc_layer"):
@@ -138,7 +139,7 @@ def detach(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _note_fused(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _note_fused(module: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook for attention whose one projection gives query, key and value head by head."""
     record = _RECORD.get()
     if record is None or module._vtc_layer not in record.wanted:

@@ -18,8 +18,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from contextvars import ContextVar
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vtc.errors import VTCError
+from vtc.plugins.hf.typing import Model
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
+    from vtc.plugins.hf.stages.base import Stage
     from vtc.plugins.model.compaction import Compaction
     from vtc.report import Report
 
@@ -105,9 +106,7 @@ def _no_block() -> None:
 #: blocks entered in this context, of all models; None where none ever was
 _ENTERED: ContextVar[tuple[Block, ...] | None] = ContextVar("vtc_entered", default=None)
 #: inside our `generate`: the model and the scope that it runs under
-_RUNNING: ContextVar[tuple[nn.Module, Scope | None] | None] = ContextVar(
-    "vtc_running", default=None
-)
+RUNNING: ContextVar[tuple[nn.Module, Scope | None] | None] = ContextVar("vtc_running", default=None)
 #: held while patches come and go
 LOCK = threading.RLock()
 
@@ -120,6 +119,7 @@ class State:
         blocks: open blocks, in the order in which they were entered.
         held: patches of calls under way, whose block may have ended meanwhile.
         attached: patches that the model carries what they need for.
+        stages: by name, what may have put something on the model.
         own_generate: a `generate` that the instance had before, else None.
     """
 
@@ -128,6 +128,7 @@ class State:
         self.blocks: list[Block] = []
         self.held: list[Patch] = []
         self.attached: list[Patch] = []
+        self.stages: dict[str, Stage] = {}
         self.own_generate: Any = None
 
     @property
@@ -198,6 +199,7 @@ class State:
             "blocks": [],
             "held": [],
             "attached": [] if scope.patch is None else [scope.patch],
+            "stages": self.stages,
             "own_generate": self.own_generate,
         }
 
@@ -219,14 +221,14 @@ def caller() -> FrameType:
     return frame
 
 
-def state_of(model: nn.Module) -> State | None:
+def state_of(model: Model) -> State | None:
     """The state of a patched model, None for a bare one."""
     return vars(model).get("_vtc")
 
 
-def current(model: nn.Module, fetched: Block | None = None) -> Scope | None:
+def current(model: Model, fetched: Block | None = None) -> Scope | None:
     """The scope that a call of `model` runs under, None where it runs bare; see `State.current`."""
-    running = _RUNNING.get()
+    running = RUNNING.get()
     if running is not None and running[0] is model:
         return running[1]
     state = state_of(model)
@@ -236,35 +238,6 @@ def current(model: nn.Module, fetched: Block | None = None) -> Scope | None:
         return None
     scope = state.current(fetched)
     return None if scope is None or scope.patch is None else scope
-
-
-@contextmanager
-def running(model: nn.Module, scope: Scope | None) -> Iterator[None]:
-    """Inside, calls of `model` made from this context run under `scope`, None for bare.
-
-    The model keeps what the scope needs until the end, whatever blocks end meanwhile.
-    """
-    from vtc.plugins.hf.attach import sync
-
-    patch = None if scope is None else scope.patch
-
-    def hold(change: Callable[[list[Patch], Patch], None]) -> None:
-        if patch is None:
-            return
-        with LOCK:
-            state = state_of(model) or State()
-            before = patch in state.patches
-            change(state.held, patch)
-            if before != (patch in state.patches):
-                sync(model, state)
-
-    hold(list.append)
-    token = _RUNNING.set((model, scope))
-    try:
-        yield
-    finally:
-        _RUNNING.reset(token)
-        hold(list.remove)
 
 
 def note_entered(block: Block) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from vtc.errors import VTCError
 from vtc.plugins import hf
+from vtc.plugins.hf.typing import Model
 
 #: model class -> what goes wrong with it, None for nothing
 _FOUND: dict[type, str | None] = {}
@@ -37,7 +38,7 @@ def checking() -> Iterator[None]:
         _CHECKING.reset(token)
 
 
-def check_once(model: nn.Module) -> None:
+def check_once(model: Model) -> None:
     """Check the family of `model` if the installed version is untested and it was not checked before.
 
     The caller's random numbers, threads, grad mode, autocast, default device and dtype stay as they are.
@@ -60,7 +61,7 @@ def check_once(model: nn.Module) -> None:
         )
 
 
-def _fault(model: nn.Module) -> str | None:
+def _fault(model: Model) -> str | None:
     """What goes wrong with a tiny model of the family, or with a tiny LLaVA where there is none."""
     from vtc.plugins.hf import checks, tiny  # they need `patch`, which needs this file
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vtc.errors import VTCError
 from vtc.functional.similarity import token_similarity
 from vtc.kernels.attention_received import attention_received
 from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.probe import Heads
-from vtc.plugins.hf.text_encoder import TextEncoder
-from vtc.plugins.model.layers import layer_index
-from vtc.plugins.model.signals import masked_attention_received
+from vtc.plugins.hf.text_encoder import TextEncoder, fits, fits_one_space
+from vtc.plugins.model.signals import HIDDEN, POOLED, TEXT, WORDS, masked_attention_received
 from vtc.plugins.model.units import Place, Unit, places
 from vtc.tokens import SignalRequest
 
@@ -36,15 +37,20 @@ class Signals:
         self.skip = int(patch.has_cls)
         #: patches behind a token where the method judges them one by one
         self.cell = patch.adapter.cell(call.base) if patch.method.by_patch else (1, 1)
+        self.units: list[Unit] = []
         self._done: dict[SignalRequest, tuple[Tensor, bool]] = {}
 
     def places(self, units: Sequence[Unit]) -> Iterator[Place]:
         """The place of each unit among the values of the signals."""
+        self.units = list(units)
+        if self.cell == (1, 1):
+            return places(units)
         down, across = self.cell
+        grids = [(unit.patch_grid[0] * down, unit.patch_grid[1] * across) for unit in units]
         return places(
             [
-                replace(u, patch_grid=(u.patch_grid[0] * down, u.patch_grid[1] * across))
-                for u in units
+                replace(unit, packing=replace(unit.packing, patch_grid=grid))
+                for unit, grid in zip(units, grids, strict=True)
             ]
         )
 
@@ -61,16 +67,18 @@ class Signals:
             unit: the image's geometry.
             packed: `[L, D]`, the image as the language model would read it.
         """
-        out = {}
+        out, embedded = {}, False
         for name, request in self.patch.requests.items():
-            if request.kind == "text_similarity":
-                out[name] = self._similarity(unit.unpack(packed), text)
+            if request.kind in WORDS:
+                words = self._words(text, packed)
+                similar = request.kind == "text_similarity"
+                out[name] = _similarity(unit.unpack(packed), words) if similar else words
                 continue
-            if request.kind == "text_embedding":
-                encoder, device = self.patch.text_encoder, self.call.output.pooler_output[0].device
-                if isinstance(encoder, TextEncoder):
-                    encoder = encoder.on(device)
-                out[name] = encoder.embed(text).to(device)
+            if request.kind in TEXT:
+                out[name], embedded = self._encoded(request.kind, text or ""), True
+                continue
+            if request.kind == "pixels":
+                out[name] = self._pixels(place)
                 continue
             if request not in self._done:
                 self._done[request] = self._compute(request)
@@ -78,34 +86,53 @@ class Signals:
             out[name] = place.tiles_of(values) if by_tile else place.patches_of(values)
             if request.kind == "attention_received" and self.patch.adapter.windows:
                 out[name] = out[name] / out[name].sum(1, keepdim=True)
+        if embedded:
+            fits_one_space({self.patch.requests[name].kind: value for name, value in out.items()})
         return out
 
-    def _similarity(self, image: Tensor, text: str | None) -> Tensor:
-        """`[T, N]` of tiles `[T, N, D]`."""
+    def _words(self, text: str | None, like: Tensor) -> Tensor:
+        """`[L, D]`, the words of a text as the language model embeds them; none of nothing."""
         ids = self.patch.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        if not ids:
-            return image.new_zeros(image.shape[:2])  # nothing is asked, so no patch fits better
         words = self.call.base.get_input_embeddings()
         with torch.no_grad():
-            query = words(torch.tensor(ids, device=words.weight.device)).to(image)
-        flat = image.detach().flatten(0, 1)[None].float()
-        return token_similarity(flat, query.float())[0].mean(-1).view(image.shape[:2])
+            index = torch.tensor(ids, dtype=torch.long, device=words.weight.device)
+            return words(index).to(like)
+
+    def _encoded(self, kind: str, text: str) -> Tensor:
+        """What the text encoder makes of a text."""
+        encoder, device = self.patch.text_encoder, self.call.output.pooler_output[0].device
+        if isinstance(encoder, TextEncoder):
+            encoder = encoder.on(device)
+        if kind == "text_embedding":
+            return fits(encoder.embed(text), "embed").to(device)
+        make = getattr(encoder, kind.removeprefix("text_"), None)
+        if make is None:
+            raise VTCError(
+                f"text_encoder: {type(encoder).__name__} has no {kind.removeprefix('text_')!r}, which "
+                f"method {self.patch.method.name!r} reads of a question; allowed are CLIP's and SigLIP's"
+            )
+        return make(text).to(device)
+
+    def _pixels(self, place: Place) -> Tensor:
+        """`[T, N, values]`, the pixels behind the tokens of the image there."""
+        index = list(accumulate((unit.tiles for unit in self.units), initial=0)).index(place.tile)
+        return self.patch.adapter.token_pixels(self.call, self.units, index).float()
 
     def _compute(self, request: SignalRequest) -> tuple[Tensor, bool]:
         """Values of all tokens `[S, ...]`, or of all tiles `[T, ...]`, and whether it is these."""
         kind = request.kind
-        if kind in ("last_hidden", "patch_embedding"):
-            # not `last_hidden_state`, which a final norm may have gone over
-            hidden = self.call.output.hidden_states[-1]
-            hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
-            if kind == "patch_embedding":
-                hidden = self.patch.text_encoder.project(hidden)
-            return self.fuse(hidden), False
-        calls = self.call.record.attention[layer_index(request.layer, self.patch.depth)]
+        if kind in HIDDEN:
+            return self._hidden(request)
+        if kind in POOLED:
+            return self._pooled(kind)
+        if kind == "projector_input":
+            return self._projector_input(), False
+        calls = self.call.record.attention[int(request.layer)]
         if kind == "cls_query":
             return _joined([c.query[:, :, 0].flatten(1) for c in calls]), True
-        if kind == "keys":
-            keys = [c.key.transpose(1, 2).flatten(2) for c in calls]
+        if kind in ("keys", "key_mean"):
+            joined = kind == "keys"
+            keys = [c.key.transpose(1, 2).flatten(2) if joined else c.key.mean(1) for c in calls]
             if not self.skip:
                 return self.fuse(_joined([k.flatten(0, 1) for k in keys])), False
             whole = _joined(keys)
@@ -114,25 +141,78 @@ class Signals:
             if fused is patches:
                 return whole, True
             return torch.cat([whole[:, :1], fused.unflatten(0, (len(whole), -1))], 1), True
-        whole = [self._attention(kind, c)[:, self.skip :].flatten() for c in calls]
-        patches = _joined(whole)
+        patches = _joined([self._attention(kind, c)[:, self.skip :].flatten() for c in calls])
         values = self.fuse(patches[:, None])[:, 0]
-        # with cross-attention, what is fewer was padding
-        fused = self.patch.adapter.mechanism != "crossed" and len(values) < len(patches)
-        if kind != "cls_logits" and fused:
+        fewer = not self.patch.adapter.pads and len(values) < len(patches)
+        if kind != "cls_logits" and fewer:
             values = values * (len(patches) / len(values))
         return values, False
+
+    def _hidden(self, request: SignalRequest) -> tuple[Tensor, bool]:
+        """The output of an encoder layer: of patches, of CLS, or projected into the shared space."""
+        states, layer = self.call.output.hidden_states, int(request.layer)
+        # not `last_hidden_state`, which a final norm may have gone over
+        if layer < self.patch.depth - 1 and len(states) <= layer + 1:
+            raise VTCError(
+                f"layer: got {layer}, but {type(self.call.base).__name__} gives {len(states)} hidden "
+                "states; allowed is the last layer, -1"
+            )
+        hidden = states[-1] if layer == self.patch.depth - 1 else states[layer + 1]
+        if request.kind == "cls_hidden":
+            return hidden[:, 0], True
+        if request.norm:
+            hidden = self.patch.adapter.final_norm(self.call.base, self.call.modality)(hidden)
+        hidden = hidden[:, self.skip :].flatten(0, 1) if hidden.dim() == 3 else hidden
+        if request.kind == "patch_embedding":
+            rows = hidden.shape[:-1]
+            hidden = fits(self.patch.text_encoder.project(hidden), "project", *rows)
+        return self.fuse(hidden), False
+
+    def _pooled(self, kind: str) -> tuple[Tensor, bool]:
+        """Attention `[S]` of the tower's pooling head over patches, or what it pools `[T, C]`."""
+        adapter, base = self.patch.adapter, self.call.base
+        head = adapter.pooling_head(base, self.call.modality)
+        norm = adapter.final_norm(base, self.call.modality)
+        with torch.no_grad():
+            hidden = norm(self.call.output.hidden_states[-1][:, self.skip :])
+            if kind == "pool_output":
+                return head(hidden), True
+            probe = head.probe.expand(len(hidden), -1, -1)
+            weights = head.attention(probe, hidden, hidden, need_weights=True)[1]
+        return self.fuse(weights[:, 0].flatten()[:, None])[:, 0], False
+
+    def _projector_input(self) -> Tensor:
+        """`[S, C]`, a row a token: what the projector was given, fused where it fuses by itself."""
+        given = self.call.record.projector_input
+        if given is None:
+            raise VTCError(
+                f"method: {self.patch.method.name!r} reads what the projector is given, but none of "
+                f"{type(self.call.base).__name__} was called"
+            )
+        lead = int(self.units[0].packing.lead)
+        rows = given[:, lead:].flatten(0, 1) if given.dim() == 3 else given
+        tokens = sum(unit.tiles * unit.patches for unit in self.units)
+        return rows if len(rows) == tokens else self.fuse(rows)
 
     def _attention(self, kind: str, heads: Heads) -> Tensor:
         """`[B, L]` of one call."""
         if kind == "attention_received":
-            if heads.mask is not None:
-                return masked_attention_received(*heads)
-            received = attention_received(heads.query, heads.key, heads.scale)
+            query, key, scale, mask = heads
+            if mask is not None:
+                return masked_attention_received(query, key, scale, mask)
+            received = attention_received(query, key, scale)
             # of windows: sums over queries, so that a tile's windows weigh by their size
             return received * received.shape[1] if self.patch.adapter.windows else received
         logits, probabilities = cls_attention(heads.query[:, :, 0], heads.key, heads.scale)
         return logits if kind == "cls_logits" else probabilities
+
+
+def _similarity(image: Tensor, words: Tensor) -> Tensor:
+    """`[T, N]` of tiles `[T, N, D]` and words `[L, D]`."""
+    if not len(words):
+        return image.new_zeros(image.shape[:2])  # nothing is asked, so no patch fits better
+    flat = image.detach().flatten(0, 1)[None].float()
+    return token_similarity(flat, words.float())[0].mean(-1).view(image.shape[:2])
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.plugins.hf.typing import Model
 
 #: held while something is loaded, copied, tokenized (a fast tokenizer cannot pad for two threads at
 #: once) or put into a cache; not on the instances, which are copied and pickled with their model
@@ -104,6 +105,42 @@ class TextEncoder:
                 self._cache[text] = found
         return found
 
+    @torch.no_grad()
+    def segments(self, text: str) -> Tensor:
+        """`[M, P]`, the embeddings of a text cut into pieces that the tower can read.
+
+        The ids of the whole text are filled up with masked zeros and cut, as CDPruner's code does.
+        """
+        with _LOCK:
+            ids = self.tokenizer(text)["input_ids"]
+        rows = -(-len(ids) // self.max_length) * self.max_length
+        padded = torch.zeros(2, rows, dtype=torch.long)
+        padded[0], padded[1, : len(ids)] = self._filler(), 1
+        padded[0, : len(ids)] = torch.tensor(ids)
+        ids, mask = padded.unflatten(1, (-1, self.max_length)).to(self.device)
+        return self._pooled(ids, mask)
+
+    def _filler(self) -> int:
+        """The id behind a text."""
+        return 0
+
+    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """`[M, P]` of rows of ids."""
+        pooled = self.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        return self.text_projection(pooled)
+
+    @torch.no_grad()
+    def sequence(self, text: str) -> Tensor:
+        """`[L, P]`, the projected last hidden states of a text, a row a token that is no padding."""
+        inputs = self._padded(text, self.device)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        hidden = self.text_model(input_ids=ids, attention_mask=mask).last_hidden_state[0]
+        return self._projected(hidden[mask[0].bool()])
+
+    def _projected(self, hidden: Tensor) -> Tensor:
+        """Hidden states of the text tower in the shared space."""
+        return self.text_projection(hidden)
+
     def _padded(self, text: str, device: torch.device) -> Any:
         """Ids and mask `[1, max_length]`, padded to the full length."""
         with _LOCK:
@@ -165,6 +202,15 @@ class SiglipTextEncoder(TextEncoder):
         inputs = self._padded(text, self.device)
         return self.text_model(input_ids=inputs["input_ids"]).pooler_output[0]
 
+    def _filler(self) -> int:
+        return self.tokenizer.pad_token_id  # which the tower sees
+
+    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.text_model(input_ids=ids).pooler_output
+
+    def _projected(self, hidden: Tensor) -> Tensor:
+        return self.text_model.head(hidden)
+
     def project(self, hidden: Tensor) -> Tensor:
         here: Any = self.on(hidden.device)
         patches = here.norm(hidden.to(here.norm.weight.dtype))
@@ -185,6 +231,32 @@ class CallableTextEncoder:
 
     def __init__(self, embed: Callable[[str], Tensor], project: Callable[[Tensor], Tensor]) -> None:
         self.embed, self.project = embed, project
+
+
+def fits(made: Any, by: str, *rows: int) -> Tensor:
+    """What `embed` or `project`, perhaps a user's own, has made: `[*rows, P]`.
+
+    Raises:
+        VTCError: it is something else.
+    """
+    if not isinstance(made, Tensor) or made.dim() == 0 or made.shape[:-1] != rows:
+        want = ", ".join(map(str, (*rows, "P")))
+        raise VTCError(f"text_encoder: its {by} gave {_said(made)}, allowed is [{want}]")
+    return made
+
+
+def fits_one_space(signals: Mapping[str, Tensor]) -> None:
+    """Raise `VTCError` where a text and patches have no space in common."""
+    text, patches = signals.get("text_embedding"), signals.get("patch_embedding")
+    if text is not None and patches is not None and text.shape[-1] != patches.shape[-1]:
+        raise VTCError(
+            f"text_encoder: its embed gave {_said(text)} for a text and its project {_said(patches)} "
+            "for an image's patches, allowed are rows of the same width"
+        )
+
+
+def _said(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _pretrained(kind: str, source: str | Path) -> Any:
@@ -244,7 +316,7 @@ def _shared(key: _Key | None, make: Callable[[], TextEncoder]) -> TextEncoder:
         return found
 
 
-def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool) -> Any:
+def load_text_encoder(choice: Any, model: Model, width: int, official: bool) -> Any:
     """The text encoder that a text-guided method reads, on the model's device.
 
     Shared with whoever uses the same one there: the caller owns it, nothing here does.
@@ -264,8 +336,9 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
     if hasattr(choice, "embed") and hasattr(choice, "project"):
         return choice
     if choice is None:
-        beside = Path(getattr(model, "name_or_path", "") or "") / "clip"
-        if not (beside / "config.json").is_file():
+        folder = getattr(model, "name_or_path", None)  # "" of a model that was not loaded
+        beside = Path(folder) / "clip" if folder else None
+        if beside is None or not (beside / "config.json").is_file():
             raise VTCError(
                 "text_encoder: got None, and the checkpoint brings none; give the CLIP model that the "
                 "vision tower comes from, or its SigLIP model, e.g. "
@@ -278,18 +351,18 @@ def load_text_encoder(choice: Any, model: nn.Module, width: int, official: bool)
             f"text_encoder: got {choice!r}, allowed are a hub id, a folder, or a pair of callables "
             "(embed, project)"
         )
-    folder = Path(choice).expanduser()
-    source = str(folder.resolve()) if folder.is_dir() else str(choice)
+    path = Path(choice).expanduser()
+    source = str(path.resolve()) if path.is_dir() else str(choice)
     first = next(model.parameters(), None)
     # an offloaded model has its numbers elsewhere; `on` finds out where it works
     device = torch.device("cpu") if first is None or first.is_meta else first.device
     return _shared(
         (source, width, official, device),
-        lambda: _make(folder if folder.is_dir() else choice, width, official)._settle(device),
+        lambda: _make(path if path.is_dir() else choice, width, official)._settle(device),
     )
 
 
-def load_tokenizer(processor: Any, model: nn.Module) -> Any:
+def load_tokenizer(processor: Any, model: Model) -> Any:
     """The tokenizer that reads the prompt: the processor's, or the one beside the model's weights.
 
     Raises:

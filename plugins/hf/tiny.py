@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtc.errors import VTCError
 from vtc.functional.anyres import tile_grid
+from vtc.plugins.hf.typing import Model
 
 PAD, BOS, EOS, IMAGE, VIDEO, START, VOCAB = 0, 1, 2, 60, 61, 62, 64
 WORDS = (3, 60)
@@ -100,7 +101,7 @@ def build(family: str, seed: int = 0) -> nn.Module:
     return _build(getattr(transformers, name), text, vision, seed)
 
 
-def same_family(model: nn.Module, seed: int = 0) -> nn.Module:
+def same_family(model: Model, seed: int = 0) -> nn.Module:
     """A tiny model of the class of `model`, with the same kinds of tower and language model.
 
     Raises:
@@ -108,7 +109,7 @@ def same_family(model: nn.Module, seed: int = 0) -> nn.Module:
     """
     config = model.config
     text, vision = (getattr(config, f"{part}_config", None) for part in ("text", "vision"))
-    kinds = [getattr(part, "model_type", "") for part in (text, vision)]
+    kinds = getattr(text, "model_type", ""), getattr(vision, "model_type", "")
     with torch.device("meta"):
         size = sum(p.numel() for p in type(model)(_config(type(model), *kinds)).parameters())
     if size > _MOST:
@@ -185,7 +186,7 @@ _WITH_GENERATOR: dict[Any, tuple[Any, bool]] = {
 Rows = Sequence[Sequence[tuple[int, int]]]
 
 
-def prompts(model: nn.Module, rows: Rows, first: int = 0) -> dict[str, Any]:
+def prompts(model: Model, rows: Rows, first: int = 0) -> dict[str, Any]:
     """A batch with images for a tiny model, padded on the left.
 
     Args:
@@ -209,7 +210,7 @@ def prompts(model: nn.Module, rows: Rows, first: int = 0) -> dict[str, Any]:
         elif getattr(base.config.vision_config, "model_type", "") == "pixtral":
             pixels["image_sizes"] = torch.tensor([(TILE, TILE)] * len(images))
     counts = iter(_tokens(base, accepted, pixels, len(images)))
-    texts = []
+    texts: list[list[int]] = []
     for row, draw in zip(rows, draws, strict=True):
         ids = [BOS, *_words(draw, 2 + first + len(texts))]
         for _ in row:
@@ -241,7 +242,7 @@ def _picture(size: tuple[int, int], draw: torch.Generator) -> Tensor:
     return nn.functional.interpolate(rough, size, mode="bilinear")[0]
 
 
-def _grids(base: nn.Module, images: list[Any]) -> dict[str, Tensor]:
+def _grids(base: Model, images: list[Any]) -> dict[str, Tensor]:
     """Rows of patches, and the grids that they stand in."""
     vision = base.config.vision_config
     merge = getattr(vision, "spatial_merge_size", 2)
@@ -278,7 +279,7 @@ def _by_row(rows: Rows, tiles: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _tokens(base: nn.Module, accepted: Any, pixels: dict[str, Tensor], images: int) -> list[int]:
+def _tokens(base: Model, accepted: Any, pixels: dict[str, Tensor], images: int) -> list[int]:
     """Visual tokens of every image. What the family does not take is dropped from `pixels`."""
     for name in pixels.keys() - accepted.keys():
         del pixels[name]

@@ -143,8 +143,8 @@ def _of_tokens(tag: Callable[[str], str]) -> list[Template]:
     found = []
     for left, user, assistant, right, end in formats:
         behind = tag(right) if right else ""
-        pair = [f"{tag(left)}{role}{behind}" for role in (user, assistant)]
-        found.append(Template(*pair, "", tag(end), closed=True, tokens=True))
+        opens, answers = (f"{tag(left)}{role}{behind}" for role in (user, assistant))
+        found.append(Template(opens, answers, "", tag(end), closed=True, tokens=True))
     pairs = [("<|user|>", "<|assistant|>", "<|end|>"), ("[INST]", "[/INST]", "</s>")]
     return found + [
         Template(tag(user), tag(assistant), "", tag(end), closed=user == "<|user|>", tokens=True)

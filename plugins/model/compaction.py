@@ -38,8 +38,10 @@ class Compaction:
 
     def to(self, device: torch.device) -> Compaction:
         """The same on another device."""
-        parts = (x.to(device, non_blocking=True) for x in (self.slot, self.position, self.valid))
-        return Compaction(*parts, self.ragged)
+        slot, position, valid = (
+            x.to(device, non_blocking=True) for x in (self.slot, self.position, self.valid)
+        )
+        return Compaction(slot, position, valid, self.ragged)
 
     def gather(self, values: Tensor, fill: float = 0) -> Tensor:
         """`values [B, L, ...]` at the short places, `fill` in the padding."""
@@ -111,8 +113,8 @@ def build_compaction(
     text = is_text.flatten().nonzero().squeeze(1)
     position = text
     if anchors:
-        order = reading_order(runs)
-        runs, anchors = [runs[i] for i in order], [anchors[i] for i in order]
+        shown = reading_order(runs)
+        runs, anchors = [runs[i] for i in shown], [anchors[i] for i in shown]
         taken = torch.tensor([len(anchor) for anchor in anchors])
         counts = counts.index_add(0, torch.tensor(rows_of(runs, length)), taken)
         text, places = send(text, anchors[0]), send(torch.cat(list(runs)), anchors[0])
@@ -129,7 +131,7 @@ def build_compaction(
     both = torch.stack([slot % length, position % length], 1)
     every = torch.arange(len(slot), device=slot.device)
     places, _, valid = ragged_compact(both, every, splits, max(row_lengths), left)
-    return Compaction(*places.unbind(-1), valid, len(set(row_lengths)) > 1)
+    return Compaction(places[..., 0], places[..., 1], valid, len(set(row_lengths)) > 1)
 
 
 def _firsts(runs: Sequence[Tensor]) -> Tensor:

@@ -9,10 +9,11 @@ rows and columns that are left stay rows and columns.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.plugins.model.compaction import Compaction
@@ -37,12 +38,16 @@ def default_positions(real: Tensor) -> Tensor:
 
 
 def prompt_positions(
-    base: nn.Module, kwargs: dict[str, Any], real: Tensor, past: Tensor | None, seen: int = 0
+    own: Callable[..., Any] | None,
+    kwargs: Mapping[str, Any],
+    real: Tensor,
+    past: Tensor | None,
+    seen: int = 0,
 ) -> Tensor:
-    """Positions of the uncompressed prompt, as transformers gives them.
+    """Positions of the uncompressed prompt, as its model gives them.
 
     Args:
-        base: the inner model; M-RoPE models bring a `get_rope_index`.
+        own: what an M-RoPE model counts with, its `get_rope_index`; None where tokens are counted.
         kwargs: the call's arguments; positions among them are taken.
         real: bool `[B, L]`, False for padding.
         past: int64 `[R, B, T]`, positions of what the cache holds already, None for nothing.
@@ -57,7 +62,6 @@ def prompt_positions(
         given = given if given.dim() == 3 else given[None]
         return given.expand(-1, *real.shape)
     count = default_positions(real)
-    own = getattr(base, "get_rope_index", None)
     if own is None:
         return count[None]
     ids, types = kwargs.get("input_ids"), kwargs.get("mm_token_type_ids")

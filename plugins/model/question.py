@@ -2,40 +2,69 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.methods.base import Method
 from vtc.plugins.model import chat
 
-if TYPE_CHECKING:
-    from vtc.plugins.hf.patch import Patch
+
+class Guidance(NamedTuple):
+    """How a method wants to be told what is asked.
+
+    Attributes:
+        question: the text itself, None for what the prompt asks.
+        official: whether that is the prompt's first line, as in an official code.
+        text_encoder: where the encoder that reads it comes from, None for the model's own.
+    """
+
+    question: str | None = None
+    official: bool = False
+    text_encoder: Any = None
 
 
-def asked(patch: Patch, ids: Tensor | None) -> str:
+def guidance(method: Method) -> Guidance:
+    """The guidance of a method; of one that asks nothing it is empty."""
+    return Guidance(
+        getattr(method, "question", None),
+        getattr(method, "text_source", "question") == "official",
+        getattr(method, "text_encoder", None),
+    )
+
+
+def with_question(method: Method, text: str) -> Method:
+    """A method that asks is asked `text`, unless it has a question of its own."""
+    if getattr(method, "question", "") is None:
+        return dataclasses.replace(method, question=text)  # type: ignore[call-arg]
+    return method
+
+
+def asked(method: Method, tokenizer: Any, ids: Tensor | None) -> str:
     """The text that guides a method: its own `question`, or what the prompt asks.
 
     Special tokens are told from the user's words by their ids where the tokenizer lists them.
 
     Args:
-        patch: of the model.
+        method: it may have a text of its own.
+        tokenizer: reads the prompt.
         ids: token ids of the prompt `[L]`, without padding; None when the caller gave embeddings.
     """
-    fixed = getattr(patch.method, "question", None)
-    if fixed is not None:
-        return fixed
+    guide = guidance(method)
+    if guide.question is not None:
+        return guide.question
     if ids is None:
         raise VTCError("inputs_embeds: a text-guided method cannot read them; pass question=...")
-    special = chat.special_ids(patch.tokenizer)
+    special = chat.special_ids(tokenizer)
     exact = special is not None
     if special is not None:
-        text = chat.mark_ids(patch.tokenizer, ids, special)
+        text = chat.mark_ids(tokenizer, ids, special)
     else:
-        text = chat.mark_names(patch.tokenizer.decode(ids, skip_special_tokens=False))
-    official = getattr(patch.method, "text_source", "") == "official"
-    return _first_line(text, exact) if official else _last_question(text, exact)
+        text = chat.mark_names(tokenizer.decode(ids, skip_special_tokens=False))
+    return _first_line(text, exact) if guide.official else _last_question(text, exact)
 
 
 def last_question(prompt: str) -> str:

@@ -1,9 +1,38 @@
-"""What signals are made of, where no kernel does it."""
+"""What signals are made of: where they come from, and the sums that no kernel does."""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
+
+from vtc.tokens import SIGNALS
+
+#: signals that come from hidden states of the tower, from its pooling head, from what the projector or
+#: the tower was given, and from the question; all others come from attention
+HIDDEN = frozenset({"last_hidden", "patch_embedding", "cls_hidden"})
+POOLED = frozenset({"pool_attention", "pool_output"})
+GIVEN = frozenset({"projector_input", "pixels"})
+TEXT = frozenset(
+    {"text_embedding", "text_segments", "text_sequence", "text_similarity", "question_tokens"}
+)
+ATTENTION = frozenset(SIGNALS) - HIDDEN - POOLED - GIVEN - TEXT
+#: those for which a text encoder is needed, and those for which the prompt's own words are
+ENCODED = frozenset({"text_embedding", "text_segments", "text_sequence", "patch_embedding"})
+WORDS = frozenset({"text_similarity", "question_tokens"})
+
+
+def token_pixels(tiles: Tensor, grid: tuple[int, int], cell: tuple[int, int]) -> Tensor:
+    """`[T, rows * cols, values]`, the pixels behind each token.
+
+    Args:
+        tiles: `[T, 3, H, W]`; what is over at the right and at the bottom is left out.
+        grid: `(rows, cols)` of tokens.
+        cell: `(height, width)` in pixels of what is behind a token.
+    """
+    (rows, cols), (high, wide) = grid, cell
+    cut = tiles[:, :, : rows * high, : cols * wide]
+    return rearrange(cut, "t c (y h) (x w) -> t (y x) (c h w)", h=high, w=wide)
 
 
 def masked_attention_received(

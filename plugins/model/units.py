@@ -16,29 +16,26 @@ from vtc.packing import Layout, Packing
 
 @dataclass(frozen=True)
 class Unit:
-    """One image or clip of a call: its tiles in the order of the vision batch, and their geometry.
+    """One image or clip of a call: its tiles in the order of the vision batch, and how they are packed.
 
     Attributes:
-        tiles: how many tiles (crops and thumbnail, or frames) the tower saw of it.
-        patch_grid: `(rows, cols)` of a tile's tokens, behind the projector.
-        tile_grid: `(rows, cols)` of the crops, None for a single tile or a clip.
-        image_size: original `(height, width)` in pixels, None when the model does not know it.
-        unpad, order, shrink, lead, tail, newline: how tokens are packed, see `Packing`.
+        packing: how its tokens behind the projector become a sequence.
         fused: what the projector returns is not, tile after tile, what is packed, because the model
             fuses or reorders tokens in or behind it; methods then work on the packed tokens.
     """
 
-    tiles: int
-    patch_grid: tuple[int, int]
-    tile_grid: tuple[int, int] | None = None
-    image_size: tuple[int, int] | None = None
-    unpad: str = "none"
-    order: str = "canvas"
-    shrink: int | None = None
-    lead: bool = False
-    tail: bool = False
-    newline: bool = False
+    packing: Packing
     fused: bool = False
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles (crops and thumbnail, or frames) the tower saw of it."""
+        return self.packing.tiles
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """`(rows, cols)` of a tile's tokens."""
+        return self.packing.patch_grid
 
     @property
     def patches(self) -> int:
@@ -46,19 +43,19 @@ class Unit:
         return self.patch_grid[0] * self.patch_grid[1]
 
     @property
-    def packing(self) -> Packing:
-        """How the tokens are packed."""
-        return _packing(self)
-
-    @property
     def layout(self) -> Layout:
         """Provenance of the packed sequence."""
         return self.packing.layout
 
+    @property
+    def separated(self) -> bool:
+        """Whether separators stand between its tokens."""
+        return self.packing.newline or self.packing.lead or self.packing.tail
+
     def unpack(self, packed: Tensor) -> Tensor:
         """The packed sequence `[L, D]` as tiles `[T, N, D]`, 0 for patches that have no token."""
         layout = self.layout
-        if self.order != "thumbnail_last" and len(layout) == self.tiles * self.patches:
+        if self.packing.order != "thumbnail_last" and len(layout) == self.tiles * self.patches:
             return packed.unflatten(0, (self.tiles, self.patches))
         kept, tile, patch = (
             x.to(packed.device) for x in (layout.is_patch, layout.tile, layout.patch)
@@ -67,20 +64,8 @@ class Unit:
         return tiles.index_put((tile[kept], patch[kept]), packed[kept])
 
 
-@functools.lru_cache(maxsize=512)
-def _packing(unit: Unit) -> Packing:
-    return Packing(
-        unit.patch_grid,
-        unit.tile_grid,
-        unit.image_size,
-        unit.tiles,
-        unit.newline,
-        unit.unpad,
-        unit.order,
-        unit.shrink,
-        unit.lead,
-        unit.tail,
-    )
+#: a packing that cuts no padding away
+uncut = functools.partial(Packing, unpad="none")
 
 
 @dataclass(frozen=True)
@@ -101,7 +86,8 @@ class Place:
         return self._order(values[self.tile : self.tile + self.unit.tiles])
 
     def _order(self, values: Tensor) -> Tensor:
-        if self.unit.order != "thumbnail_last" or self.unit.tile_grid is None:
+        packing = self.unit.packing
+        if packing.order != "thumbnail_last" or packing.tile_grid is None:
             return values
         return torch.cat([values[-1:], values[:-1]])
 

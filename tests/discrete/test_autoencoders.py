@@ -235,6 +235,16 @@ def test_a_backbone_is_not_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_pa
     create_tokenizer("seed_causal", size=8, backbone="any", pretrained=False)
     assert not made[-1]["pretrained"]
 
+    def mine(name: str = "any", pretrained: bool = True) -> ImageTokenizer:
+        encoder = TimmEncoder(name, pretrained)
+        decoder = GridDecoder(GridConfig(8, (1, 1, 2), 1, dim=encoder.dim))
+        return ImageTokenizer(encoder, create_quantizer("vq", encoder.dim, size=4), decoder, (8, 8))
+
+    monkeypatch.setitem(tokenizers.TOKENIZERS, "mine", mine)
+    save(create_tokenizer("mine"), tmp_path / "mine.safetensors")
+    load(tmp_path / "mine.safetensors")
+    assert [options["pretrained"] for options in made[-2:]] == [True, False]
+
 
 def test_without_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)

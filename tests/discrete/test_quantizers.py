@@ -8,7 +8,7 @@ import torch
 from vtc import VTCError
 from vtc.discrete.codes import bit_table, pack_bits
 from vtc.discrete.noise import Noise
-from vtc.discrete.quantizers import create_quantizer, list_quantizers
+from vtc.discrete.quantizers import QUANTIZERS, create_quantizer, list_quantizers
 from vtc.discrete.quantizers.base import straight_through
 from vtc.discrete.quantizers.bernoulli import BernoulliQuantizer, bit_penalty
 from vtc.discrete.quantizers.bsq import bitwise_entropy_loss
@@ -68,14 +68,16 @@ def test_unknown_names_and_options() -> None:
         create_quantizer("bernoulli", 8, bit=3)
     with pytest.raises(VTCError, match="bits: 'bernoulli' needs it"):
         create_quantizer("bernoulli", 8)
-    with pytest.raises(VTCError, match="take more groups"):
+    with pytest.raises(VTCError, match="take more groups, or .* of bits: 'bernoulli', 'bsq'$"):
         create_quantizer("lfq", 8, bits=64)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    with pytest.raises(VTCError, match="vtc-vlm\\[discrete\\]"):
-        create_quantizer("fsq", 8, levels=(4, 4))
+    for names in ("'bernoulli', 'ibq', 'vq'", "'bernoulli', 'ibq', 'mine', 'vq'"):
+        with pytest.raises(VTCError, match=rf"vtc-vlm\[discrete\]`; {names} work without$"):
+            create_quantizer("fsq", 8, levels=(4, 4))
+        monkeypatch.setitem(QUANTIZERS, "mine", type("Mine", (BernoulliQuantizer,), {}))
     create_quantizer("bernoulli", 8, bits=4)
     create_quantizer("bsq", 8, bits=18)
 

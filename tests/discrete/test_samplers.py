@@ -217,12 +217,13 @@ def test_bits_have_nothing_to_cut() -> None:
 )
 def test_options_are_checked_by_name_and_value(sampler: str, options: dict, message: str) -> None:
     with pytest.raises(VTCError, match=message):
-        samplers.check_options(sampler, options)
+        samplers.create_sampler(sampler, **options)
 
 
 def test_known_options_pass() -> None:
-    samplers.check_options("ar", {"temperature": 0.7, "top_k": 5, "top_p": 0.9})
-    samplers.check_options("maskgit", {"steps": np.int64(4), "code_temperature": 1, "top_k": 2})
+    made = samplers.create_sampler("ar", temperature=0.7, top_k=5, top_p=0.9)
+    assert made == samplers.Autoregressive(0.7, 5, 0.9)
+    samplers.create_sampler("maskgit", steps=np.int64(4), code_temperature=1, top_k=2)
 
 
 def test_recorded_draws_run_out() -> None:

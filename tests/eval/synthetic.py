@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vtc.eval.common.records import Answer, Setting
-from vtc.eval.common.settings import plan
+from vtc.eval.common.records import Answer
+from vtc.eval.common.settings import Setting, plan
 from vtc.eval.common.timing import Ratio
 from vtc.eval.efficiency.lines import Line, Measure
 

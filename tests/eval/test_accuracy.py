@@ -181,15 +181,15 @@ def test_killed_run_goes_on_and_asks_nothing_twice(tmp_path):
 
 
 def test_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    ask, calls = runner.answer, iter(range(100))
+    ask, calls = loading.Loaded.answer, iter(range(100))
 
-    def stopped(*arguments):
+    def stopped(*arguments, **generation):
         if next(calls) == 3:
             raise KeyboardInterrupt
-        return ask(*arguments)
+        return ask(*arguments, **generation)
 
     argv = [*SMALL, *POOL, "--batch-size", "2", "--output", str(tmp_path)]
-    monkeypatch.setattr(runner, "answer", stopped)
+    monkeypatch.setattr(loading.Loaded, "answer", stopped)
     assert main(argv) == 130
     assert "the same command goes on from there" in capsys.readouterr().err
     assert sum(asked(tmp_path).values()) == 6
@@ -303,8 +303,7 @@ class Files(Suite):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    known = suites._load()
-    monkeypatch.setattr(suites, "_load", lambda: {**known, "files": Files})
+    monkeypatch.setitem(suites._SUITES.made, "files", Files)
     folder = tmp_path / "data"
     folder.mkdir()
     Image.new("RGB", (128, 128), "white").save(folder / "good.png")
@@ -417,16 +416,16 @@ def test_out_of_memory_halves_the_batch_then_marks_the_row(tmp_path, monkeypatch
     suite = create_suite("reference", seed=3, scenes=1, questions=8)
     doomed = suite.items()[5]
     assert len(suite.items()) == 8
-    ask, sizes = runner.answer, []
+    ask, sizes = loading.Loaded.answer, []
 
-    def small(model, processor, inputs, count):
-        texts = processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
+    def small(self, inputs, **generation):
+        texts = self.processor.batch_decode(inputs["input_ids"], skip_special_tokens=True)
         sizes.append(len(texts))
         if len(texts) > 2 or any(doomed.prompt in text for text in texts):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return ask(model, processor, inputs, count)
+        return ask(self, inputs, **generation)
 
-    monkeypatch.setattr(runner, "answer", small)
+    monkeypatch.setattr(loading.Loaded, "answer", small)
     ask_all = runner.Runner(loaded, suite, {})
     (found,) = ask_all.ask(suite.items(), [settings.FULL], ())
     failed = [answer.item for answer in found if answer.error]

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from tests.eval import synthetic
 from vtc.commands.eval import main
 from vtc.errors import VTCError
-from vtc.eval.common.records import Setting
+from vtc.eval.common.settings import Setting
 from vtc.eval.common.timing import Ratio
 from vtc.eval.report import charts, kept
 from vtc.eval.report.results import analyse, group_key

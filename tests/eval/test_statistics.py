@@ -19,7 +19,14 @@ from vtc.eval.common.statistics import (
     intervals,
     over_seeds,
     sentence,
+    standard_error,
 )
+
+
+def test_the_standard_error_counts_clusters_not_questions():
+    # two scenes, one all right and one all wrong: sqrt(1^2 + 1^2) / 4
+    assert standard_error([1, 1, 0, 0], ["0", "0", "1", "1"]) == pytest.approx(2**0.5 / 4)
+    assert standard_error([1, 0, 1, 0], ["0", "0", "1", "1"]) == 0
 
 
 def ability(rng, clusters, mean, correlation=0.25, most=12):

@@ -29,6 +29,7 @@ from tests.families import by_hand, docowl, mllama, tiny, ways
 from tests.families.samples import Setting
 from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
+from vtc.methods.compares_frames import ComparesFrames
 from vtc.plugins.hf.adapters import adapter_for
 from vtc.registry import compared_methods, method_class
 
@@ -112,7 +113,7 @@ def method_of(name: str, family: str, video: bool, retention: float = 0.5) -> Me
         options |= dict(question="what is it", text_encoder=text_encoder(width))
     if method_class(name).projects:
         options["projector"] = tiny.projector(model)
-    if video and METHODS.index(name) % 2:
+    if video and METHODS.index(name) % 2 and not issubclass(method_class(name), ComparesFrames):
         options["video"] = "frame"
     return vtc.create_method(name, **options)
 

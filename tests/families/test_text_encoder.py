@@ -8,7 +8,9 @@ import pickle
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -18,7 +20,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import vtc
 from tests.families import tiny
 from tests.hf.methods import Guided
-from vtc.plugins.hf.text_encoder import SiglipTextEncoder, load_text_encoder
+from vtc import Method, SignalRequest
+from vtc.eval import reference as eval_reference
+from vtc.plugins.hf.text_encoder import SiglipTextEncoder, TextEncoder, load_text_encoder
+from vtc.tokens import keep_patches
 
 
 @pytest.fixture
@@ -180,6 +185,19 @@ def test_a_relative_path_is_not_another_folder_s(siglip: Path, tmp_path: Path, m
     assert found[0] is found[2] is not found[1]
 
 
+def test_a_model_that_was_not_loaded_brings_none(siglip: Path, tmp_path: Path, monkeypatch) -> None:
+    """Whatever folder `clip` the caller happens to work beside."""
+    shutil.copytree(siglip, tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    for name in ("", None):
+        model = torch.nn.Identity()
+        model.name_or_path = name
+        with pytest.raises(
+            vtc.VTCError, match="text_encoder: got None, and the checkpoint brings none"
+        ):
+            load_text_encoder(None, model, 32, False)
+
+
 def test_what_is_cached_under_inference_mode_can_be_trained_with(siglip: Path) -> None:
     with torch.inference_mode():
         encoder = load_text_encoder(str(siglip), torch.nn.Identity(), 32, False)
@@ -228,3 +246,52 @@ def test_a_copied_model_has_its_own(siglip: Path) -> None:
 def test_wrong_width_is_named(siglip: Path) -> None:
     with pytest.raises(vtc.VTCError, match="width 32, but this model's vision tower has width 48"):
         load_text_encoder(siglip, torch.nn.Identity(), 48, False)
+
+
+CLIP = Path(eval_reference.__file__).parent / "checkpoint" / "clip"
+
+
+def test_pieces_and_words_of_a_long_question() -> None:
+    """Of CLIP's text tower with its projection, run by transformers' own class on ids made here."""
+    width = tf.CLIPModel.from_pretrained(CLIP).config.vision_config.hidden_size
+    encoder = TextEncoder(CLIP, width)
+    whole = tf.CLIPTextModelWithProjection.from_pretrained(CLIP).eval().float()
+    for part in encoder.parts:  # saved in half precision
+        getattr(encoder, part).float()
+    most = encoder.max_length
+    for text in ("red", " ".join(["red", "square", "left", "of", "the"] * most)):
+        ids = encoder.tokenizer(text)["input_ids"]
+        rows = -(-len(ids) // most)
+        padded = torch.tensor(ids + [0] * (rows * most - len(ids))).view(rows, most)
+        mask = (torch.arange(rows * most) < len(ids)).long().view(rows, most)
+        with torch.no_grad():
+            want = whole(input_ids=padded, attention_mask=mask).text_embeds
+        torch.testing.assert_close(encoder.segments(text), want)
+        assert len(want) == (1 if text == "red" else rows) and (text == "red" or rows > 1)
+    ids = torch.tensor([encoder.tokenizer("red square")["input_ids"]])
+    with torch.no_grad():
+        hidden = whole.text_model(input_ids=ids).last_hidden_state[0]
+        want = whole.text_projection(hidden)
+    torch.testing.assert_close(encoder.sequence("red square"), want)
+
+
+def test_what_a_pair_of_functions_cannot_do() -> None:
+    model = tiny.build("llava")
+    embed, project = (lambda text: torch.zeros(4)), (lambda hidden: hidden[..., :4])
+
+    @dataclass
+    class Pieces(Method):
+        text_encoder: Any = None
+        question: str = "what"
+        name: ClassVar[str] = "pieces"
+
+        def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
+            return {"text_segments": SignalRequest("text_segments")}
+
+        def compress(self, tokens: Any) -> Any:
+            return keep_patches(tokens, tokens.valid)
+
+    method = Pieces(0.5, text_encoder=(embed, project))
+    with torch.no_grad(), vtc.compress(model, method), pytest.raises(vtc.VTCError) as error:
+        model(**tiny.inputs("llava", [[tiny.A]]))
+    assert "has no 'segments', which method 'pieces' reads of a question" in str(error.value)

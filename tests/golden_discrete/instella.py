@@ -111,7 +111,7 @@ def ar_sample(case: Any) -> Result:
         step,
         CodeSpace(count, (2,) * len(bias)),
         batch,
-        guidance(case, batch),
+        guidance=guidance(case, batch),
         temperature=case.info["args"]["temp"],
         seed=fill(list(uniforms)),
     )
@@ -128,7 +128,7 @@ def diffusion_sample(case: Any) -> Result:
         CodeSpace(count, (2,) * width),
         batch,
         args["num_steps"],
-        guidance(case, batch),
+        guidance=guidance(case, batch),
         temperature=args["temp"],
         rho=args["rho"],
         posterior=str(args["protocol"]) == "2",

@@ -15,7 +15,7 @@ import vtc
 from tests.families.tiny import projector
 from tests.hf import tiny
 from vtc.eval import reference
-from vtc.eval.demo import run as demo
+from vtc.eval.common.settings import Setting, create
 from vtc.eval.efficiency import subject
 from vtc.methods.tokenflex import TokenFlex, TokenFlexProjector
 from vtc.plugins.hf import defaults
@@ -48,7 +48,7 @@ def shipped() -> Any:
 
 
 def test_the_reference_brings_its_projector(shipped: Any) -> None:
-    """By name, as a configuration and as an object, and what eval, demo and efficiency ask for."""
+    """By name, as a configuration and as an object, and what runs and efficiency ask for."""
     model, processor = shipped
     want = load_file(SHIPPED)["gate.weight"]
     config = vtc.CompressionConfig("tokenflex", retention=0.25)
@@ -56,7 +56,7 @@ def test_the_reference_brings_its_projector(shipped: Any) -> None:
         with vtc.compress(model, method) as run:
             assert torch.equal(weights(run.method), want)
     assert torch.equal(weights(config.create(vtc.model_defaults(model))), want)
-    assert torch.equal(weights(demo.build(demo.Setting("tokenflex", 0.5), model)), want)
+    assert torch.equal(weights(create(Setting("tokenflex", 0.5), vtc.model_defaults(model))), want)
     options = subject.from_checkpoint("reference", "cpu").options("tokenflex")
     assert torch.equal(weights(vtc.create_method("tokenflex", **options)), want)
 

@@ -23,7 +23,7 @@ from tests.hf.tiny import snapshot
 from tests.kernels.test_launches import STATED
 from tests.methods.images import METHODS, image, make
 from vtc import VisualTokens
-from vtc.eval.common.answers import batches
+from vtc.eval.common.loading import Loaded
 from vtc.eval.reference import load_reference, prompt, scenes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -64,8 +64,10 @@ def model(loaded: tuple[Any, Any]) -> Any:
 @pytest.fixture(scope="module")
 def batch(loaded: tuple[Any, Any]) -> dict[str, Any]:
     """Questions of different length about one picture, on the CPU."""
-    (found, *_) = batches(loaded[1], scenes("val", 1, seed=3, questions=4), prompt)
-    return dict(found.inputs)
+    scene = next(iter(scenes("val", 1, seed=3, questions=4)))
+    prompts = [prompt(question.text) for question in scene.questions]
+    made = Loaded("reference", *loaded, loaded[0].device)
+    return dict(made.batch([[scene.image]] * len(prompts), prompts))
 
 
 def there(batch: dict[str, Any], model: Any) -> dict[str, Any]:

@@ -304,6 +304,28 @@ def test_text_guided_method_without_ids() -> None:
         assert model.generate(inputs_embeds=embeds, **batch, **GREEDY).shape == (1, 3)
 
 
+@pytest.mark.parametrize(
+    "embed, project, message",
+    [
+        (lambda _: torch.ones(2, 32), lambda x: x, r"embed gave \[2, 32\], allowed is \[P\]"),
+        (lambda _: [1.0], lambda x: x, r"embed gave list"),
+        (lambda _: torch.ones(7), lambda x: x, r"embed gave \[7\].* project \[1, 16, 32\]"),
+        (
+            lambda _: torch.ones(32),
+            lambda x: x[1:],
+            r"project gave \[15, 32\], allowed is \[16, P\]",
+        ),
+    ],
+)
+def test_a_text_encoder_of_ones_own_with_shapes_that_do_not_fit(
+    embed: Any, project: Any, message: str
+) -> None:
+    model, batch = tiny.build("llava-clip"), tiny.inputs("llava-clip", tiny.ONE)
+    method = Guided(0.5, text_encoder=(embed, project), question="what?")
+    with vtc.compress(model, method), pytest.raises(VTCError, match=f"text_encoder: its {message}"):
+        model.generate(**batch, **GREEDY)
+
+
 def test_text_encoder_of_another_width(tmp_path: Any) -> None:
     """A CLIP made for another tower is refused before the model is touched."""
     from tokenizers import Tokenizer, models

@@ -225,8 +225,8 @@ def test_by_ids_every_word_is_told_from_a_special_token(family: str) -> None:
             tokenizer(chat.format(q=question), add_special_tokens=False)["input_ids"]
         )
         ids = ids[ids != tokenizer.convert_tokens_to_ids(placeholder)]
-        patch = SimpleNamespace(method=SimpleNamespace(), tokenizer=tokenizer)
-        assert asked(patch, ids) == " ".join(question.split())
+        method: Any = SimpleNamespace()
+        assert asked(method, tokenizer, ids) == " ".join(question.split())
 
 
 def test_a_token_of_the_template_within_a_turn_is_a_word() -> None:
@@ -235,8 +235,11 @@ def test_a_token_of_the_template_within_a_turn_is_a_word() -> None:
     tokenizer = byte_tokenizer(special)
     for question in ("What does </s> do?", "Is <s> or </s> a tag?", "</s> is what?"):
         ids = torch.tensor(tokenizer(chat.format(q=question))["input_ids"])
-        patch = SimpleNamespace(method=SimpleNamespace(), tokenizer=tokenizer)
-        assert asked(patch, ids[ids != tokenizer.convert_tokens_to_ids("<image>")]) == question
+        method: Any = SimpleNamespace()
+        assert (
+            asked(method, tokenizer, ids[ids != tokenizer.convert_tokens_to_ids("<image>")])
+            == question
+        )
 
 
 def test_unknown_words_are_words_and_the_official_line_is_by_ids() -> None:
@@ -244,11 +247,11 @@ def test_unknown_words_are_words_and_the_official_line_is_by_ids() -> None:
     tokenizer = processor.tokenizer
     said = prompt("What number is in the <brown> box ? USER: ").replace("<image>", "")
     ids = torch.tensor(tokenizer(said)["input_ids"])
-    patch = SimpleNamespace(method=SimpleNamespace(), tokenizer=tokenizer)
+    method: Any = SimpleNamespace()
     # its tokenizer knows neither capitals nor "<", and "brown" with a blank in front alone
-    assert asked(patch, ids) == "what number is in the<unk><unk><unk> box ? user :"
-    patch.method.text_source = "official"
-    assert asked(patch, ids).startswith("user : what number is in the<unk>")
+    assert asked(method, tokenizer, ids) == "what number is in the<unk><unk><unk> box ? user :"
+    method.text_source = "official"
+    assert asked(method, tokenizer, ids).startswith("user : what number is in the<unk>")
 
 
 @pytest.mark.parametrize("question", ["what is 37 ? USER: ", "ASSISTANT: no", "the <brown> box ?"])

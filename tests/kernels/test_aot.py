@@ -142,6 +142,20 @@ SMALLEST = {
     "cosine_topk": lambda m: m.launch(
         _ones(dim=3), _ones(dim=3), 1, _ones(), _ones(torch.bool), _ones(torch.int64)
     ),
+    "greedy_pick": lambda m: [
+        m.launch(
+            rule,
+            _ones(dim=3),
+            _ones(torch.int64, 1),
+            1,
+            _ones(torch.float32),
+            _ones(torch.bool),
+            _ones(torch.float32),
+            0.5,
+            1,
+        )  # fmt: skip
+        for rule in m.RULES
+    ],
     "merge": lambda m: m.launch(
         _ones(), _ones(torch.int64, 1), _ones(torch.int64, 1), _ones(torch.float32, 1), 1
     ),
@@ -175,6 +189,7 @@ STATED = {
     "lof": 1,
     "neighbour_count": 3,
     "cosine_topk": 3,
+    "greedy_pick": 23 + 17 + 19 + 11,  # rule by rule
     "merge": 4,
     "adaptive_pool": 1 + 3,  # with the gradient
     "ragged_compact": 1,

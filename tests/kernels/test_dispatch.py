@@ -16,6 +16,7 @@ from vtc.kernels.attention_received import attention_received
 from vtc.kernels.bit_packing import pack_bits, unpack_bits
 from vtc.kernels.cls_attention import cls_attention
 from vtc.kernels.cosine_topk import cosine_topk
+from vtc.kernels.greedy_pick import greedy_pick
 from vtc.kernels.lof import local_outlier_factor
 from vtc.kernels.merge import weighted_merge
 from vtc.kernels.neighbour_count import neighbour_count
@@ -29,6 +30,7 @@ CALLS = {
     "attention_received": lambda x: attention_received(x[None], x[None], 0.5),
     "cls_attention": lambda x: cls_attention(x[None, :, 0], x[None], 0.5),
     "cosine_topk": lambda x: cosine_topk(x[:, :2], x, 2),
+    "greedy_pick": lambda x: greedy_pick("mmr", x, torch.tensor([2, 1]), 2, x[..., 0]),
     "local_outlier_factor": lambda x: local_outlier_factor(x[0], 2),
     "neighbour_count": lambda x: neighbour_count(x, 0.1),
     "pack_bits": lambda x: pack_bits(x > 0, 2),

@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 
 from vtc import VisualTokens, create_method
 from vtc.methods.base import Method
+from vtc.packing import Packing
 from vtc.registry import compared_methods, method_class
 
 WIDTH = 16
 METHODS = compared_methods()
+#: signals of the question and what the projector reads, and their shapes (behind tiles and patches)
+MORE = {
+    "text_segments": (2, 12),
+    "text_sequence": (6, 12),
+    "question_tokens": (7, WIDTH),
+    "projector_input": (10,),
+}
 
 
 def image(
@@ -42,12 +50,15 @@ def image(
         "patch_embedding": normal(tiles, patches, 12),
         "text_embedding": normal(12),
     }
+    other = torch.Generator().manual_seed(seed + 1)  # so that the draws of the others stay
+    for name, shape in MORE.items():
+        shape = (tiles, patches, *shape) if name == "projector_input" else shape
+        signals[name] = torch.randn(*shape, generator=other)
     if has_cls:
         query = normal(tiles, WIDTH) * 3
         signals |= {"cls_logits": logits, "cls_attention": attention, "cls_query": query}
-    else:
-        attention = torch.softmax(logits, 1)
-    signals |= {"attention_received": attention, **more_signals(tiles, patches, has_cls, seed)}
+    received = attention if has_cls else torch.softmax(logits, 1)
+    signals |= {"attention_received": received, **more_signals(tiles, patches, has_cls, seed)}
     for name, kind in named(has_cls).items():
         values = torch.softmax(logits * 1.5, 1) if name.startswith("deep_att") else signals[kind]
         values = signals["another_layer"] if name in ("object", "local") else values
@@ -61,6 +72,27 @@ def image(
         signals=signals,
         unpad=unpad,
         content_seed=seed,
+    )
+
+
+def clip(
+    frames: int,
+    grid: tuple[int, int] = (4, 4),
+    *,
+    seed: int = 0,
+    hidden: tuple[int, ...] = (),
+    newline: torch.Tensor | None = None,
+) -> VisualTokens:
+    """A clip with every signal, some of whose frames are much like the one before."""
+    still = image(grid, (1, frames - 1) if frames > 1 else None, seed=seed, newline=False)
+    moves = torch.randint(0, 3, (frames,), generator=torch.Generator().manual_seed(seed))
+    features = still.features.clone()
+    for frame in range(1, frames):
+        if moves[frame]:
+            features[frame] = features[frame - 1] + 0.3 * features[frame]
+    packing = Packing(grid, tiles=frames, hidden=hidden)
+    return VisualTokens(
+        features, packing, newline=newline, signals=still.signals, content_seed=seed
     )
 
 

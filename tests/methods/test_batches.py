@@ -18,8 +18,10 @@ from vtc import CompressedTokens, VisualTokens, VTCError, registry
 from vtc.batch import ImageBatch
 from vtc.functional.ragged import side_by_side, where_true
 from vtc.methods.base import Method
+from vtc.methods.compares_frames import ComparesFrames
 from vtc.methods.random import Random
-from vtc.tokens import keep_patches
+from vtc.registry import method_class
+from vtc.tokens import OF_THE_QUESTION, keep_patches
 
 
 def same(a: CompressedTokens, b: CompressedTokens) -> None:
@@ -57,12 +59,15 @@ def test_budgets_image_by_image(name):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("video", ["clip", "frame"])
 def test_clips_beside_images(name, video):
+    if video == "frame" and issubclass(method_class(name), ComparesFrames):
+        with pytest.raises(VTCError, match=f"video: got 'frame', but '{name}' compares the frames"):
+            make(name, video=video)
+        return
     one = image(newline=False)
-    rows = ("text_embedding",)
     clips = []
     for frames in (3, 1, 2):
         signals = {
-            key: value if key in rows else value.repeat(frames, *[1] * (value.dim() - 1))
+            key: value if key in OF_THE_QUESTION else value.repeat(frames, *[1] * (value.dim() - 1))
             for key, value in one.signals.items()
         }
         features = torch.randn(frames, 64, 16, generator=torch.Generator().manual_seed(frames))
@@ -107,7 +112,7 @@ class Noted(Random):
 
 def test_the_example_keeps_the_longest_features_of_every_image(monkeypatch):
     """The file that CONTRIBUTING.md shows, whole: 25 lines at most."""
-    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    monkeypatch.setattr(registry._METHODS, "made", dict(registry._METHODS.made))
     text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (shown,) = [dedent(block) for block in blocks if "class FeatureNorm(" in block]

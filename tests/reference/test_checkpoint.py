@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vtc.eval.common.answers import answer, prepare
+from vtc.eval.common.loading import Loaded
 from vtc.eval.reference import checkpoint_path, load_reference, prompt, scenes
 from vtc.eval.reference.score import check_generate
 from vtc.eval.reference.train_language import measure
@@ -27,7 +27,8 @@ def test_answers_unseen_questions(reference):
 
 
 def test_generate_answers_as_the_packed_pass_says(reference):
-    found = check_generate(*reference, list(scenes("val", 3, seed=6)))
+    loaded = Loaded("reference", *reference, torch.device("cpu"))
+    found = check_generate(loaded, list(scenes("val", 3, seed=6)))
     assert found["generate"] == pytest.approx(found["packed"])
 
 
@@ -42,8 +43,9 @@ def test_left_padded_batch_equals_single_prompts(reference):
         out = model.generate(**batch, max_new_tokens=8)
     new = out[:, batch["input_ids"].shape[1] :]
     said = processor.batch_decode(new, skip_special_tokens=True)
-    alone = [prepare(processor, [[scene.image]], [text]) for text in texts]
-    assert said == [text for inputs in alone for text in answer(model, processor, inputs)]
+    loaded = Loaded("reference", model, processor, model.device)
+    alone = [loaded.batch([[scene.image]], [text]) for text in texts]
+    assert said == [x for inputs in alone for x in loaded.answer(inputs, max_new_tokens=8)]
 
 
 def test_pipeline_and_automatic_classes(reference):

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.commands.console import print_json, progress, stdout
-from vtc.eval.common.arguments import positive
+from vtc.eval.common import settings
+from vtc.eval.common.arguments import add_imports, positive
 from vtc.eval.common.loading import load
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ of test scenes, patch tokens, prefill time against the uncompressed model in the
 pictures of what was kept of a photograph, a document page and a scene.
 """
 
+RETENTIONS = (0.5, 0.25, 0.1)
 #: columns by group of questions, with their headers on a terminal
 SHORT = {
     "reading": "read",
@@ -45,9 +47,15 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument(
-        "--retention", nargs="+", type=float, metavar="SHARE", help="default: 0.5 0.25 0.1"
+        "--retention",
+        nargs="+",
+        type=float,
+        default=RETENTIONS,
+        metavar="SHARE",
+        help="default: 0.5 0.25 0.1",
     )
     parser.add_argument("--rounds", type=positive, default=20, help="timed rounds, default 20")
+    add_imports(parser)
     parser.add_argument("--no-pictures", action="store_true", help="only the table")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -55,18 +63,18 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure, paint, write, print."""
-    from vtc.eval.demo import pictures as demo_pictures
+    settings.check(args.methods or ["none"], args.retention)
+
+    from vtc.eval.demo import pictures as painted
     from vtc.eval.demo import run as demo
+    from vtc.registry import compared_methods
 
     began = time.monotonic()
-    chosen = demo.settings(
-        demo.METHODS if args.methods is None else args.methods,
-        demo.RETENTIONS if args.retention is None else args.retention,
-    )
+    chosen = demo.settings(args.methods or compared_methods(), args.retention)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = 0 if args.no_pictures else len(demo_pictures.subjects())
-    loaded = load("reference", "cpu")
+    shown = 0 if args.no_pictures else len(painted.exhibits())
+    ask = demo.runner(load("reference", "cpu"), chosen, args.scenes, args.questions)
     with progress(disable=args.json) as bar:
         total = demo.steps(chosen, args.scenes, args.rounds) + shown * (len(chosen) - 1)
         task = bar.add_task("answering and timing", total=total)
@@ -74,23 +82,13 @@ def run(args: argparse.Namespace) -> None:
         def step() -> None:
             bar.advance(task)
 
-        result = demo.measure(
-            loaded.model,
-            loaded.processor,
-            chosen,
-            args.scenes,
-            args.questions,
-            args.rounds,
-            step=step,
-        )
+        result = demo.measure(ask, chosen, args.rounds, step)
         demo.save(result, folder)
         bar.update(task, description="painting")
         pictures = []
         if shown:
-            pictures = demo_pictures.write(
-                loaded.model, loaded.processor, chosen, folder / "pictures", step
-            )
-        page = demo_pictures.index(result, pictures, folder)
+            pictures = painted.write(ask, chosen, folder / "pictures", step)
+        page = painted.index(result, pictures, folder)
     files = [str(path) for _, sheet, singles in pictures for path in (sheet, *singles)]
     if args.json:
         print_json(

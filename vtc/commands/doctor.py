@@ -6,19 +6,20 @@ import argparse
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vtc.commands.console import print_json, progress, stdout
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
-from vtc.eval.common.arguments import add_place
+from vtc.eval.common.arguments import add_imports, add_place
 from vtc.eval.common.loading import Loaded, find_device, load
 from vtc.eval.common.prompts import user_prompt
-from vtc.methods.base import Method
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vtc.methods.base import Method
     from vtc.plugins.hf.checks import Outcome, Subject
 
 DESCRIPTION = """\
@@ -43,6 +44,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--model", help="check this model: hub id, folder, or 'reference'")
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
+    add_imports(parser)
     add_place(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_arguments(parser, prefix="")
@@ -163,7 +165,7 @@ def _kernels(place: str | None) -> Iterator[Outcome]:
     chosen = outcome("kernels", "triton", which)
     yield chosen
     kind = "twins" if chosen.status == "not run" else "kernels"
-    single = [outcome(kind, name, lambda name=name: compare(name)) for name in OPERATIONS]
+    single = [outcome(kind, name, partial(compare, name)) for name in OPERATIONS]
     if all(one.status == "ok" for one in single):
         seconds = sum(one.seconds for one in single)
         text = f"{len(single)} operations give what their twins give in float64"
@@ -188,7 +190,7 @@ def _checked(subject: Subject, own: bool) -> Iterator[Outcome]:
         yield Outcome("setting", subject.name, "failed" if own else "not run", reason)
         return
     for name, check in CHECKS.items():
-        yield outcome(name, subject.name, lambda check=check: check(subject))
+        yield outcome(name, subject.name, partial(check, subject))
     yield from attention(subject)
 
 
@@ -252,7 +254,6 @@ def _loaded(
 
 def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     """The model with two short prompts about pictures of different sizes."""
-    from vtc.eval.common.answers import prepare
     from vtc.plugins.hf.checks import Subject, first_line
 
     images = [_picture(112, 168), _picture(196, 112)]
@@ -261,7 +262,7 @@ def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     rows = [dict(loaded.inputs([i], word)) for i, word in zip(images, words, strict=True)]
     batch: dict[str, Any] | str
     try:
-        batch = dict(loaded.place(prepare(loaded.processor, [[i] for i in images], texts)))
+        batch = dict(loaded.batch([[i] for i in images], texts))
     except Exception as error:  # whatever a processor says to a batch
         batch = f"the processor makes no batch: {type(error).__name__}: {first_line(error)}"
     return Subject(loaded.name, loaded.model, rows, batch, method, positions, loaded.processor)

@@ -6,12 +6,15 @@ import argparse
 import dataclasses
 import inspect
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtc.commands.console import print_json, stdout
-from vtc.errors import VTCError, nearest
-from vtc.methods.base import Method
-from vtc.registry import list_methods, method_class
+from vtc.errors import VTCError
+from vtc.eval.common.arguments import add_imports
+from vtc.registry import list_methods, method_class, where_from
+
+if TYPE_CHECKING:
+    from vtc.methods.base import Method
 
 
 def add(commands: Any) -> None:
@@ -22,6 +25,7 @@ def add(commands: Any) -> None:
         description="List the compression methods; with the name of one, its options.",
     )
     parser.add_argument("pattern", nargs="?", default="*", help="a name or a glob, e.g. 'token*'")
+    add_imports(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -30,11 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Print the table."""
     names = list_methods(args.pattern)
     if not names:
-        every = list_methods()
-        raise VTCError(
-            f"method: nothing matches {args.pattern!r}, available are {', '.join(every)}"
-            f"{nearest(args.pattern, every)}"
-        )
+        method_class(args.pattern)  # raises, and says what there is
     if args.json:
         print_json([describe(name) for name in names])
     elif args.pattern in names:
@@ -58,6 +58,7 @@ def describe(name: str) -> dict[str, Any]:
     ]
     return {
         "name": name,
+        "from": where_from(name),
         "stage": cls.stage,
         "signals": _signals(cls),
         "adaptive": cls.adaptive,
@@ -107,11 +108,12 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("method", "stage", "signals", "adaptive", "paper", "what it does"):
+    for name in ("method", "from", "stage", "signals", "adaptive", "paper", "what it does"):
         table.add_column(name, overflow="fold", no_wrap=name in ("method", "paper"))
     for row in rows:
         table.add_row(
             row["name"],
+            row["from"],
             row["stage"],
             ", ".join(row["signals"]) or "-",
             "yes" if row["adaptive"] else "no",
@@ -130,6 +132,7 @@ def _print_one(row: dict[str, Any]) -> None:
     console = stdout()
     console.print(f"[bold]{row['name']}[/bold]: {escape(row['text'])}")
     facts = [
+        f"from: {row['from']}",
         f"stage: {row['stage']}",
         f"signals: {', '.join(row['signals']) or 'none'}",
         "has a count of its own" if row["adaptive"] else "",

@@ -11,11 +11,11 @@ from vtc.config import CompressionConfig, add_arguments
 from vtc.eval.common.arguments import add_model, positive
 from vtc.eval.common.loading import Loaded, load
 from vtc.eval.common.prompts import RULES, notes
-from vtc.methods.base import Method
-from vtc.pictures import load_image
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from vtc.methods.base import Method
 
 DESCRIPTION = (
     """\
@@ -61,25 +61,31 @@ def run(args: argparse.Namespace) -> None:
     import vtc
 
     config = CompressionConfig.from_sources(file=args.config, args=args)
-    method = config.create()
+
+    from vtc.rgb import load_image
+
     pictures = [load_image(path) for path in args.image]
+    methods = config.create_all()
     names = [[path] for path in args.image]
     groups = [[picture] for picture in pictures]
     if args.together:
         names, groups = [args.image], [pictures]
     for index in range(len(pictures)):  # a budget for each is checked before the model is loaded
-        method.for_image(index, len(pictures))
+        for method in methods:
+            method.for_image(index, len(pictures))
     with progress(disable=args.json) as bar:
         total = len(groups) * (1 + args.compare * (1 + 2 * (args.rounds + 1)))
         task = bar.add_task(f"loading {args.model}", total=total)
         loaded = load(args.model, args.device, args.dtype)
         bar.update(task, description="answering")
-        method = config.create(vtc.model_defaults(loaded.model))
-        each = [method.for_image(index, len(pictures)) for index in range(len(pictures))]
-        methods = [method] if args.together else each  # budgets are spread over the prompts
+        methods = config.create_all(vtc.model_defaults(loaded.model))
+        each = [
+            [m.for_image(index, len(pictures)) for m in methods] for index in range(len(pictures))
+        ]
+        plans = [methods] if args.together else each  # budgets are spread over the prompts
         results = [
-            _ask(loaded, group, one, config.positions, args, lambda: bar.advance(task))
-            for group, one in zip(groups, methods, strict=True)
+            _ask(loaded, group, plan, config.positions, args, lambda: bar.advance(task))
+            for group, plan in zip(groups, plans, strict=True)
         ]
     for name, result in zip(names, results, strict=True):
         result["images"] = [str(path) for path in name]
@@ -103,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
 def _ask(
     loaded: Loaded,
     images: list[Image.Image],
-    method: Method,
+    methods: list[Method],
     positions: str,
     args: argparse.Namespace,
     step: Any,
@@ -123,7 +129,7 @@ def _ask(
 
     def compressed(count: int, timed: bool = False) -> Any:
         with vtc.compress(
-            loaded.model, method, processor=loaded.processor, positions=positions
+            loaded.model, methods, processor=loaded.processor, positions=positions
         ) as handle:
             held[:] = [handle.text_encoder]
             if timed:
@@ -134,9 +140,9 @@ def _ask(
     longest = args.max_new_tokens or own or 64
     out, report = compressed(longest)
     step()
-    result = {"answer": loaded.decode(out, inputs), "report": report}
+    result = {"answer": loaded.decode(out, inputs)[0].strip(), "report": report}
     if args.compare:
-        result["answer_uncompressed"] = loaded.decode(generate(longest), inputs)
+        result["answer_uncompressed"] = loaded.decode(generate(longest), inputs)[0].strip()
         step()
         times = interleaved(
             {
@@ -200,7 +206,7 @@ def _print(
             "prefill time: median (quartiles) of compressed / uncompressed, "
             f"{args.rounds} interleaved rounds, selection included"
         )
-        requests = config.create().requests().values()
+        requests = [each for method in config.create_all() for each in method.requests().values()]
         if any(request.kind == "text_embedding" for request in requests):
             note += "; the question was embedded before"
         console.print(f"[dim]{note}[/dim]")

@@ -12,7 +12,6 @@ from vtc.errors import VTCError
 from vtc.eval.common.arguments import add_model
 from vtc.eval.common.loading import load
 from vtc.eval.common.prompts import RULES, notes
-from vtc.pictures import load_image, visualize
 
 
 def add(commands: Any) -> None:
@@ -41,14 +40,19 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prefill, paint, save."""
+    config = CompressionConfig.from_sources(file=args.config, args=args)
+
+    from vtc.rgb import load_image
+
+    picture = load_image(args.image)
+    _check_suffix(args.output)
+    config.create_all()  # what is wrong is said before the model is loaded
+
     import torch
 
     import vtc
+    from vtc.pictures import visualize
 
-    config = CompressionConfig.from_sources(file=args.config, args=args)
-    config.create()  # what is wrong is said before the model is loaded
-    picture = load_image(args.image)
-    _check_suffix(args.output)
     loaded = load(args.model, args.device, args.dtype)
     inputs = loaded.inputs([picture], args.prompt, args.raw)
     told = [] if args.raw else notes(loaded.processor, args.prompt)

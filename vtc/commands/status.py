@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vtc import doors
 from vtc.errors import VTCError
 
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parse `argv` and call `args.run(args)`.
+    """Parse `argv`, import what `--import` names, and call `args.run(args)`.
 
     Returns:
         0, 1 for an error, 2 for wrong usage, 130 when interrupted.
@@ -21,6 +22,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     except SystemExit as stop:  # argparse has printed its help or its error
         return int(stop.code or 0)
     try:
+        doors.import_all("--import", getattr(args, "imports", ()))
         args.run(args)
         return 0
     except VTCError as error:

@@ -7,10 +7,11 @@
     loss = generator.loss(codes.ids, labels)["loss"]
     ids = generator.sample(labels, guidance=2.0, seed=0)
 
-A plan or an objective of your own goes where a name goes (`GeneratorConfig(plan=..., objective=...)`,
-`generator.loss(..., objective=...)`); `vtc.registry.register` gives it a name.
+A plan, an objective or a sampler of your own goes where a name goes, in a `GeneratorConfig` and in
+`generator.loss(..., objective=...)` or `generator.sample(..., sampler=...)`; `vtc.registry.register`
+gives it a name.
 
-Tokenizers and generators meet in `CodeSpace` alone: ids in, ids out. Needs nothing but torch; the
+Tokenizers and generators meet in `CodeSpace` alone: ids in, ids out. Needs torch and einops; the
 quantisers of vector-quantize-pytorch and the encoders of timm are loaded when asked for.
 """
 
@@ -30,6 +31,7 @@ from vtc.discrete.presets import (
     list_tokenizers,
 )
 from vtc.discrete.quantizers import create_quantizer, list_quantizers
+from vtc.discrete.samplers import Sampler, create_sampler, list_samplers
 from vtc.discrete.schedules import Guidance
 from vtc.discrete.tokenizer import ImageTokenizer
 from vtc.discrete.types import CodeSpace, Quantized
@@ -47,15 +49,18 @@ __all__ = [
     "Objective",
     "Plan",
     "Quantized",
+    "Sampler",
     "TimmEncoder",
     "create_generator",
     "create_objective",
     "create_plan",
     "create_quantizer",
+    "create_sampler",
     "create_tokenizer",
     "frechet_distance",
     "list_generators",
     "list_quantizers",
+    "list_samplers",
     "list_tokenizers",
     "load",
     "reconstruction_report",

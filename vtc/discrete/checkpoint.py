@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
+from vtc.registry import entry
 
 
 def save(model: nn.Module, path: str | Path) -> None:
@@ -53,10 +55,15 @@ def load(path: str | Path, device: str = "cpu") -> nn.Module:
         state = {name: file.get_tensor(name) for name in file.keys()}
     recipe = json.loads(metadata["recipe"])
     options = {name: _object(value) for name, value in recipe["options"].items()}
-    create = {"tokenizer": presets.create_tokenizer, "generator": presets.create_generator}
-    if options.get("backbone"):
+    kind, name = recipe["kind"], recipe["name"]
+    kinds: dict[str, tuple[Any, Any]] = {
+        "tokenizer": (presets.TOKENIZERS, presets.create_tokenizer),
+        "generator": (presets.GENERATORS, presets.create_generator),
+    }
+    table, create = kinds[kind]
+    if "pretrained" in inspect.signature(entry(table, kind, name)).parameters:
         options["pretrained"] = False  # the weights are in the file
-    model = create[recipe["kind"]](recipe["name"], **options)
+    model = create(name, **options)
     model.load_state_dict(state, assign=True)  # with the dtype they were saved in
     return model.to(device).eval()
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtc.discrete import masks, samplers
+from vtc.discrete import masks
 from vtc.discrete.backbone import KVCache, Rope, TimeEmbedding, Transformer, TransformerConfig
 from vtc.discrete.condition import Condition
 from vtc.discrete.heads import HEADS, Head, VelocityHead
-from vtc.discrete.modes import evaluation
-from vtc.discrete.noise import Noise, as_noise
+from vtc.discrete.noise import Noise
 from vtc.discrete.objectives import Objective, create_objective
-from vtc.discrete.plans import Plan, Pyramid, create_plan
+from vtc.discrete.plans import Plan, create_plan
+from vtc.discrete.samplers import Sampler, Seed, create_sampler
 from vtc.discrete.schedules import Guidance
 from vtc.discrete.text import TextEncoder
 from vtc.discrete.types import CodeSpace
@@ -45,8 +44,7 @@ class GeneratorConfig:
         drop: share of samples whose class and context are dropped in training.
         channels: C of continuous latents, 0 for codes.
         objective: what `loss` trains: a name or an `Objective`, see `objectives.create_objective`.
-        sampler: what `sample` runs by default: "ar", "maskgit", "bit_diffusion", "next_x", or a loop of
-            your own in `samplers.SAMPLERS`.
+        sampler: what `sample` runs by default: a name or a `Sampler`, see `samplers.create_sampler`.
     """
 
     space: CodeSpace
@@ -60,7 +58,7 @@ class GeneratorConfig:
     drop: float = 0.1
     channels: int = 0
     objective: str | Objective = "next_token"
-    sampler: str = "ar"
+    sampler: str | Mapping[str, Any] | Sampler = "ar"
 
     def __post_init__(self) -> None:
         if self.class_as not in ("token", "adaptive"):
@@ -85,9 +83,10 @@ class Generator(nn.Module):
         self.config, self.space = config, config.space
         self.plan: Plan = create_plan(config.plan, config.space.grid or (1, config.space.tokens))
         self.objective: Objective = create_objective(config.objective)
+        create_sampler(config.sampler)  # an unknown one fails here
         self.recipe: dict[str, Any] = {}
-        if isinstance(self.plan, Pyramid) and not config.channels:
-            raise VTCError("plan: got 'pyramid', which averages, so it is for latents only")
+        if self.plan.averages and not config.channels:
+            raise VTCError(f"plan: got {config.plan!r}, which averages, so it is for latents only")
         dim = config.transformer.dim
         self.head: Head
         if config.channels:
@@ -252,7 +251,7 @@ class Generator(nn.Module):
     def check_causal(self) -> None:
         """Raise `VTCError` when a token takes several positions, so that none comes next."""
         if self.head.repeat > 1:
-            raise VTCError("head: a 'tied' head predicts masked tokens only, take 'index' or 'bit'")
+            raise VTCError(f"head: got {self.config.head!r}, next tokens need one position each")
 
     def next_logits(self, ids: Tensor, given: Condition) -> Tensor:
         """Logits of every token given the ones before, in the order of the plan.
@@ -280,9 +279,8 @@ class Generator(nn.Module):
         """
         x = torch.cat([self.first(given, len(ids)), self.head.embed(ids, unknown)], dim=1)
         if mask is not None:
-            mask = mask.repeat_interleave(self.head.repeat, 0).repeat_interleave(
-                self.head.repeat, 1
-            )
+            for axis in (0, 1):
+                mask = mask.repeat_interleave(self.head.repeat, axis)
             mask = F.pad(masks.with_prefix(mask, 1), (0, 0, 1, 0))
             mask[0, 0] = True
         h = self.run(x, given, mask, rope=self.positions())
@@ -290,6 +288,8 @@ class Generator(nn.Module):
 
     def flip_logits(self, bits: Tensor, t: Tensor, given: Condition) -> Tensor:
         """Logit that each noisy bit was flipped: `[B, N, n]` at times `[B]`."""
+        if self.head.indexed:
+            raise VTCError(f"head: got {self.config.head!r}, which reads codes, not noisy bits")
         x = self.head.embed(bits)
         return self.head(self.run(x, given, t=t.unsqueeze(1), rope=self.positions(first=False)))
 
@@ -308,7 +308,7 @@ class Generator(nn.Module):
         self,
         codes: Tensor,
         given: Condition | Tensor | None = None,
-        seed: samplers.Seed = None,
+        seed: Seed = None,
         objective: str | Objective | None = None,
     ) -> dict[str, Tensor]:
         """Loss of `objective`, by default the config's, see `objectives.Objective.loss`."""
@@ -317,29 +317,27 @@ class Generator(nn.Module):
 
     # -- sampling ----------------------------------------------------------------------------
 
-    @torch.no_grad()
     def sample(
         self,
         given: Condition | Tensor | None = None,
-        sampler: str = "",
+        sampler: str | Mapping[str, Any] | Sampler = "",
         batch: int = 0,
         guidance: Guidance | float | None = None,
         null: Condition | Tensor | None = None,
-        seed: samplers.Seed = None,
+        seed: Seed = None,
         **options: Any,
     ) -> Tensor:
         """Draw codes, or latents.
 
         Args:
             given: labels `[B]`, or a `Condition`.
-            sampler: "ar", "maskgit", "bit_diffusion", "next_x" or a registered one; the config's by
-                default.
+            sampler: a name or a `Sampler`, see `samplers.create_sampler`; the config's by default.
             batch: how many, where the condition does not tell.
             guidance: scale, or a `Guidance`; None for the conditional model alone.
             null: the condition that guidance leads away from, of one row or as many; no class and no
                 context by default.
             seed: source of randomness.
-            options: of the loop, see `samplers` and `samplers.check_options`.
+            options: fields of the sampler.
 
         Returns:
             ids int64 `[B, N, K]`, or latents `[B, N, C]`, in raster order.
@@ -347,62 +345,16 @@ class Generator(nn.Module):
         Raises:
             VTCError: something of this does not fit the model or the sampler.
         """
-        sampler = sampler or self.config.sampler
-        samplers.check_options(sampler, options)
-        if not samplers.fits(sampler, bool(self.config.channels)):
-            made = "latents" if self.config.channels else "codes"
-            raise VTCError(
-                f"sampler: got {sampler!r}, which does not make the {made} of this model"
-            )
-        given, noise = self.condition(given, batch), as_noise(seed)
-        batch = batch if given.rows is None else given.rows
-        if batch < 1:
-            raise VTCError(f"batch: got {batch}, say how many samples are wanted")
-        if isinstance(guidance, Real):  # NumPy's as well
-            guidance = Guidance(float(guidance))
-        if guidance is not None:
-            if not isinstance(guidance, Guidance):
-                raise VTCError(f"guidance: got {guidance!r}, allowed are a number and a Guidance")
-            if given.rows is None:
-                raise VTCError("guidance: got one, but the model has no condition to lead by")
-            given = given.followed_by(self.without(given) if null is None else self.condition(null))
-        with evaluation(self):
-            return self._sample(given, sampler, batch, guidance, noise, options)
+        made = create_sampler(sampler or self.config.sampler, **options)
+        return made.sample(self, given, batch, guidance, null, seed)
 
-    def _sample(
-        self,
-        given: Condition,
-        sampler: str,
-        batch: int,
-        guidance: Guidance | None,
-        noise: Noise,
-        options: dict[str, Any],
-    ) -> Tensor:
-        latents = bool(self.config.channels)
-        # made when a loop asks for it: a head may not go with every kind of step
-        offers: dict[str, Callable[[], Any]] = {
-            "step": lambda: Stepper(self, given, batch * (1 if guidance is None else 2)),
-            "predict": lambda: lambda ids, unknown: self.masked_logits(ids, unknown, given),
-            "denoise": lambda: lambda bits, t: self.flip_logits(bits, t, given),
-            "model": lambda: GroupStepper(self, given) if latents else self,
-            "generator": lambda: self,
-            "given": lambda: given,
-            "space": lambda: self.space,
-            "plan": lambda: self.plan,
-            "channels": lambda: self.config.channels,
-            "batch": lambda: batch,
-            "guidance": lambda: guidance,
-            "seed": lambda: noise,
-            "device": lambda: self.start.device,
-            "dtype": lambda: self.start.dtype,
-        }
-        loop = samplers.SAMPLERS[sampler]
-        made = loop(**samplers.arguments(sampler, offers), **options)
-        wanted = (batch, self.space.tokens, self.config.channels or self.space.subcodes)
-        if not isinstance(made, Tensor) or tuple(made.shape) != wanted:
-            got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-            raise VTCError(f"sampler: {sampler!r} made {got}, expected {list(wanted)}")
-        return made if latents else self.plan.restore(made)
+    def stepper(self, given: Condition, rows: int) -> Stepper:
+        """Token after token, see `Stepper`."""
+        return Stepper(self, given, rows)
+
+    def group_stepper(self, given: Condition) -> GroupStepper:
+        """Group after group, see `GroupStepper`."""
+        return GroupStepper(self, given)
 
 
 class Stepper:
@@ -414,7 +366,8 @@ class Stepper:
         self.cache, self.rope = KVCache(), model.positions()
 
     def __call__(self, last: Tensor | None) -> Tensor:
-        """See `samplers.sample_ar`."""
+        """Logits `[rows, 1, K, V]`, or `[rows, 1, n]` of bits, behind the last token `[rows, 1, K]`,
+        None at first."""
         model = self.model
         x = model.first(self.given, self.rows) if last is None else model.head.embed(last)
         here = self.cache.length
@@ -430,24 +383,18 @@ class GroupStepper:
         self.cache, self.rope = KVCache(), model.positions(first=False)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """See `samplers.GroupModel`."""
+        """Velocity of the current group `[rows, g, C]` at times `[rows]`."""
         return self._run(x, t, commit=False)
 
     def commit(self, x: Tensor) -> None:
-        """See `samplers.GroupModel`."""
+        """The current group is finished: `[rows, g, C]`; the next one begins."""
         self._run(x, torch.zeros_like(x[:, 0, 0]), commit=True)
 
     def _run(self, x: Tensor, t: Tensor, commit: bool) -> Tensor:
         here = self.cache.length
         rope = _rows(self.rope, slice(here, here + x.shape[1]))
-        h = self.model.run(
-            self.model.head.embed(x),
-            self.given,
-            t=t.unsqueeze(1),
-            rope=rope,
-            cache=self.cache,
-            commit=commit,
-        )
+        h, cache, t = self.model.head.embed(x), self.cache, t.unsqueeze(1)
+        h = self.model.run(h, self.given, t=t, rope=rope, cache=cache, commit=commit)
         return self.model.head(h)
 
 

@@ -17,9 +17,11 @@ class Head(nn.Module):
 
     Attributes:
         repeat: positions a token takes in the sequence.
+        indexed: whether it looks codes up in tables, which have no row for a noisy bit.
     """
 
     repeat = 1
+    indexed = False
 
     def embed(self, codes: Tensor, unknown: Tensor | None = None) -> Tensor:
         """Codes `[B, N, K]` to `[B, N * repeat, D]`; where `unknown` `[B, N]`, the mask's vector."""
@@ -39,6 +41,8 @@ class IndexHead(Head):
         space: what a token is; vocabularies may differ, short ones are filled up with codes that never
             come.
     """
+
+    indexed = True
 
     def __init__(self, dim: int, space: CodeSpace) -> None:
         super().__init__()
@@ -78,6 +82,8 @@ class TiedHead(Head):
         dim: width.
         space: what a token is; all sub-codes have one vocabulary.
     """
+
+    indexed = True
 
     def __init__(self, dim: int, space: CodeSpace) -> None:
         super().__init__()

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vtc.discrete import flow, masks, samplers
+from vtc.discrete import flow, masks
 from vtc.discrete.codes import as_bits, hamming_soft_labels
 from vtc.discrete.losses import soft_cross_entropy
 from vtc.discrete.noise import Noise, as_noise, at_least_float32
+from vtc.discrete.samplers import Seed, clean_logits
 from vtc.discrete.schedules import logit_normal, masked_share, noisy_probability
 from vtc.errors import VTCError
 from vtc.registry import create
@@ -22,6 +23,8 @@ from vtc.registry import create
 if TYPE_CHECKING:
     from vtc.discrete.condition import Condition
     from vtc.discrete.generator import Generator
+
+Terms = tuple[Tensor, Tensor | None]
 
 
 class Objective:
@@ -39,7 +42,7 @@ class Objective:
         model: Generator,
         codes: Tensor,
         given: Condition | Tensor | None = None,
-        seed: samplers.Seed = None,
+        seed: Seed = None,
     ) -> dict[str, Tensor]:
         """Loss of a batch.
 
@@ -76,9 +79,7 @@ class Objective:
         position = total.detach().sum(0) / weight.sum(0)
         return {"loss": total.sum() / weight.sum(), "position": position}
 
-    def terms(
-        self, model: Generator, codes: Tensor, given: Condition, noise: Noise
-    ) -> tuple[Tensor, Tensor | None]:
+    def terms(self, model: Generator, codes: Tensor, given: Condition, noise: Noise) -> Terms:
         """Losses `[B, L]` of codes in the order of the plan, and where they count (None for all)."""
         raise NotImplementedError
 
@@ -108,9 +109,7 @@ class NextToken(Objective):
 
     hamming: int = 0
 
-    def terms(
-        self, model: Generator, codes: Tensor, given: Condition, noise: Noise
-    ) -> tuple[Tensor, Tensor | None]:
+    def terms(self, model: Generator, codes: Tensor, given: Condition, noise: Noise) -> Terms:
         """See `Objective`."""
         return _code_loss(model, model.next_logits(codes, given), codes, self.hamming), None
 
@@ -130,9 +129,7 @@ class MaskedToken(Objective):
     def __post_init__(self) -> None:
         masked_share(self.schedule, 0.0)  # an unknown one fails here
 
-    def terms(
-        self, model: Generator, codes: Tensor, given: Condition, noise: Noise
-    ) -> tuple[Tensor, Tensor | None]:
+    def terms(self, model: Generator, codes: Tensor, given: Condition, noise: Noise) -> Terms:
         """See `Objective`."""
         batch, count = codes.shape[:2]
         ratios = noise.uniform((batch,), torch.empty(0)).tolist()
@@ -152,9 +149,7 @@ class NextAll(Objective):
 
     strict: bool = True
 
-    def terms(
-        self, model: Generator, codes: Tensor, given: Condition, noise: Noise
-    ) -> tuple[Tensor, Tensor | None]:
+    def terms(self, model: Generator, codes: Tensor, given: Condition, noise: Noise) -> Terms:
         """See `Objective`."""
         batch, count = codes.shape[:2]
         cut = noise.integer(count, torch.empty(0))
@@ -197,9 +192,7 @@ class Mixture(Objective):
         if self.weights and not (min(self.weights) >= 0 and 0 < sum(self.weights) < math.inf):
             raise VTCError(f"weights: got {self.weights}, allowed are numbers >= 0, not all 0")
 
-    def terms(
-        self, model: Generator, codes: Tensor, given: Condition, noise: Noise
-    ) -> tuple[Tensor, Tensor | None]:
+    def terms(self, model: Generator, codes: Tensor, given: Condition, noise: Noise) -> Terms:
         """See `Objective`."""
         weights = torch.tensor(self.weights or [1.0] * len(self.parts))
         edges = weights.cumsum(0) / weights.sum()
@@ -212,15 +205,13 @@ class Mixture(Objective):
 class BitDiffusion(Objective):
     """Predict which bits of a noisy code were flipped, at logit-normal times (Instella-T2I)."""
 
-    def terms(
-        self, model: Generator, codes: Tensor, given: Condition, noise: Noise
-    ) -> tuple[Tensor, Tensor | None]:
+    def terms(self, model: Generator, codes: Tensor, given: Condition, noise: Noise) -> Terms:
         """See `Objective`."""
         bits = codes.to(at_least_float32(model.start.dtype))
         t = logit_normal(noise.normal((len(bits),), bits))
         chance = noisy_probability(bits, t[:, None, None])
         noisy = (noise.uniform(tuple(bits.shape), bits) < chance).to(bits.dtype)
-        clean = samplers.clean_logits(model.flip_logits(noisy, t, given), noisy)
+        clean = clean_logits(model.flip_logits(noisy, t, given), noisy)
         return F.binary_cross_entropy_with_logits(clean, bits, reduction="none").mean(-1), None
 
 
@@ -230,9 +221,7 @@ class NextX(Objective):
 
     latents: ClassVar[bool] = True
 
-    def terms(
-        self, model: Generator, codes: Tensor, given: Condition, noise: Noise
-    ) -> tuple[Tensor, Tensor | None]:
+    def terms(self, model: Generator, codes: Tensor, given: Condition, noise: Noise) -> Terms:
         """See `Objective`."""
         t = logit_normal(noise.normal((len(codes), model.plan.groups), codes))
         eps = noise.normal(tuple(codes.shape), codes)

@@ -10,9 +10,11 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from vtc.discrete import masks
@@ -29,6 +31,7 @@ class Plan:
         order: int64 `[L]`, raster index of each position of the sequence.
         sizes: group sizes, they sum to L.
         coordinates: float `[L, 2]`, row and column of each position, in units of the grid.
+        averages: whether a position may be a mean of tokens, so that it is for latents only.
 
     Raises:
         VTCError: the order is no permutation of the grid, or sizes and coordinates do not fit it.
@@ -38,6 +41,7 @@ class Plan:
     order: Tensor
     sizes: tuple[int, ...]
     coordinates: Tensor
+    averages: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         tokens = self.grid[0] * self.grid[1]
@@ -107,6 +111,7 @@ class Pyramid(Plan):
         scales: `(rows, cols)` of each group, the last is the grid.
     """
 
+    averages: ClassVar[bool] = True
     scales: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -115,7 +120,7 @@ class Pyramid(Plan):
     def arrange(self, x: Tensor) -> Tensor:
         """Raster `[B, N, C]` into its pooled copies `[B, L, C]`, coarse to fine."""
         self._check(x, self.grid[0] * self.grid[1])
-        image = x.transpose(1, 2).unflatten(2, self.grid)
+        image = rearrange(x, "b (h w) c -> b c h w", h=self.grid[0])
         pooled = [F.adaptive_avg_pool2d(image, scale).flatten(2) for scale in self.scales]
         return torch.cat(pooled, dim=2).transpose(1, 2)
 
@@ -141,11 +146,10 @@ def cell(grid: tuple[int, int], size: int | tuple[int, int]) -> Plan:
     Raises:
         VTCError: the grid does not divide into such cells.
     """
-    rows, cols = (size, size) if isinstance(size, int) else size
-    _divides(grid, (rows, cols))
-    tiles = _raster_index(grid).unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
-    order = tiles.transpose(1, 2).flatten()  # [down, rows, across, cols] -> cell by cell
-    return _plan(grid, order, (rows * cols,) * (grid[0] * grid[1] // (rows * cols)))
+    r, c = (size, size) if isinstance(size, int) else size
+    _divides(grid, (r, c))
+    order = rearrange(_raster_index(grid), "(down r) (across c) -> (down across r c)", r=r, c=c)
+    return _plan(grid, order, (r * c,) * (len(order) // (r * c)))
 
 
 def subsample(grid: tuple[int, int], size: int | tuple[int, int]) -> Plan:
@@ -154,11 +158,10 @@ def subsample(grid: tuple[int, int], size: int | tuple[int, int]) -> Plan:
     Raises:
         VTCError: the grid does not divide by the stride.
     """
-    rows, cols = (size, size) if isinstance(size, int) else size
-    _divides(grid, (rows, cols))
-    tiles = _raster_index(grid).unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
-    order = tiles.permute(1, 3, 0, 2).flatten()
-    return _plan(grid, order, (grid[0] * grid[1] // (rows * cols),) * (rows * cols))
+    r, c = (size, size) if isinstance(size, int) else size
+    _divides(grid, (r, c))
+    order = rearrange(_raster_index(grid), "(down r) (across c) -> (r c down across)", r=r, c=c)
+    return _plan(grid, order, (len(order) // (r * c),) * (r * c))
 
 
 def pyramid(grid: tuple[int, int]) -> Pyramid:

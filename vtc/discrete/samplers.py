@@ -1,43 +1,132 @@
-"""Sampling loops. A model is a function here, so that an oracle can stand in for it.
-
-With guidance every loop calls the model on rows `[conditional | unconditional]`, twice the batch.
-
-A loop is told by the names of its parameters what `Generator.sample` is to give it, so that one of your
-own, registered in `SAMPLERS`, runs as those here do:
-
-* of a model of codes: `step`, `predict` or `denoise`, functions as `sample_ar`, `sample_maskgit` and
-  `sample_bit_diffusion` describe them;
-* of a model of latents: `channels`, and as `model` a `GroupModel`, see `sample_next_x`;
-* of both: `generator`, the `Generator` itself (of a model of codes `model` too), `given`, its
-  `Condition` (with guidance of twice the batch), `space`, `plan`, `batch`, `guidance`, `seed`, `device`
-  and `dtype`. A loop that ends in `**options` is given `guidance` and `seed` at least.
-
-Its other parameters need a default; they are the options of `Generator.sample`. Codes come back in the
-order of the plan, int64 `[batch, N, K]`, latents in raster order, `[batch, N, C]`.
-"""
+"""Samplers of generators: their settings, which models they fit, and how they draw."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Protocol
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from vtc.discrete import flow
+from vtc.discrete.condition import Condition
+from vtc.discrete.modes import evaluation
 from vtc.discrete.noise import Noise, as_noise, at_least_float32
 from vtc.discrete.plans import Plan
-from vtc.discrete.schedules import Guidance, masked_count, noisy_probability
+from vtc.discrete.schedules import MASKING, Guidance, masked_count, noisy_probability
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
-from vtc.registry import entry, refuse_unknown
+from vtc.registry import create, entry, names, refuse_unknown
+
+if TYPE_CHECKING:
+    from vtc.discrete.generator import Generator
 
 Seed = Noise | int | torch.Generator | None
 
-# -- options ----------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a sampler: how many samples, of what, and from which random numbers.
+
+    Attributes:
+        batch: how many samples.
+        noise: the one source of random numbers.
+        guidance: None for the conditional model alone.
+        given: the model's condition; with guidance of twice the batch, the unconditional rows last.
+    """
+
+    batch: int
+    noise: Noise = field(default_factory=Noise)
+    guidance: Guidance | None = None
+    given: Condition = Condition()
+
+    def rows(self, x: Tensor) -> Tensor:
+        """`[batch, ...]` as rows of the model: twice with guidance."""
+        return x if self.guidance is None else torch.cat([x, x])
+
+    def guided(self, rows: Tensor, step: int, steps: int) -> Tensor:
+        """Output `[rows, ...]` of the model in `step` of `steps` to `[batch, ...]`, float32 at least."""
+        rows = _precise(rows)
+        return rows if self.guidance is None else self.guidance.mix(rows, step, steps)
+
+
+class Sampler:
+    """How a generator is sampled. A subclass is a dataclass of its settings, and draws in `draw`.
+
+    Attributes:
+        latents: whether it makes continuous latents instead of codes.
+    """
+
+    latents: ClassVar[bool] = False
+
+    @torch.no_grad()
+    def sample(
+        self,
+        model: Generator,
+        given: Condition | Tensor | None = None,
+        batch: int = 0,
+        guidance: Guidance | float | None = None,
+        null: Condition | Tensor | None = None,
+        seed: Seed = None,
+    ) -> Tensor:
+        """Draw codes or latents in raster order, see `Generator.sample`.
+
+        Raises:
+            VTCError: something of this does not fit the model, or `draw` made another shape.
+        """
+        self.check(model)
+        given, noise = model.condition(given, batch), as_noise(seed)
+        batch = batch if given.rows is None else given.rows
+        if batch < 1:
+            raise VTCError(f"batch: got {batch}, say how many samples are wanted")
+        if isinstance(guidance, Real):  # NumPy's as well
+            guidance = Guidance(float(guidance))
+        if guidance is not None:
+            if not isinstance(guidance, Guidance):
+                raise VTCError(f"guidance: got {guidance!r}, allowed are a number and a Guidance")
+            if given.rows is None:
+                raise VTCError("guidance: got one, but the model has no condition to lead by")
+            away = model.without(given) if null is None else model.condition(null)
+            given = given.followed_by(away)
+        with evaluation(model):
+            made = self.draw(model, Call(batch, noise, guidance, given))
+        wanted = (batch, model.plan.length, model.config.channels or model.space.subcodes)
+        if not isinstance(made, Tensor) or tuple(made.shape) != wanted:
+            got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise VTCError(f"sampler: {type(self).__name__} made {got}, expected {list(wanted)}")
+        return model.plan.restore(made)
+
+    def check(self, model: Generator) -> None:
+        """Raise `VTCError` where it does not fit a model; the message names the samplers that do."""
+        if reason := self.misfit(model):
+            fitting = ", ".join(list_samplers(model=model)) or "none"
+            raise VTCError(
+                f"sampler: got {type(self).__name__}, which {reason}; this model takes {fitting}"
+            )
+
+    def misfit(self, model: Generator) -> str:
+        """Why it cannot sample a model, to be read behind "which"; empty where it can."""
+        if self.latents == bool(model.config.channels):
+            return ""
+        return f"does not make the {'codes' if self.latents else 'latents'} of this model"
+
+    def draw(self, model: Generator, call: Call) -> Tensor:
+        """Codes int64 `[batch, L, K]` or latents `[batch, L, C]`, in the order of the plan.
+
+        Args:
+            model: one that fits, in evaluation mode.
+            call: how many, and by which condition, guidance and noise.
+        """
+        raise NotImplementedError
+
+
+# -- settings ---------------------------------------------------------------------------------------
 
 
 def _number(value: Any, low: float, high: float = math.inf) -> bool:
@@ -48,7 +137,7 @@ def _whole(value: Any, low: int) -> bool:
     return isinstance(value, Integral) and int(value) >= low
 
 
-#: What an option may be, whichever loop takes it.
+#: What a number may be, whichever of the samplers here has it.
 ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps": (lambda value: _whole(value, 1), "whole numbers >= 1"),
     "temperature": (lambda value: _number(value, 0), "numbers >= 0"),
@@ -56,74 +145,13 @@ ALLOWED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_k": (lambda value: _whole(value, 0), "whole numbers >= 0"),
     "top_p": (lambda value: _number(value, 0, 1) and value > 0, "numbers in (0, 1]"),
     "rho": (lambda value: _number(value, 0) and value > 0, "numbers > 0"),
-    "schedule": (lambda value: value in ("cos", "linear"), "'cos' and 'linear'"),
-    "method": (
-        lambda value: value in ("euler", "euler_maruyama"),
-        "'euler' and 'euler_maruyama'",
-    ),
 }
 
-#: What `Generator.sample` gives a loop itself, by whether its model makes codes, latents or either; a
-#: loop's other parameters are its options.
-OF_CODES = ("step", "predict", "denoise")
-OF_LATENTS = ("channels",)
-OF_BOTH = (
-    *("model", "generator", "given", "space", "plan"),
-    *("batch", "guidance", "seed", "device", "dtype"),
-)
-GIVEN = (*OF_CODES, *OF_LATENTS, *OF_BOTH)
 
-
-def _check(**options: Any) -> None:
-    for name, value in options.items():
+def _check(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
         if name in ALLOWED and not ALLOWED[name][0](value):
             raise VTCError(f"{name}: got {value!r}, allowed are {ALLOWED[name][1]}")
-
-
-def check_options(sampler: str, options: Mapping[str, Any]) -> None:
-    """Check options that `Generator.sample` is to pass on, before anything is trained or drawn.
-
-    Args:
-        sampler: a key of `SAMPLERS`.
-        options: by name.
-
-    Raises:
-        VTCError: the sampler is unknown, takes no such option, or not such a value; or it is one of
-            your own that asks for something else than the module says.
-    """
-    loop = entry(SAMPLERS, "sampler", sampler)
-    parameters = inspect.signature(loop).parameters
-    catch_all, takes = False, []
-    for name, parameter in parameters.items():
-        catch_all |= parameter.kind is parameter.VAR_KEYWORD
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            continue
-        known = name in GIVEN or parameter.default is not parameter.empty
-        if not known or parameter.kind is parameter.POSITIONAL_ONLY:
-            raise VTCError(
-                f"sampler: {sampler!r} asks for {name!r}; by its name a loop is given "
-                f"{', '.join(GIVEN)}, and its options need a default"
-            )
-        if name not in GIVEN:
-            takes.append(name)
-    refuse_unknown(sampler, [name for name in options if not catch_all or name in GIVEN], takes)
-    if loop.__module__ == __name__:  # what another loop calls by these names is its own business
-        _check(**options)
-
-
-def arguments(sampler: str, offers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    """What a loop is given: those of `offers`, by `GIVEN` name, that its parameters ask for."""
-    parameters = inspect.signature(SAMPLERS[sampler]).parameters
-    asks = set(parameters)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        asks |= {"guidance", "seed"}
-    return {name: offer() for name, offer in offers.items() if name in asks}
-
-
-def fits(sampler: str, latents: bool) -> bool:
-    """Whether a loop is for models of latents, or of codes; one that does not tell is for both."""
-    asks = inspect.signature(entry(SAMPLERS, "sampler", sampler)).parameters
-    return not any(name in asks for name in (OF_CODES if latents else OF_LATENTS))
 
 
 # -- from logits to codes ---------------------------------------------------------------------------
@@ -144,7 +172,7 @@ def filter_logits(
         top_k: how many to keep, 0 for all; ties with the last one stay.
         top_p: keep the likeliest codes that make up this share, at least one.
     """
-    _check(temperature=temperature, top_k=top_k, top_p=top_p)
+    _check({"temperature": temperature, "top_k": top_k, "top_p": top_p})
     logits = _precise(logits)
     if temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
@@ -175,15 +203,6 @@ def draw_bits(logits: Tensor, temperature: float, noise: Noise) -> Tensor:
     return (uniform < torch.sigmoid(logits / temperature)).long()
 
 
-def _rows(x: Tensor, guidance: Guidance | None) -> Tensor:
-    return x if guidance is None else torch.cat([x, x])
-
-
-def _guided(rows: Tensor, guidance: Guidance | None, step: int, steps: int) -> Tensor:
-    rows = _precise(rows)
-    return rows if guidance is None else guidance.mix(rows, step, steps)
-
-
 def _no_cut(top_k: int, top_p: float) -> None:
     if top_k or top_p < 1:
         raise VTCError(
@@ -194,50 +213,52 @@ def _no_cut(top_k: int, top_p: float) -> None:
 # -- autoregressive ---------------------------------------------------------------------------------
 
 
-def sample_ar(
-    step: Callable[[Tensor | None], Tensor],
-    space: CodeSpace,
-    batch: int,
-    guidance: Guidance | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: Seed = None,
-    trace: list[Tensor] | None = None,
-) -> Tensor:
+def _timeless(model: Generator) -> str:
+    return "tells no time, which this model reads" if model.time is not None else ""
+
+
+@dataclass(frozen=True)
+class Autoregressive(Sampler):
     """Token after token; the sub-codes of a token are drawn independently.
 
-    Args:
-        step: takes the last token `[rows, 1, K]`, None at first, and returns the logits of the next:
-            `[rows, 1, K, V]`, or `[rows, 1, n]` of bits.
-        space: what is made.
-        batch: how many samples.
-        guidance: see the module.
+    Attributes:
         temperature: see `filter_logits`; applied after guidance.
         top_k: see `filter_logits`, not for bits.
         top_p: see `filter_logits`, not for bits.
-        seed: source of randomness.
-        trace: collects the filtered logits of each step.
-
-    Returns:
-        int64 `[batch, N, K]`.
+        trace: a list that gets the filtered logits of each step.
     """
-    _check(temperature=temperature, top_k=top_k, top_p=top_p)
-    noise, made = as_noise(seed), []
-    last: Tensor | None = None
-    for index in range(space.tokens):
-        logits = _guided(step(last), guidance, index, space.tokens)
-        if logits.dim() == 3:
-            _no_cut(top_k, top_p)
-            ids = draw_bits(logits, temperature, noise)
-        else:
-            logits = filter_logits(logits, temperature, top_k, top_p)
-            ids = draw_codes(logits, noise)
-        if trace is not None:
-            trace.append(logits)
-        made.append(ids)
-        last = _rows(ids, guidance)
-    return torch.cat(made, dim=1)
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    trace: list[Tensor] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(vars(self))
+
+    def misfit(self, model: Generator) -> str:
+        """See `Sampler`."""
+        if model.head.repeat > 1:
+            return f"takes one position a token, the {model.config.head!r} head takes several"
+        return super().misfit(model) or _timeless(model)
+
+    def draw(self, model: Generator, call: Call) -> Tensor:
+        """See `Sampler`."""
+        step, count = model.stepper(call.given, call.given.rows or call.batch), model.space.tokens
+        last, made = None, []
+        for index in range(count):
+            logits = call.guided(step(last), index, count)
+            if logits.dim() == 3:
+                _no_cut(self.top_k, self.top_p)
+                ids = draw_bits(logits, self.temperature, call.noise)
+            else:
+                logits = filter_logits(logits, self.temperature, self.top_k, self.top_p)
+                ids = draw_codes(logits, call.noise)
+            if self.trace is not None:
+                self.trace.append(logits)
+            made.append(ids)
+            last = call.rows(ids)
+        return torch.cat(made, dim=1)
 
 
 # -- masked -----------------------------------------------------------------------------------------
@@ -262,62 +283,57 @@ def least_confident(
     return torch.zeros_like(confidence, dtype=torch.bool).scatter(1, lowest, True)
 
 
-def sample_maskgit(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    space: CodeSpace,
-    batch: int,
-    steps: int = 8,
-    guidance: Guidance | None = None,
-    temperature: float = 1.0,
-    code_temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    schedule: str = "cos",
-    seed: Seed = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
+@dataclass(frozen=True)
+class MaskGit(Sampler):
     """All tokens at once, the least confident masked again, fewer at each step (MaskGIT).
 
-    Args:
-        predict: takes ids `[rows, N, K]` and the mask of unknown tokens `[rows, N]`, returns logits
-            `[rows, N, K, V]`, or `[rows, N, n]` of bits.
-        space: what is made.
-        batch: how many samples.
+    Attributes:
         steps: model calls.
-        guidance: see the module.
         temperature: of the choice what to mask again; falls to 0 over the steps.
         code_temperature: of the codes, the `temperature` of `filter_logits`. The confidence in a code
             stays its unfiltered probability.
         top_k: see `filter_logits`, not for bits.
         top_p: see `filter_logits`, not for bits.
-        schedule: "cos" or "linear", see `schedules.masked_count`.
-        seed: source of randomness.
-        device: where the ids live.
-
-    Returns:
-        int64 `[batch, N, K]`.
+        schedule: a key of `schedules.MASKING`, see `schedules.masked_count`.
     """
-    _check(steps=steps, schedule=schedule, top_k=top_k, top_p=top_p)
-    _check(temperature=temperature, code_temperature=code_temperature)
-    noise, count = as_noise(seed), space.tokens
-    ids = torch.zeros(batch, count, space.subcodes, dtype=torch.long, device=device)
-    unknown = torch.ones(batch, count, dtype=torch.bool, device=device)
-    for step in range(steps):
-        logits = predict(_rows(ids, guidance), _rows(unknown, guidance))
-        logits = _guided(logits, guidance, step, steps)
-        if logits.dim() == 3:  # a bit is a code of two values
-            _no_cut(top_k, top_p)
-            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
-        drawn = draw_codes(filter_logits(logits, code_temperature, top_k, top_p), noise)
-        ids = torch.where(unknown.unsqueeze(-1), drawn, ids)
-        if step == steps - 1:
-            break
-        chance = logits.log_softmax(dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-        chance = chance.masked_fill(~unknown.unsqueeze(-1), torch.inf)
-        wanted = masked_count(schedule, count, step, steps)
-        wanted = max(1, min(int(unknown[0].sum()) - 1, wanted))
-        unknown = least_confident(chance, wanted, temperature * (1 - (step + 1) / steps), noise)
-    return ids
+
+    steps: int = 8
+    temperature: float = 1.0
+    code_temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    schedule: str = "cos"
+
+    def __post_init__(self) -> None:
+        _check(vars(self))
+        entry(MASKING, "schedule", self.schedule)
+
+    def misfit(self, model: Generator) -> str:
+        """See `Sampler`."""
+        return super().misfit(model) or _timeless(model)
+
+    def draw(self, model: Generator, call: Call) -> Tensor:
+        """See `Sampler`."""
+        space, steps, device = model.space, self.steps, model.start.device
+        ids = torch.zeros(call.batch, space.tokens, space.subcodes, dtype=torch.long, device=device)
+        unknown = torch.ones(call.batch, space.tokens, dtype=torch.bool, device=device)
+        for step in range(steps):
+            logits = model.masked_logits(call.rows(ids), call.rows(unknown), call.given)
+            logits = call.guided(logits, step, steps)
+            if logits.dim() == 3:  # a bit is a code of two values
+                _no_cut(self.top_k, self.top_p)
+                logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
+            kept = filter_logits(logits, self.code_temperature, self.top_k, self.top_p)
+            ids = torch.where(unknown.unsqueeze(-1), draw_codes(kept, call.noise), ids)
+            if step == steps - 1:
+                break
+            chance = logits.log_softmax(dim=-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1)
+            chance = chance.masked_fill(~unknown.unsqueeze(-1), torch.inf)
+            wanted = masked_count(self.schedule, space.tokens, step, steps)
+            wanted = max(1, min(int(unknown[0].sum()) - 1, wanted))
+            temperature = self.temperature * (1 - (step + 1) / steps)
+            unknown = least_confident(chance, wanted, temperature, call.noise)
+        return ids
 
 
 # -- bit diffusion ----------------------------------------------------------------------------------
@@ -328,75 +344,68 @@ def clean_logits(flip: Tensor, noisy: Tensor) -> Tensor:
     return flip * (1 - 2 * noisy)
 
 
-def sample_bit_diffusion(
-    denoise: Callable[[Tensor, Tensor], Tensor],
-    space: CodeSpace,
-    batch: int,
-    steps: int = 20,
-    guidance: Guidance | None = None,
-    temperature: float = 1.0,
-    rho: float = 1.0,
-    posterior: bool = False,
-    seed: Seed = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
+@dataclass(frozen=True)
+class BitDiffusion(Sampler):
     """All bits at once, from fair coins to the data (Instella-T2I, arXiv 2506.21022).
 
-    Args:
-        denoise: takes noisy bits `[rows, N, n]` (float) and times `[rows]`, returns flip logits.
-        space: what is made; binary.
-        batch: how many samples.
+    Attributes:
         steps: model calls.
-        guidance: see the module.
-        temperature: divides the logits.
+        temperature: divides the logits; above 0.
         rho: step i is at time `(1 - i / steps) ** rho`.
         posterior: weigh the re-noised prediction with one step back from the current bits (the
             second published protocol), instead of re-noising the prediction alone.
-        seed: source of randomness.
-        device: where the bits live.
-
-    Returns:
-        int64 `[batch, N, n]`.
     """
-    if not space.is_binary:
-        raise VTCError(f"space: got vocab {space.vocab}, bit diffusion makes bits")
-    _check(steps=steps, temperature=temperature, rho=rho)
-    if temperature == 0:
-        raise VTCError(f"temperature: got {temperature}, allowed are numbers > 0")
-    noise, like = as_noise(seed), torch.empty(0, device=device)
-    shape = (batch, space.tokens, space.subcodes)
-    bits = (noise.uniform(shape, like) < 0.5).to(like.dtype)
-    times = (1 - torch.arange(steps + 1, dtype=torch.float64) / steps) ** rho
-    for step in range(steps):
-        now, after = float(times[step]), float(times[step + 1])
-        rows = _rows(bits, guidance)
-        flip = denoise(rows, torch.full_like(rows[:, 0, 0], now)) / temperature
-        chance = torch.sigmoid(_guided(clean_logits(flip, rows), guidance, step, steps))
-        if step == steps - 1:
-            break
-        chance = noisy_probability(chance, after)
-        if posterior:
-            back = bits - (now - after) * (bits - 0.5)
-            one, zero = chance * back, (1 - chance) * (1 - back)
-            chance = one / (one + zero)
-        bits = (noise.uniform(shape, like) < chance).to(like.dtype)
-    return (chance > 0.5).long()
+
+    steps: int = 20
+    temperature: float = 1.0
+    rho: float = 1.0
+    posterior: bool = False
+
+    def __post_init__(self) -> None:
+        _check(vars(self))
+        if self.temperature == 0:
+            raise VTCError(f"temperature: got {self.temperature}, allowed are numbers > 0")
+
+    def misfit(self, model: Generator) -> str:
+        """See `Sampler`."""
+        if not (model.config.channels or model.space.is_binary):
+            return f"makes bits, not codes of vocab {model.space.vocab}"
+        if model.head.indexed:
+            return f"reads noisy bits, the {model.config.head!r} head reads codes"
+        return super().misfit(model)
+
+    def draw(self, model: Generator, call: Call) -> Tensor:
+        """See `Sampler`."""
+        if not model.space.is_binary:
+            raise VTCError(f"space: got vocab {model.space.vocab}, bit diffusion makes bits")
+        steps, noise = self.steps, call.noise
+        shape = (call.batch, model.space.tokens, model.space.subcodes)
+        like = torch.empty(0, device=model.start.device)
+        bits = (noise.uniform(shape, like) < 0.5).to(like.dtype)
+        times = (1 - torch.arange(steps + 1, dtype=torch.float64) / steps) ** self.rho
+        for step in range(steps):
+            now, after = float(times[step]), float(times[step + 1])
+            rows = call.rows(bits)
+            flip = model.flip_logits(rows, torch.full_like(rows[:, 0, 0], now), call.given)
+            clean = clean_logits(flip / self.temperature, rows)
+            chance = torch.sigmoid(call.guided(clean, step, steps))
+            if step == steps - 1:
+                break
+            chance = noisy_probability(chance, after)
+            if self.posterior:
+                back = bits - (now - after) * (bits - 0.5)
+                one, zero = chance * back, (1 - chance) * (1 - back)
+                chance = one / (one + zero)
+            bits = (noise.uniform(shape, like) < chance).to(like.dtype)
+        return (chance > 0.5).long()
 
 
 # -- next-X flow ------------------------------------------------------------------------------------
 
 
-class GroupModel(Protocol):
-    """What `sample_next_x` asks of a model."""
-
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """Velocity of the current group `[rows, g, C]` at times `[rows]`."""
-
-    def commit(self, x: Tensor) -> None:
-        """The current group is finished: `[rows, g, C]`; the next one begins."""
-
-
-def euler(velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int) -> Tensor:
+def euler(
+    velocity: Callable[[Tensor, float], Tensor], x: Tensor, steps: int, noise: Noise | None = None
+) -> Tensor:
     """Follow `velocity(x, t)` from t = 1 to 0 in equal steps; the state is float64."""
     times, state = flow.euler_times(steps).tolist(), x.double()
     for now, after in zip(times[:-1], times[1:], strict=True):
@@ -421,59 +430,125 @@ def euler_maruyama(
     return state.to(x.dtype)
 
 
-def sample_next_x(
-    model: GroupModel,
-    plan: Plan,
-    channels: int,
-    batch: int,
-    steps: int = 20,
-    guidance: Guidance | None = None,
-    method: str = "euler_maruyama",
-    seed: Seed = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
+#: Solvers of the flow by name, from a velocity, a start, a number of steps and a source of noise.
+SOLVERS: dict[str, Callable[..., Tensor]] = {"euler": euler, "euler_maruyama": euler_maruyama}
+
+
+@dataclass(frozen=True)
+class NextX(Sampler):
     """Group after group, each by a flow from noise (xAR, arXiv 2502.20388).
 
-    Args:
-        model: see `GroupModel`.
-        plan: the groups.
-        channels: C of a position.
-        batch: how many samples.
+    Attributes:
         steps: model calls a group.
-        guidance: see the module; its steps are the groups.
-        method: "euler" or "euler_maruyama".
-        seed: source of randomness.
-        device: where the samples live.
-        dtype: of the samples; on the way they are at least float32.
-
-    Returns:
-        `[batch, N, C]` in raster order.
+        method: a key of `SOLVERS`.
     """
-    _check(steps=steps, method=method)
-    noise, parts = as_noise(seed), []
-    like = torch.empty(0, device=device, dtype=dtype)
-    for group, size in enumerate(plan.sizes):
-        x = noise.normal((batch, size, channels), like)
 
-        def velocity(state: Tensor, now: float, group: int = group) -> Tensor:
-            rows = _rows(state, guidance)
-            v = model.velocity(rows, torch.full_like(rows[:, 0, 0], now))
-            return _guided(v, guidance, group, plan.groups)
+    latents: ClassVar[bool] = True
+    steps: int = 20
+    method: str = "euler_maruyama"
 
-        if method == "euler":
-            x = euler(velocity, x, steps)
-        else:
-            x = euler_maruyama(velocity, x, steps, noise)
-        parts.append(x)
-        model.commit(_rows(x, guidance))
-    return plan.merge(parts).to(dtype)
+    def __post_init__(self) -> None:
+        _check(vars(self))
+        entry(SOLVERS, "method", self.method)
+
+    def draw(self, model: Generator, call: Call) -> Tensor:
+        """See `Sampler`; on the way latents are at least float32."""
+        stepper, groups, parts = model.group_stepper(call.given), model.plan.groups, []
+        for group, size in enumerate(model.plan.sizes):
+
+            def velocity(state: Tensor, now: float, group: int = group) -> Tensor:
+                rows = call.rows(state)
+                v = stepper.velocity(rows, torch.full_like(rows[:, 0, 0], now))
+                return call.guided(v, group, groups)
+
+            x = call.noise.normal((call.batch, size, model.config.channels), model.start)
+            parts.append(SOLVERS[self.method](velocity, x, self.steps, call.noise))
+            stepper.commit(call.rows(parts[-1]))
+        return torch.cat(parts, dim=1).to(model.start.dtype)
 
 
-#: The loops by name; `vtc.registry.register` adds others.
-SAMPLERS: dict[str, Callable[..., Tensor]] = {
-    "ar": sample_ar,
-    "maskgit": sample_maskgit,
-    "bit_diffusion": sample_bit_diffusion,
-    "next_x": sample_next_x,
+# -- by name ----------------------------------------------------------------------------------------
+
+#: Samplers by name; `vtc.registry.register` adds others.
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "ar": Autoregressive,
+    "maskgit": MaskGit,
+    "bit_diffusion": BitDiffusion,
+    "next_x": NextX,
 }
+
+
+def create_sampler(sampler: str | Mapping[str, Any] | Sampler, **options: Any) -> Sampler:
+    """A sampler by name, or one of your own.
+
+    Args:
+        sampler: a name, a mapping of `name` and options (as in a config file), or a `Sampler`.
+        options: its fields; they replace those that a mapping or a `Sampler` comes with.
+
+    Raises:
+        VTCError: unknown name or option, or a value out of range.
+    """
+    if isinstance(sampler, Sampler):
+        kind = type(sampler)
+        refuse_unknown(kind.__name__, options, inspect.signature(kind).parameters)
+        return replace(sampler, **options) if options else sampler  # type: ignore[type-var]
+    if isinstance(sampler, Mapping):
+        options = {**sampler, **options}
+        sampler = options.pop("name", None)
+    made = create(SAMPLERS, "sampler", str(sampler), **options)
+    if not isinstance(made, Sampler):
+        raise VTCError(f"sampler: {sampler!r} made {type(made).__name__}, expected a `Sampler`")
+    return made
+
+
+def list_samplers(pattern: str = "*", model: Generator | None = None) -> list[str]:
+    """Names of samplers that match a glob, sorted; with a model, those that fit it as they are."""
+    fitting = []
+    for name in names(SAMPLERS, pattern):
+        with suppress(VTCError):  # it needs an option
+            if model is None or not create_sampler(name).misfit(model):
+                fitting.append(name)
+    return fitting
+
+
+# -- on functions in place of a generator -----------------------------------------------------------
+
+
+def sample_ar(step: Callable[..., Tensor], space: CodeSpace, batch: int, **options: Any) -> Tensor:
+    """`Autoregressive` with `step(last)` for `Generator.stepper`."""
+    return _sample(Autoregressive, batch, options, space=space, stepper=lambda *_: step)
+
+
+def sample_maskgit(
+    predict: Callable[..., Tensor], space: CodeSpace, batch: int, steps: int = 8, **options: Any
+) -> Tensor:
+    """`MaskGit` with `predict(ids, unknown)` for `Generator.masked_logits`."""
+    options["steps"] = steps
+    return _sample(MaskGit, batch, options, space=space, masked_logits=lambda *x: predict(*x[:2]))
+
+
+def sample_bit_diffusion(
+    denoise: Callable[..., Tensor], space: CodeSpace, batch: int, steps: int = 20, **options: Any
+) -> Tensor:
+    """`BitDiffusion` with `denoise(bits, t)` for `Generator.flip_logits`."""
+    options["steps"] = steps
+    flips = {"flip_logits": lambda *x: denoise(*x[:2])}
+    return _sample(BitDiffusion, batch, options, space=space, **flips)
+
+
+def sample_next_x(
+    model: Any, plan: Plan, channels: int, batch: int, steps: int = 20, **options: Any
+) -> Tensor:
+    """`NextX` with `model` for `Generator.group_stepper`; latents in raster order."""
+    options["steps"], config = steps, SimpleNamespace(channels=channels)
+    parts = {"plan": plan, "config": config, "group_stepper": lambda _: model}
+    return plan.restore(_sample(NextX, batch, options, **parts))
+
+
+def _sample(
+    kind: Callable[..., Sampler], batch: int, options: dict[str, Any], **parts: Any
+) -> Tensor:
+    noise, guidance = as_noise(options.pop("seed", None)), options.pop("guidance", None)
+    like = {name: options.pop(name) for name in ("device", "dtype") if name in options}
+    model: Any = SimpleNamespace(start=torch.empty(0, **like), **parts)
+    return kind(**options).draw(model, Call(batch, noise, guidance))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError, nearest
+from vtc.registry import entry
 
 #: Guidance growth over the ratio r in (0, 1]: the scale is `1 + (scale - 1) * growth(r)`.
 GUIDANCE = {
@@ -67,23 +69,23 @@ class Guidance:
         return null + self.at(step, steps) * (conditional - null)
 
 
-def masked_share(kind: str, ratio: float) -> float:
-    """Share of tokens that are masked at `ratio` of the way, 1 at the start (MaskGIT).
+#: Share of tokens that are masked at a ratio of the way, 1 at the start (MaskGIT).
+MASKING: dict[str, Callable[[float], float]] = {
+    "cos": lambda r: math.cos(math.pi * r / 2),
+    "linear": lambda r: 1 - r,
+}
 
-    Args:
-        kind: "cos" or "linear".
-        ratio: 0 at the start, 1 at the end.
-    """
-    if kind not in ("cos", "linear"):
-        raise VTCError(f"kind: got {kind!r}, available are cos, linear")
-    return math.cos(math.pi * ratio / 2) if kind == "cos" else 1 - ratio
+
+def masked_share(kind: str, ratio: float) -> float:
+    """Share of tokens that are masked by a key of `MASKING` at `ratio`, from 0 to 1, of the way."""
+    return entry(MASKING, "kind", kind)(ratio)
 
 
 def masked_count(kind: str, tokens: int, step: int, steps: int) -> int:
     """Tokens that stay masked after `step` (from 0) of `steps`, rounded down.
 
     In double precision as ELM writes it, so a "linear" count can be one below the exact one: 10 tokens
-    in 10 steps are 3, 1, 0, 0 at the end. `sample_maskgit` settles at least one token a step anyway.
+    in 10 steps are 3, 1, 0, 0 at the end. `MaskGit` settles at least one token a step anyway.
     """
     return math.floor(tokens * masked_share(kind, (step + 1) / steps))
 

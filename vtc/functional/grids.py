@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -112,3 +114,26 @@ def pooled_axis(
     again = (middle[..., 1:] == middle[..., :-1]) & used[..., :-1]
     used = used & ~torch.nn.functional.pad(again, (1, 0))
     return used, first, last
+
+
+@lru_cache(maxsize=512)
+def squared_padding(
+    patch_grid: tuple[int, int], image_size: tuple[int, int] | None, patch: int = 14
+) -> Tensor:
+    """Bool `[N]`, CPU: patches wholly in the padding of an image that was padded to a square.
+
+    Args:
+        patch_grid: `(rows, cols)` of a tile.
+        image_size: `(height, width)` of the image; None for no padding.
+        patch: pixels of a patch's side.
+    """
+    outside = torch.zeros(patch_grid, dtype=torch.bool)
+    if image_size is not None:
+        axis = 0 if image_size[0] < image_size[1] else 1
+        lines = outside if axis == 0 else outside.T
+        side = patch * len(lines)
+        shown = round(side * min(image_size) / max(image_size))
+        top = (side - shown) // 2
+        lines[: top // patch] = True
+        lines[len(lines) - (side - shown - top) // patch :] = True
+    return outside.flatten()

@@ -71,13 +71,29 @@ def check_selection(batch: ImageBatch, selection: Selection) -> None:
     Raises:
         VTCError: it is not.
     """
-    who = f"method {batch.methods[0].name!r} selected"
     if selection.shapes != batch.shapes:
-        raise VTCError(f"{who} of {len(selection.shapes)} other images than it was given")
+        raise VTCError(
+            f"method {batch.methods[0].name!r} selected of {len(selection.shapes)} other images than it "
+            "was given"
+        )
+    selection.checked(batch.methods[0])
     for method, image, count, budget in zip(
         batch.methods, batch.images, selection.patches, batch.budgets, strict=True
     ):
         _check_number(method, image, count, budget)
+
+
+def applied(batch: ImageBatch, selection: Selection) -> list[CompressedTokens]:
+    """What a selection that was checked leaves; looked at where it is not right by how it was made.
+
+    Raises:
+        VTCError: weights or features are no numbers.
+    """
+    outs = selection.apply(batch)
+    known = outs[0].gathered
+    if known is None or not known.right or always():
+        check(batch.methods, batch.images, outs, batch.budgets)
+    return outs
 
 
 def _look(

@@ -88,6 +88,8 @@ class Method:
     }
     #: "vision": works on tokens before the projector; "language": behind it
     stage: ClassVar[Literal["vision", "language"]] = "language"
+    #: "boundary": makes fewer tokens before the language model reads them; "layers": inside of it
+    where: ClassVar[Literal["boundary", "layers"]] = "boundary"
     #: True when `retention=None` means a count of the method's own
     adaptive: ClassVar[bool] = False
     #: True when the method draws at random and wants `VisualTokens.content_seed`
@@ -148,7 +150,7 @@ class Method:
 
     def compress_batch(self, batch: ImageBatch) -> list[CompressedTokens]:
         """What `select` leaves of the images of a batch."""
-        return self.select(batch).apply(batch)
+        return _guards.applied(batch, self.select(batch))
 
     def compress_all(
         self,
@@ -381,7 +383,8 @@ def _guarded_batch(compress_batch: CompressBatch) -> CompressBatch:
         self.check()
         out: Any = compress_batch(self, batch)
         if isinstance(out, Selection):
-            out = out.checked(self).apply(batch)
+            _guards.check_selection(batch, out)
+            return _guards.applied(batch, out)
         _guards.check(batch.methods, batch.images, out, batch.budgets)
         return out
 
@@ -399,7 +402,7 @@ def _guarded_select(select: Select) -> Select:
             raise VTCError(
                 f"method {self.name!r} returned {type(out).__name__} from select, expected Selection"
             )
-        _guards.check_selection(batch, out.checked(self))
+        _guards.check_selection(batch, out)
         return out
 
     return wrapper
@@ -432,5 +435,3 @@ _GUARDS: dict[str, Callable[[Any], Any]] = {
     "compress_batch": _guarded_batch,
     "compress_all": _guarded_all,
 }
-# what `Method` makes of a subclass's `select` is guarded as well
-Method.compress_batch = _guarded_batch(Method.compress_batch)  # type: ignore[method-assign]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from vtc.errors import VTCError, nearest
-from vtc.eval.generation.studies.base import Study
+
+if TYPE_CHECKING:
+    from vtc.eval.generation.studies.base import Study
 
 #: In the order of the page.
 NAMES = (

@@ -40,7 +40,7 @@ def train_tokenizer(
     torch.manual_seed(seed)
     task = TokenizerTask(create_tokenizer(name, size=data.size, **options), prefix=prefix)
     best, _ = fit(task, data.train, TrainSettings(**train), seed)
-    return best.tokenizer  # type: ignore[return-value]
+    return best.tokenizer
 
 
 def train_generator(
@@ -49,7 +49,7 @@ def train_generator(
     """A generator trained on codes or latents, with averaged weights."""
     task = GeneratorTask(model)
     best, _ = fit(task, TensorImages(codes, labels, codes=codes), TrainSettings(**train), seed)
-    return best.generator  # type: ignore[return-value]
+    return best.generator
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ def roll_out(model: Generator, ids: Tensor, given: Condition, prefix: int) -> Te
     assert rope is not None
     made = ids[:, :prefix].clone()
     x = torch.cat([model.first(given, len(ids)), model.head.embed(made)], dim=1)
-    mask = masks.causal(x.shape[1])
+    mask: Tensor | None = masks.causal(x.shape[1])
     while True:
         here = slice(cache.length, cache.length + x.shape[1])
         h = model.run(x, given, mask, rope=(rope[0][here], rope[1][here]), cache=cache)

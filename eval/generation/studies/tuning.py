@@ -79,7 +79,7 @@ def captioner_of(
     projector = CodeProjector(frozen.space, frozen.quantizer.dim, dim, source)
     task = CaptionTask(frozen, Captioner(config, len(WORDS), projector), False, 0.0)
     best, _ = fit(task, data.train, TrainSettings(**json.loads(train)), seed)
-    return best.captioner  # type: ignore[return-value]
+    return best.captioner
 
 
 def word_accuracy(task: CaptionTask, images: Tensor, captions: Tensor) -> list[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from vtc.eval.common.docs import put
+from vtc.eval.common.manifest import device_name
 from vtc.eval.kernels import bench
 from vtc.eval.kernels.bench.device import ceilings
 from vtc.eval.kernels.bench.official import official_style
@@ -24,15 +24,6 @@ from vtc.eval.kernels.bench.selection import COUNTS, language_model, methods, se
 from vtc.eval.kernels.bench.sizes import FULL, LAYERS, SMALL, Sizes
 from vtc.eval.kernels.bench.tables import markdown
 from vtc.eval.kernels.floors import Card
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +36,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     result: dict[str, Any] = {
         "about": {
-            "machine": _machine(device),
+            "machine": device_name(device),
             "threads": torch.get_num_threads(),
             "dtype": str(dtype)[6:],
             "torch": torch.__version__,

@@ -22,6 +22,7 @@ from vtc.kernels import (
     bit_packing,
     cls_attention,
     cosine_topk,
+    greedy_pick,
     lof,
     merge,
     neighbour_count,
@@ -78,6 +79,14 @@ def _cosines(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
     return keys[:, : itself.shape[1]], keys, 32, *_scores(sizes, device), itself
 
 
+def _picks(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
+    rows = normal(device, dtype, sizes.tiles, sizes.side**2, sizes.width)
+    weight, valid = _scores(sizes, device)
+    most = max(sizes.side**2 // 4, 1)
+    count = torch.full((sizes.tiles,), most, device=device)
+    return "mmr", rows, count, most, weight, valid
+
+
 def _merged(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
     rows = sizes.tiles * sizes.side**2
     values = normal(device, dtype, rows, sizes.vision)
@@ -129,6 +138,12 @@ OPERATIONS: dict[str, Operation] = {
         ),
     ),
     "cosine_topk": Operation(cosine_topk.cosine_topk, cosine_topk.cosine_topk_torch, _cosines),
+    "greedy_pick": Operation(
+        greedy_pick.greedy_pick,
+        # the arguments that a call may leave out
+        lambda *given: greedy_pick.greedy_pick_torch(*given, None, 0.5, 1),
+        _picks,
+    ),
     "merge": Operation(merge.weighted_merge, merge.weighted_merge_torch, _merged),
     "adaptive_pool": Operation(
         adaptive_pool.adaptive_pool, adaptive_pool.adaptive_pool_torch, _pooled

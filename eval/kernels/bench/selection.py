@@ -176,7 +176,7 @@ def selections(
     tokens: int,
     batch: int,
     sizes: Sizes,
-    model: torch.nn.Module,
+    model: Any,
     device: torch.device,
     dtype: torch.dtype,
     rounds: int,

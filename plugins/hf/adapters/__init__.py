@@ -12,6 +12,5 @@ from vtc.plugins.hf.adapters import (  # noqa: F401
     video_llava,
 )
 from vtc.plugins.hf.adapters.base import Adapter, adapter_for, register_adapter, supported_classes
-from vtc.plugins.hf.docowl import adapter as docowl  # noqa: F401
 
 __all__ = ["Adapter", "adapter_for", "register_adapter", "supported_classes"]

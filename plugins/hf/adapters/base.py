@@ -5,6 +5,7 @@ An adapter is mostly data. It never decides what is kept.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,14 +16,19 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.probe import Record
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.positions import POLICIES
-from vtc.plugins.model.units import Unit, square
+from vtc.plugins.model.signals import token_pixels
+from vtc.plugins.model.units import Place, Unit, square, uncut
 from vtc.registry import put
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
 
 _ADAPTERS: dict[str, type[Adapter]] = {}
+#: class -> package that brings its adapter when a model of it comes
+_ELSEWHERE = {"MPLUGDocOwlLlamaForCausalLM": "vtc.plugins.hf.docowl"}
 _FALLBACK: list[type[Adapter]] = []
 A = TypeVar("A", bound="type[Adapter]")
 
@@ -30,46 +36,23 @@ A = TypeVar("A", bound="type[Adapter]")
 _TOWERS = ("vision_tower", "visual", "vision_model", "image_tower")
 _PROJECTORS = ("multi_modal_projector", "connector", "visual.merger")
 _LAYERS = ("encoder.layers", "encoder.layer", "transformer.layers", "blocks")
+_NORMS = ("post_layernorm", "layernorm_post", "ln_post")
 _ATTENTIONS = ("self_attn", "attention", "attn")
 
 
 @dataclass
-class Call:
+class Call(Inputs):
     """One call of an encoder: what went in, what came out, what the probes saw.
 
     Attributes:
         base: the inner model.
-        modality: `"image"` or `"video"`.
-        kwargs: the arguments of the model's call.
-        ids: token ids `[B, L]`, None when the caller gave embeddings.
-        placeholder: bool `[B, L]`, the placeholders that the features of this call fill.
         output: what the model's own encoder function returned.
         record: what the probes saw.
     """
 
-    base: nn.Module
-    modality: str
-    kwargs: dict[str, Any]
-    ids: Tensor | None
-    placeholder: Tensor
+    base: Model
     output: Any
     record: Record
-
-    @property
-    def runs(self) -> list[tuple[int, int, int]]:
-        """`(row, start, length)` of every unbroken run of placeholders, in reading order."""
-        mask = nn.functional.pad(self.placeholder, (1, 1))
-        edges = (mask[:, 1:] != mask[:, :-1]).nonzero().view(-1, 2, 2).tolist()
-        return [(row, start, stop - start) for (row, start), (_, stop) in edges]
-
-    @property
-    def pixels(self) -> Tensor:
-        """The pixel input of this call."""
-        return self.kwargs[PIXELS[self.modality]]
-
-
-#: pixel input of each modality
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 
 
 class Adapter:
@@ -77,9 +60,10 @@ class Adapter:
 
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
-    #: how the model is wrapped: "boundary" (a placeholder for every token), "crossed" or
-    #: "expanded"
-    mechanism: ClassVar[str] = "boundary"
+    #: where tokens can be cut, in the order in which they pass, see `stages.base`
+    stages: ClassVar[tuple[str, ...]] = ("boundary",)
+    #: whether the tower pads: what `fuse` leaves out is then no part of a token
+    pads: ClassVar[bool] = False
     #: how the projector makes fewer tokens of the patches, empty where it maps each by itself
     fuses: ClassVar[str] = ""
     #: whether a layer may attend window by window, so that a tile's patches come in several calls
@@ -96,40 +80,40 @@ class Adapter:
 
     # -- where things are --------------------------------------------------------------------
 
-    def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
+    def tower(self, base: Model, modality: str = "image") -> Model:
         """The vision tower."""
         return find(base, _TOWERS, "vision tower")[2]
 
-    def projector(self, base: nn.Module) -> nn.Module | None:
+    def projector(self, base: Model) -> Model | None:
         """The module that maps vision features to the language model's width, where it is needed."""
         return find(base, _PROJECTORS, "projector")[2]
 
-    def layer_list(self, base: nn.Module, modality: str = "image") -> tuple[nn.Module, str]:
+    def layer_list(self, base: Model, modality: str = "image") -> tuple[nn.Module, str]:
         """The module that holds the encoder layers, and the name under which it does."""
         tower = self.tower(base, modality)
         owner, name, _ = find(getattr(tower, "vision_model", tower), _LAYERS, "encoder layers")
         return owner, name
 
-    def layers(self, base: nn.Module, modality: str = "image") -> nn.ModuleList:
+    def layers(self, base: Model, modality: str = "image") -> nn.ModuleList:
         """The encoder layers of the vision tower."""
         owner, name = self.layer_list(base, modality)
         return getattr(owner, name)
 
-    def attention(self, base: nn.Module, layer: int, modality: str = "image") -> nn.Module:
+    def attention(self, base: Model, layer: int, modality: str = "image") -> nn.Module:
         """The attention module of encoder layer `layer`."""
         return find(self.layers(base, modality)[layer], _ATTENTIONS, "attention")[2]
 
-    def width(self, base: nn.Module) -> int:
+    def width(self, base: Model) -> int:
         """Width C of the vision tower."""
         config = self.tower(base).config
         return getattr(config, "embed_dim", None) or config.hidden_size
 
-    def side(self, base: nn.Module) -> int:
+    def side(self, base: Model) -> int:
         """Rows of patches of a square tile, as the tower sees it."""
         config = self.tower(base).config
         return config.image_size // config.patch_size
 
-    def has_cls(self, base: nn.Module) -> bool:
+    def has_cls(self, base: Model) -> bool:
         """Whether the tower puts a CLS token in front of the patches."""
         names = (name.rsplit(".", 1)[-1] for name, _ in self.tower(base).named_parameters())
         return any(name in ("class_embedding", "cls_token") for name in names)
@@ -140,7 +124,7 @@ class Adapter:
 
     # -- how a call's outcome is to be read ----------------------------------------------------
 
-    def newline(self, base: nn.Module) -> Tensor | None:
+    def newline(self, base: Model) -> Tensor | None:
         """The separator embedding, None when the family has none."""
         return getattr(base, "image_newline", None)
 
@@ -149,7 +133,7 @@ class Adapter:
 
         Here: every tile is an image, and its tokens are a square grid.
         """
-        return [Unit(1, square(len(tile))) for tile in call.output.pooler_output]
+        return [Unit(uncut(square(len(tile)))) for tile in call.output.pooler_output]
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
         """Values of the tower's patches `[S0, ...]`, CLS left out, as means over the tokens `[S, ...]`.
@@ -158,16 +142,16 @@ class Adapter:
         """
         return values
 
-    def cell(self, base: nn.Module) -> tuple[int, int]:
+    def cell(self, base: Model) -> tuple[int, int]:
         """`(rows, cols)` of the patches behind a token, for methods that judge them one by one
         (`Method.by_patch`); (1, 1) where only `fuse` says how patches and tokens belong together."""
         return 1, 1
 
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         """What the family's processor does to a picture that becomes one tile: `ImageReport.fit`."""
         return "stretch"
 
-    def notes(self, base: nn.Module, method: Method) -> list[str]:
+    def notes(self, base: Model, method: Method) -> list[str]:
         """What a reader of the reports should know of this method on this family.
 
         Raises:
@@ -183,7 +167,7 @@ class Adapter:
             return []
         return [f"the method works on tokens behind the projector, {self.fuses}"]
 
-    def check(self, base: nn.Module) -> None:
+    def check(self, base: Model) -> None:
         """Raise `VTCError` when this checkpoint's configuration cannot be compressed."""
         strategy = getattr(base.config, "vision_feature_select_strategy", None)
         if strategy == "full" and self.has_cls(base):
@@ -191,6 +175,40 @@ class Adapter:
                 "vision_feature_select_strategy: got 'full', which hands the CLS token to the language "
                 "model as if it were a patch; allowed here is 'default'"
             )
+
+    def final_norm(self, base: Model, modality: str = "image") -> nn.Module:
+        """The norm behind the tower's last layer.
+
+        Raises:
+            VTCError: none is found.
+        """
+        tower = self.tower(base, modality)
+        return find(getattr(tower, "vision_model", tower), _NORMS, "norm behind its tower")[2]
+
+    def pooling_head(self, base: Model, modality: str = "image") -> Model:
+        """The attention head that pools an image into one vector, as SigLIP's towers may have.
+
+        Raises:
+            VTCError: the tower has none.
+        """
+        tower = self.tower(base, modality)
+        return find(getattr(tower, "vision_model", tower), ("head",), "pooling head")[2]
+
+    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        """`[T, N, values]`, the pixels behind each token of a unit, scaled as the tower reads them.
+
+        Raises:
+            VTCError: nothing says where they lie.
+        """
+        unit, tiles = units[index], self.pixels(call, units, index)
+        if tiles.shape[:-3] != (unit.tiles,):
+            raise VTCError(
+                f"method: it reads the pixels behind tokens, but where those of "
+                f"{type(call.base).__name__} lie in {list(tiles.shape)} needs an adapter"
+            )
+        (rows, cols), (height, width) = unit.patch_grid, tiles.shape[-2:]
+        cell = height // rows, width // cols
+        return token_pixels(Place(unit, 0, 0).tiles_of(tiles), unit.patch_grid, cell)
 
     def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
         """The pixels of unit `index`, without tiles that only pad the batch."""
@@ -201,7 +219,7 @@ class Adapter:
         return values.flatten(0, -4)[start : start + units[index].tiles]
 
 
-def find(module: nn.Module, paths: Sequence[str], what: str) -> tuple[nn.Module, str, nn.Module]:
+def find(module: Model, paths: Sequence[str], what: str) -> tuple[nn.Module, str, nn.Module]:
     """The first of the dotted `paths` that exists: its owner, its name, itself."""
     for path in paths:
         owner, names = module, path.split(".")
@@ -236,18 +254,21 @@ def register_fallback(cls: A) -> A:
 
 def supported_classes() -> list[str]:
     """Names of the model classes that have an adapter."""
-    return sorted(_ADAPTERS)
+    return sorted({*_ADAPTERS, *_ELSEWHERE})
 
 
-def adapter_for(model: nn.Module) -> Adapter:
+def adapter_for(model: Model) -> Adapter:
     """The adapter of a model, looked up along its class's bases.
 
     Raises:
         VTCError: no adapter knows the class.
     """
     for cls in type(model).__mro__:
-        if cls.__name__ in _ADAPTERS:
-            return _ADAPTERS[cls.__name__]()
+        name = cls.__name__
+        if name in _ELSEWHERE and name not in _ADAPTERS:
+            importlib.import_module(_ELSEWHERE[name])
+        if name in _ADAPTERS:
+            return _ADAPTERS[name]()
     base = getattr(model, "base_model", None)
     takes = inspect.signature(type(model).forward).parameters
     if hasattr(base, "get_image_features") and "mm_encoder_outputs" in takes:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from vtc.errors import VTCError
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_fallback
-from vtc.plugins.model.units import Unit
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.model.units import Unit, uncut
 
 
 @register_fallback
@@ -28,7 +29,7 @@ class Fallback(Adapter):
             count = part.flatten(0, -2).shape[0]
             side = math.isqrt(count)
             grid = (side, side) if side * side == count else (1, count)
-            units.append(Unit(1, grid, fused=True))
+            units.append(Unit(uncut(grid), fused=True))
         return units
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
@@ -51,20 +52,20 @@ class Fallback(Adapter):
             return values.split(grids.prod(-1).tolist())[index]
         return call.output.pooler_output[index].flatten(0, -2)
 
-    def layers(self, base: nn.Module, modality: str = "image") -> nn.ModuleList:
+    def layers(self, base: Model, modality: str = "image") -> nn.ModuleList:
         try:
             return super().layers(base, modality)
         except VTCError:
             return nn.ModuleList()
 
-    def has_cls(self, base: nn.Module) -> bool:
+    def has_cls(self, base: Model) -> bool:
         try:
             return super().has_cls(base)
         except VTCError:
             return False
 
-    def projector(self, base: nn.Module) -> nn.Module | None:
+    def projector(self, base: Model) -> nn.Module | None:
         return None
 
-    def check(self, base: nn.Module) -> None:
+    def check(self, base: Model) -> None:
         pass

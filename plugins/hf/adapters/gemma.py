@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
-from vtc.plugins.model.units import Unit, grouped, square
+from vtc.plugins.model import families
+from vtc.plugins.model.units import Unit, grouped
 
 
 @register_adapter("PaliGemmaForConditionalGeneration", "PaliGemmaModel")
@@ -23,8 +24,7 @@ class Gemma3(Adapter):
     fuses: ClassVar[str] = "which averages squares of patches"
 
     def units(self, call: Call) -> list[Unit]:
-        tiles, tokens = call.output.pooler_output.shape[:2]
-        return [Unit(1, square(tokens), fused=True)] * tiles
+        return families.gemma3(call)
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
         projector = call.base.multi_modal_projector

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.model import families
+from vtc.plugins.model.signals import token_pixels
 from vtc.plugins.model.units import Unit
 
 
@@ -21,16 +25,18 @@ class Llava(Adapter):
     A Pixtral tower takes images of any size and packs them into one sequence.
     """
 
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         # CLIP's processor cuts a square from the middle, SigLIP's squashes
         return "crop" if self.has_cls(base) else "stretch"
 
     def units(self, call: Call) -> list[Unit]:
-        sizes = call.kwargs.get("image_sizes")
-        if sizes is None:
-            return super().units(call)
-        patch = self.tower(call.base).patch_size
-        return [
-            Unit(1, (height // patch, width // patch))
-            for height, width in torch.as_tensor(sizes).tolist()
-        ]
+        return families.llava(call)
+
+    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        if call.kwargs.get("image_sizes") is None:
+            return super().token_pixels(call, units, index)
+        patch = self.tower(
+            call.base
+        ).patch_size  # Pixtral: the batch is padded to its largest image
+        tiles = self.pixels(call, units, index)
+        return token_pixels(tiles, units[index].patch_grid, (patch, patch))

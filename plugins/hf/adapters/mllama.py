@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.hf.typing import Model
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -17,16 +18,17 @@ class Mllama(Adapter):
     """The tower sees the tiles of an image as one sequence, each with a CLS token in front and padding
     behind. All its CLS tokens look at all tiles, so attention received is read in place of theirs."""
 
-    mechanism: ClassVar[str] = "crossed"
+    stages: ClassVar[tuple[str, ...]] = ("cross_attention",)
+    pads: ClassVar[bool] = True
 
-    def has_cls(self, base: nn.Module) -> bool:
+    def has_cls(self, base: Model) -> bool:
         return False
 
     @property
     def irreplaceable(self) -> str:
         return "which comes behind what is compressed"
 
-    def notes(self, base: nn.Module, method: Method) -> list[str]:
+    def notes(self, base: Model, method: Method) -> list[str]:
         notes = super().notes(base, method)
         if method.tokens is not None:
             notes.append(

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
+from vtc.plugins.model import families
 from vtc.plugins.model.units import Unit
 
 
@@ -36,11 +38,7 @@ class QwenVL(Adapter):
         return call.kwargs[f"{call.modality}_grid_thw"]
 
     def units(self, call: Call) -> list[Unit]:
-        merge = self.tower(call.base).spatial_merge_size
-        return [
-            Unit(frames, (rows // merge, cols // merge), fused=True)
-            for frames, rows, cols in self.grids(call).tolist()
-        ]
+        return families.qwen_vl(call)
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
         tower = self.tower(call.base)
@@ -67,3 +65,15 @@ class QwenVL(Adapter):
     def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
         sizes = self.grids(call).prod(-1).tolist()
         return call.pixels.split(sizes)[index]
+
+    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+        config, unit = self.tower(call.base).config, units[index]
+        # of a temporal patch the first frame; the patches of a token follow each other
+        return rearrange(
+            self.pixels(call, units, index),
+            "(t n m) (c f v) -> t n f (m c v)",
+            t=unit.tiles,
+            n=unit.patches,
+            c=config.in_channels,
+            f=config.temporal_patch_size,
+        )[:, :, 0]

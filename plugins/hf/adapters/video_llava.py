@@ -5,22 +5,23 @@ from __future__ import annotations
 import inspect
 
 import transformers
-from torch import nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
-from vtc.plugins.model.units import Unit, square
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.model import families
+from vtc.plugins.model.units import Unit
 
 
 @register_adapter("VideoLlavaForConditionalGeneration", "VideoLlavaModel")
 class VideoLlava(Adapter):
-    def fit(self, base: nn.Module, modality: str) -> str:
+    def fit(self, base: Model, modality: str) -> str:
         return "crop"
 
-    def tower(self, base: nn.Module, modality: str = "image") -> nn.Module:
+    def tower(self, base: Model, modality: str = "image") -> Model:
         return base.video_tower if modality == "video" else base.image_tower
 
-    def check(self, base: nn.Module) -> None:
+    def check(self, base: Model) -> None:
         super().check(base)
         if "pixel_values" not in inspect.signature(base.get_image_features).parameters:
             raise VTCError(
@@ -29,8 +30,4 @@ class VideoLlava(Adapter):
             )
 
     def units(self, call: Call) -> list[Unit]:
-        if call.modality == "image":
-            return super().units(call)
-        clips, frames = call.pixels.shape[:2]
-        grid = square(call.output.pooler_output.shape[1] - 1)
-        return [Unit(frames, grid, lead=True)] * clips
+        return families.video_llava(call)

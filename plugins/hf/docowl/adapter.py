@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
-from vtc.plugins.model.units import Unit, on_grid
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.model.units import Unit, on_grid, uncut
 
 #: parts of the remote code that are relied on
 _PARTS = ("vision_model", "vision2text")
@@ -30,17 +31,17 @@ class DocOwl(Adapter):
     current transformers is patched as long as it keeps their names.
     """
 
-    mechanism: ClassVar[str] = "expanded"
+    stages: ClassVar[tuple[str, ...]] = ("docowl",)
     fuses: ClassVar[str] = "which fuses rows of patches"
     positions: ClassVar[tuple[str, ...]] = ("contiguous",)
 
     def token_id(self, config: Any, modality: str) -> int | None:
         return _IMAGE if modality == "image" else None
 
-    def projector(self, base: nn.Module) -> nn.Module:
+    def projector(self, base: Model) -> nn.Module:
         return base.vision2text
 
-    def check(self, base: nn.Module) -> None:
+    def check(self, base: Model) -> None:
         missing = [part for part in _PARTS if not hasattr(base, part)]
         if missing:
             raise VTCError(f"model: {type(base).__name__} has no {', '.join(missing)}")
@@ -49,7 +50,7 @@ class DocOwl(Adapter):
                 f"conv_shape: got {base.vision2text.conv_shape}, allowed are rows of patches, (1, n)"
             )
 
-    def cell(self, base: nn.Module) -> tuple[int, int]:
+    def cell(self, base: Model) -> tuple[int, int]:
         return base.vision2text.conv_shape
 
     def units(self, call: Call) -> list[Unit]:
@@ -59,7 +60,7 @@ class DocOwl(Adapter):
         if places is None:  # nothing says which tiles belong together
             places = torch.zeros(sum(counts), 2, dtype=torch.long)
         return [
-            Unit(tiles, grid, crops, order="tiles", tail=True, fused=True)
+            Unit(uncut(grid, crops, tiles=tiles, order="tiles", tail=True), fused=True)
             for row in places.split(counts)
             for tiles, crops in _images(row.tolist())
         ]

@@ -10,37 +10,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextvars import ContextVar
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter, Call
 from vtc.plugins.hf.docowl.adapter import tiles_of_rows
 from vtc.plugins.hf.hooks import Hook
+from vtc.plugins.hf.stages.base import register_stage
 from vtc.plugins.hf.stages.boundary.encode import Encoded, compress_call
+from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import call_hooks, forget_call, heard, listen, note_call, running
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.units import Unit
 
 #: hidden states of the tower that has just run
 _STATES: ContextVar[Any] = ContextVar("vtc_states")
 
 
-def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
-    """Every hook of a patched model."""
-    base = model.base_model
-    tower, reducer = adapter.tower(base), adapter.projector(base)
-    return [
-        *call_hooks(model),
-        Hook(tower, "forward_pre", before_tower),
-        Hook(tower, "forward", behind_tower),
-        Hook(reducer, "forward", behind_reducer),
-    ]
-
-
-def before_tower(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def before_tower(tower: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the tower: ears for the probes, and hidden states where they are read."""
     call = running()
     if call is None:
@@ -51,12 +42,12 @@ def before_tower(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return args, kwargs
 
 
-def behind_tower(tower: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+def behind_tower(tower: Model, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of the tower: its caller hands on the last hidden state alone."""
     _STATES.set(output.hidden_states)
 
 
-def behind_reducer(reducer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> Any:
+def behind_reducer(reducer: Model, args: Any, kwargs: dict[str, Any], output: Tensor) -> Any:
     """Forward hook of the module that makes tokens `[S, n, D]` of all S tiles."""
     current = running()
     if current is None:
@@ -65,7 +56,7 @@ def behind_reducer(reducer: nn.Module, args: Any, kwargs: dict[str, Any], output
     patch, base, ids = current.patch, current.model.base_model, current.kwargs["input_ids"]
     made = BaseModelOutputWithPooling(pooler_output=output, hidden_states=_STATES.get())
     placeholder = ids == patch.adapter.token_id(current.model.config, "image")
-    call = Call(base, "image", current.kwargs, ids, placeholder, made, record)
+    call = Call(base.config, "image", current.kwargs, ids, placeholder, base, made, record)
     units = patch.adapter.units(call)
     rows = _rows(call, units)
 
@@ -111,5 +102,20 @@ def _check_lengths(kwargs: dict[str, Any], counts: list[int], tiles: list[Tensor
         )
 
 
-#: every function that `hooks` hangs
-FUNCTIONS = (note_call, forget_call, before_tower, behind_tower, behind_reducer)
+@register_stage
+class DocOwlStage(EncoderStage):
+    """On the model, its vision tower and its reducer are hooks, no more."""
+
+    name: ClassVar[str] = "docowl"
+    functions = (note_call, forget_call, before_tower, behind_tower, behind_reducer)
+
+    def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
+        base = model.base_model
+        tower, reducer = adapter.tower(base), adapter.projector(base)
+        assert reducer is not None
+        return [
+            *call_hooks(model),
+            Hook(tower, "forward_pre", before_tower),
+            Hook(tower, "forward", behind_tower),
+            Hook(reducer, "forward", behind_reducer),
+        ]

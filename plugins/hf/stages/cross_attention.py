@@ -12,7 +12,7 @@ import dataclasses
 import threading
 import time
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,43 +20,37 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
+from vtc.methods.base import Method
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import arguments, cache
 from vtc.plugins.hf.adapters.base import Adapter, Call, adapter_for
 from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.signals import Signals
+from vtc.plugins.hf.stages.base import register_stage
+from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.stages.running import forget_call, heard, listen, note_call, running
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.fingerprint import content_seeds
-from vtc.plugins.model.units import Unit, places
+from vtc.plugins.model.signals import GIVEN, POOLED, WORDS
+from vtc.plugins.model.units import Unit, places, uncut
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens
+
+if TYPE_CHECKING:
+    from vtc.plugins.hf.patch import Patch
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 # The lock of the forward under way in this context
 _TAKEN: ContextVar[Any] = ContextVar("vtc_taken", default=None)
 
 
-def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
-    """Every hook of a patched model."""
-    tower = adapter.tower(model.base_model)
-    return [
-        Hook(model, "forward_pre", refuse_static_cache),
-        Hook(model, "forward_pre", note_call),
-        Hook(model, "forward_pre", begin),
-        Hook(model, "forward", forget_call, always=True),
-        Hook(model, "forward", end, always=True),
-        Hook(tower, "forward_pre", before),
-        Hook(tower, "forward", after),
-    ]
-
-
-def all_patches(tower: nn.Module) -> int:
+def all_patches(tower: Model) -> int:
     """All patches of a tile, CLS included."""
     return (tower.image_size // tower.patch_size) ** 2 + 1
 
 
-def refuse_static_cache(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def refuse_static_cache(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the model."""
     named = arguments.by_name(model, args, kwargs)
     layers = getattr(cache.given(named), "layers", ())
@@ -69,7 +63,7 @@ def refuse_static_cache(model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
         )
 
 
-def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def begin(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the model: its turn, and the number of patches that its cache holds."""
     kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
     tower = adapter_for(model).tower(model.base_model)
@@ -80,7 +74,7 @@ def begin(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     return (), kwargs
 
 
-def end(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+def end(model: Model, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of the model, which runs when it failed as well."""
     lock = _TAKEN.get()
     if lock is None:
@@ -94,7 +88,7 @@ def end(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Non
     lock.release()
 
 
-def before(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def before(tower: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the tower: all its patches, and ears for the probes."""
     tower.num_patches = all_patches(tower)
     call = running()
@@ -102,7 +96,7 @@ def before(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         listen(call.patch)
 
 
-def after(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def after(tower: Model, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook of the tower: keep as many tokens of every tile."""
     call = running()
     if call is None:
@@ -151,8 +145,8 @@ def _rows(tiles: Tensor, out: CompressedTokens, count: int) -> Tensor:
 
 
 def _tokens(
-    patch: Any,
-    tower: nn.Module,
+    patch: Patch,
+    tower: Model,
     image: Tensor,
     real: Tensor,
     record: Record,
@@ -163,11 +157,13 @@ def _tokens(
     """One image: its tiles as the frames of a clip, each led by its CLS token."""
     tiles = image[real]
     side = tower.image_size // tower.patch_size
-    unit = Unit(len(tiles), (side, side), lead=True)
+    unit = Unit(uncut((side, side), tiles=len(tiles), lead=True))
     output = BaseModelOutputWithPooling(
         pooler_output=tiles, hidden_states=(tiles[..., : tower.hidden_size],)
     )
-    call = Call(tower, "image", {"image": index, "real": real}, None, real, output, record)
+    call = Call(
+        tower.config, "image", {"image": index, "real": real}, None, real, tower, output, record
+    )
     signals = Signals(patch, call).of(next(places([unit])), question, unit, tiles.flatten(0, 1))
     seed = 0
     if patch.method.draws:
@@ -176,5 +172,36 @@ def _tokens(
     return VisualTokens(tiles[:, 1:], unit.packing, signals=signals, content_seed=seed)
 
 
-#: every function that `hooks` hangs
-FUNCTIONS = (refuse_static_cache, note_call, begin, forget_call, end, before, after)
+@register_stage
+class CrossAttention(EncoderStage):
+    """On the model and its vision tower are hooks, no more."""
+
+    name: ClassVar[str] = "cross_attention"
+    functions = (refuse_static_cache, note_call, begin, forget_call, end, before, after)
+
+    def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
+        tower = adapter.tower(model.base_model)
+        return [
+            Hook(model, "forward_pre", refuse_static_cache),
+            Hook(model, "forward_pre", note_call),
+            Hook(model, "forward_pre", begin),
+            Hook(model, "forward", forget_call, always=True),
+            Hook(model, "forward", end, always=True),
+            Hook(tower, "forward_pre", before),
+            Hook(tower, "forward", after),
+        ]
+
+    def check(self, model: Model, patch: Patch, method: Method) -> None:
+        super().check(model, patch, method)
+        kinds = {request.kind for request in patch.requests.values()}
+        if kinds & WORDS:
+            raise VTCError(
+                f"method: {method.name!r} compares tokens with the question as the language model "
+                f"reads both, but {type(model).__name__} reads images by cross-attention"
+            )
+        absent = sorted(kinds & (GIVEN | POOLED))
+        if absent:
+            raise VTCError(
+                f"method: {method.name!r} reads {', '.join(absent)}, which {type(model).__name__}, a "
+                "model that reads images by cross-attention, does not give"
+            )

@@ -10,11 +10,12 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.plugins.hf import arguments, scopes
 from vtc.plugins.hf.hooks import Hook
 from vtc.plugins.hf.probe import Record, recording
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.question import asked
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class Running(NamedTuple):
     """A call under way: the patched model, its arguments by name, and what it comes under."""
 
-    model: nn.Module
+    model: Model
     kwargs: dict[str, Any]
     scope: scopes.Scope
 
@@ -38,17 +39,17 @@ class Running(NamedTuple):
         """What row `row` of the batch asks."""
         ids, mask = self.kwargs.get("input_ids"), self.kwargs.get("attention_mask")
         if ids is None:
-            return asked(self.patch, None)
+            return asked(self.patch.method, self.patch.tokenizer, None)
         mine: Tensor = ids[row] if mask is None else ids[row][mask[row].bool()]
         # a negative id is a placeholder, which no tokenizer reads
-        return asked(self.patch, mine[mine >= 0])
+        return asked(self.patch.method, self.patch.tokenizer, mine[mine >= 0])
 
 
 _CALL: ContextVar[Running | None] = ContextVar("vtc_call", default=None)
 _EARS: ContextVar[Any] = ContextVar("vtc_ears")
 
 
-def call_hooks(model: nn.Module) -> list[Hook]:
+def call_hooks(model: Model) -> list[Hook]:
     """The hooks behind `running`."""
     return [
         Hook(model, "forward_pre", note_call),
@@ -56,14 +57,15 @@ def call_hooks(model: nn.Module) -> list[Hook]:
     ]
 
 
-def note_call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def note_call(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of the model."""
+    _CALL.set(None)
     scope = scopes.current(model)
-    named = arguments.by_name(model, args, kwargs)
-    _CALL.set(None if scope is None else Running(model, named, scope))
+    if scope is not None and scope.patch is not None and scope.patch.at_boundary:
+        _CALL.set(Running(model, arguments.by_name(model, args, kwargs), scope))
 
 
-def forget_call(model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+def forget_call(model: Model, args: Any, kwargs: dict[str, Any], output: Any) -> None:
     """Forward hook of the model."""
     _CALL.set(None)
 

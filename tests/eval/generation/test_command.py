@@ -124,6 +124,7 @@ def test_a_first_call_that_fails_leaves_the_folder_free(tmp_path: Path) -> None:
         ("sample.schedule=lineer", "linear"),
         ("data.held_out=0", "data.held_out"),
         ("generator.options.wide=3", "wide"),
+        ("sample.sampler=next_x", "this model takes ar, maskgit"),
         ("generator.target=latents", "makes codes, not latents"),
     ],
 )

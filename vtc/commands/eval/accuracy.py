@@ -80,11 +80,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, ask, sum up."""
+    suites = _suites(args)
+    chosen = planned(args, args.seeds)
+
     from vtc.eval.accuracy.run import Run
     from vtc.eval.common.processes import processes
 
-    chosen = planned(args, args.seeds)
-    suites = _suites(args)
     items = {suite.name: _items(suite, args.limit) for suite in suites}
     group = processes(args.device)
     loaded = load(args.model, group.device, args.dtype)

@@ -13,7 +13,7 @@ from vtc.eval.common.arguments import add_settings, command, names, planned, pos
 
 if TYPE_CHECKING:
     from vtc.eval.efficiency.lines import Line
-    from vtc.eval.efficiency.run import Run
+    from vtc.eval.efficiency.run import Measurement
     from vtc.eval.efficiency.subject import Subject
 
 DESCRIPTION = """\
@@ -26,7 +26,6 @@ vision tower as it is, and the language model alone on as many tokens.
 figures at the published depth are extrapolated. docs/efficiency.md defines all figures.
 """
 ATTENTIONS = ("sdpa", "flash_attention_2", "eager")
-METHODS = "random,uniform,pool,globalcom2,token_correlation,recoverable,tokenflex"
 
 
 def add(commands: Any) -> None:
@@ -45,7 +44,7 @@ def add(commands: Any) -> None:
         "'reference' (default)",
     )
     subject.add_argument("--model", metavar="NAME", help="a checkpoint: hub id or folder")
-    add_settings(parser, METHODS, "0.25,0.1")
+    add_settings(parser, "0.25,0.1")
     parser.add_argument(
         "--layers", type=positive, help="language layers of a shape; default: 1 on a CPU, else all"
     )
@@ -77,11 +76,11 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, measure, print."""
+    _check(args)
+    chosen = planned(args)
+
     from vtc.eval.efficiency.run import measure, steps
 
-    if args.new_tokens < 2:
-        raise VTCError(f"new-tokens: got {args.new_tokens}, allowed are 2 and more")
-    chosen = planned(args)
     with progress(disable=args.quiet or args.json) as bar:
         task = bar.add_task("building the model", total=None)
         subject = _subject(args)
@@ -107,21 +106,35 @@ def run(args: argparse.Namespace) -> None:
         raise VTCError(f"efficiency: nothing could be measured: {lines[0].error}")
 
 
+def _check(args: argparse.Namespace) -> None:
+    """What can be said of the arguments before a heavy library is imported."""
+    from vtc.eval.efficiency.shapes import shape
+
+    if args.new_tokens < 2:
+        raise VTCError(f"new-tokens: got {args.new_tokens}, allowed are 2 and more")
+    for name in args.attention or ():
+        if name not in ATTENTIONS:
+            raise VTCError(f"attention: got {name!r}, allowed are {', '.join(ATTENTIONS)}")
+    if args.shape not in (None, "reference"):
+        shape(args.shape).reduced(args.layers, args.vision_layers)
+        return
+    for name in ("layers", "vision_layers"):
+        if getattr(args, name) is not None:
+            raise VTCError(
+                f"{name.replace('_', '-')}: got {getattr(args, name)}, but only shapes with "
+                "random weights can have fewer layers"
+            )
+
+
 def _subject(args: argparse.Namespace) -> Subject:
     from vtc.eval.efficiency.subject import from_checkpoint, from_shape, picture
-    from vtc.pictures import load_image
+    from vtc.rgb import load_image
 
     image = None if args.image is None else load_image(args.image)
     if args.image_size is not None:
         image = picture(args.image_size) if image is None else image.resize(args.image_size)
     common = dict(device=args.device, dtype=args.dtype, image=image, question=args.question)
     if args.shape in (None, "reference"):
-        for name in ("layers", "vision_layers"):
-            if getattr(args, name) is not None:
-                raise VTCError(
-                    f"{name.replace('_', '-')}: got {getattr(args, name)}, but only shapes with "
-                    "random weights can have fewer layers"
-                )
         return from_checkpoint(args.model or "reference", **common)
     return from_shape(args.shape, args.layers, args.vision_layers, **common)
 
@@ -133,13 +146,10 @@ def _attentions(given: Sequence[str] | None, device: Any) -> list[str]:
 
         more = device.type == "cuda" and is_flash_attn_2_available()
         return ["sdpa", *["flash_attention_2"] * more]
-    for name in given:
-        if name not in ATTENTIONS:
-            raise VTCError(f"attention: got {name!r}, allowed are {', '.join(ATTENTIONS)}")
     return list(dict.fromkeys(given))
 
 
-def _print(done: Run, lines: Sequence[Line], folder: Path) -> None:
+def _print(done: Measurement, lines: Sequence[Line], folder: Path) -> None:
     from vtc.eval.efficiency.run import NOISY
     from vtc.eval.efficiency.table import CAPTION, table
 

@@ -103,9 +103,10 @@ def _with_bar(call: Callable[[Any], Any], steps: int, text: str) -> Any:
 
 def run_train_tokenizer(args: argparse.Namespace) -> None:
     """`train-tokenizer`."""
+    experiment = _experiment(args)
+
     from vtc.eval.generation import experiments
 
-    experiment = _experiment(args)
     _with_bar(
         lambda show: experiments.train_tokenizer(experiment, args.output, args.resume, show),
         experiment.tokenizer.train.steps,
@@ -115,9 +116,10 @@ def run_train_tokenizer(args: argparse.Namespace) -> None:
 
 def run_train_generator(args: argparse.Namespace) -> None:
     """`train-generator`."""
+    experiment = _experiment(args)
+
     from vtc.eval.generation import experiments
 
-    experiment = _experiment(args)
     _with_bar(
         lambda show: experiments.train_generator(experiment, args.output, args.resume, show),
         experiment.generator.train.steps,
@@ -127,27 +129,32 @@ def run_train_generator(args: argparse.Namespace) -> None:
 
 def run_sample(args: argparse.Namespace) -> None:
     """`sample`."""
+    experiment = _experiment(args)
+
     from vtc.commands.console import stdout
     from vtc.eval.generation import experiments
 
-    images, _ = experiments.sample(_experiment(args), args.output)
+    images, _ = experiments.sample(experiment, args.output)
     stdout().print(f"{len(images)} samples, {args.output / 'samples.png'}", soft_wrap=True)
 
 
 def run_measure(args: argparse.Namespace) -> None:
     """`measure`."""
+    experiment = _experiment(args)
+
     from vtc.commands.console import print_json
     from vtc.eval.generation import experiments
 
-    print_json(experiments.measure(_experiment(args), args.output))
+    print_json(experiments.measure(experiment, args.output))
 
 
 def run_all(args: argparse.Namespace) -> None:
     """`run`."""
+    experiment = _experiment(args)
+
     from vtc.eval.generation import experiments
 
     experiments.one_process("run")
-    experiment = _experiment(args)
     experiments.check(experiment)
     if experiment.generator.target != "pixels":
         run_train_tokenizer(args)
@@ -158,21 +165,26 @@ def run_all(args: argparse.Namespace) -> None:
 
 def run_study(args: argparse.Namespace) -> None:
     """`study`."""
+    from vtc.eval.generation.studies import NAMES, load_study
+
+    studies = {name: load_study(name) for name in (NAMES if args.name == "all" else [args.name])}
+
     import torch
 
     from vtc.commands.console import progress, stdout
-    from vtc.eval.generation.studies import NAMES, base, load_study
+    from vtc.eval.generation.studies import base
 
     torch.set_num_threads(args.threads)
-    for name in NAMES if args.name == "all" else [args.name]:
-        study = load_study(name)
+    for name, study in studies.items():
         seeds = args.seeds or study.seeds
         with progress() as bar:
             task = bar.add_task(name, total=len(study.cases) * seeds)
             show = functools.partial(bar.update, task, advance=1)
-            rows = base.execute(
-                study, args.output, range(seeds), lambda text, f=show: f(description=text)
-            )
+
+            def say(text: str, show: Any = show) -> None:
+                show(description=text)
+
+            rows = base.execute(study, args.output, range(seeds), say)
         _print_study(base.summarise(study, rows, args.output), stdout())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import VTCError, nearest
-from vtc.eval.common.arguments import add_suite_option, positive
+from vtc.eval.common.arguments import add_imports, add_suite_option, positive
 
 DESCRIPTION = """\
 One self-contained HTML page from accuracy runs and at most one efficiency run of the same model:
@@ -49,17 +49,20 @@ def add(commands: Any) -> None:
     add_suite_option(
         parser, "for the pictures: how the run's suite was made, such as its data; repeatable"
     )
+    add_imports(parser)
     parser.add_argument("--resamples", type=positive, default=10_000, help="default 10000")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Read, compute, write, and say where."""
-    from vtc.eval.report import write
-    from vtc.eval.report.results import analyse
     from vtc.eval.report.runs import collect
 
     collected = collect([Path(folder) for folder in args.runs], args.allow)
+
+    from vtc.eval.report import write
+    from vtc.eval.report.results import analyse
+
     results = analyse(
         collected.answers,
         collected.settings,

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vtc.eval.common.arguments import add_imports
+
 
 def add(commands: Any) -> None:
     """Add the sub-command."""
@@ -15,6 +17,7 @@ def add(commands: Any) -> None:
         description="Write summary.json, summary.csv and summary.md of a run, and print the table.",
     )
     parser.add_argument("folder", metavar="RUN", type=Path)
+    add_imports(parser)
     parser.add_argument("--markdown", action="store_true", help="print Markdown, with all columns")
     parser.set_defaults(run=run)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
@@ -131,7 +132,7 @@ class GridEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` to `[B, N, dim]`."""
-        return self.net(image).flatten(2).transpose(1, 2)
+        return rearrange(self.net(image), "b d h w -> b (h w) d")
 
 
 class GridDecoder(nn.Module):
@@ -165,4 +166,4 @@ class GridDecoder(nn.Module):
         grid = check_grid(size, self.stride)
         if z.shape[1] != grid[0] * grid[1]:
             raise VTCError(f"size: got {tuple(size)} for {z.shape[1]} tokens, which need another")
-        return self.net(z.transpose(1, 2).unflatten(2, grid))
+        return self.net(rearrange(z, "b (h w) d -> b d h w", h=grid[0]))

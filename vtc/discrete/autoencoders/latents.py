@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vtc.discrete import masks
@@ -104,9 +105,10 @@ class _LatentStack(nn.Module):
             grid = (patches.shape[2], patches.shape[3])
             rope = stage.rope(latent_coordinates(count, grid, self.extent))  # type: ignore[operator]
             mask = masks.causal_queries(count, grid[0] * grid[1]) if self.causal else None
-            x = torch.cat([latents, patches.flatten(2).transpose(1, 2)], dim=1)
+            x = torch.cat([latents, rearrange(patches, "b d h w -> b (h w) d")], dim=1)
             x = stage(x, mask=mask, rope=rope)
-            latents, patches = x[:, :count], x[:, count:].transpose(1, 2).unflatten(2, grid)
+            latents = x[:, :count]
+            patches = rearrange(x[:, count:], "b (h w) d -> b d h w", h=grid[0])
         return latents, patches
 
 
@@ -160,7 +162,7 @@ class LatentDecoder(_LatentStack):
         and which `losses.Alignment` compares with a teacher's."""
         rows, cols = check_grid(size, self.patch * self.scale)
         start = self.mask[None, :, None, None].expand(len(z), -1, rows, cols)
-        return self.run(self.enter(z), start)[1].permute(0, 2, 3, 1)
+        return rearrange(self.run(self.enter(z), start)[1], "b d h w -> b h w d")
 
     def forward(self, z: Tensor, size: Sequence[int]) -> Tensor:
         """`[B, n, dim]` to `[B, 3, *size]`."""
@@ -168,6 +170,5 @@ class LatentDecoder(_LatentStack):
 
     def draw(self, features: Tensor) -> Tensor:
         """`features` `[B, h, w, dim]` to pixels `[B, 3, h * patch, w * patch]`."""
-        pixels = self.out(features)  # [B, h, w, patch * patch * channels]
-        pixels = pixels.unflatten(-1, (self.patch, self.patch, -1))
-        return pixels.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        pixels, p = self.out(features), self.patch
+        return rearrange(pixels, "b h w (p q c) -> b c (h p) (w q)", p=p, q=p)

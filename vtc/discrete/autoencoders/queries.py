@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vtc.discrete import masks
@@ -41,7 +42,7 @@ class PatchEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """`[B, 3, H, W]` to `[B, N, dim]`."""
-        return self.transformer(self.patches(image).flatten(2).transpose(1, 2))
+        return self.transformer(rearrange(self.patches(image), "b d h w -> b (h w) d"))
 
 
 class QueryEncoder(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 from vtc.discrete.backbone import TransformerConfig, swiglu_hidden
 from vtc.discrete.generator import Generator, GeneratorConfig
 from vtc.discrete.objectives import Objective
-from vtc.discrete.plans import Plan, Pyramid, create_plan
+from vtc.discrete.plans import Plan, create_plan
 from vtc.discrete.presets.shared import Options, preset, split_decomposition, two_axes
 from vtc.discrete.types import CodeSpace
 from vtc.errors import VTCError
@@ -226,7 +226,6 @@ def tiny_xar_cell(
     depth: int = 3,
 ) -> Generator:
     """`xar_cell` for small images: on pixels, or on the features of a tiny tokenizer."""
-    config = _tiny(dim, depth, positions=grid * grid, adaptive=True, ffn="geglu")
-    if isinstance(create_plan(plan, (grid, grid)), Pyramid):
-        config = _tiny(dim, depth, adaptive=True, ffn="geglu")
+    rows = 0 if create_plan(plan, (grid, grid)).averages else grid * grid  # of one scale
+    config = _tiny(dim, depth, positions=rows, adaptive=True, ffn="geglu")
     return _xar(config, grid, channels, plan, classes)

@@ -6,6 +6,7 @@ Its options and return orders stay in this file. Its rotation trick, on by defau
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -120,9 +121,10 @@ def lfq(
         raise VTCError(f"groups: got {groups}, they do not divide {bits} bits")
     width = bits // groups
     if width > LARGEST_GROUP:
+        others = _names(lambda make: make is not lfq and "bits" in signature(make).parameters)
         raise VTCError(
             f"groups: got {groups}, which leaves {width} bits a group; at most {LARGEST_GROUP} fit, "
-            "take more groups, or 'bsq' or 'bernoulli'"
+            f"take more groups, or another quantiser of bits: {others}"
         )
     inner = _library().LFQ(
         dim=bits,
@@ -160,8 +162,15 @@ def _library() -> Any:
     try:
         import vector_quantize_pytorch
     except ImportError as error:
+        alone = _names(lambda make: isinstance(make, type))  # the library's are made by functions
         raise VTCError(
             "quantizer: this one needs vector-quantize-pytorch, install it with "
-            "`pip install vtc-vlm[discrete]`; 'bernoulli', 'vq' and 'ibq' work without"
+            f"`pip install vtc-vlm[discrete]`; {alone} work without"
         ) from error
     return vector_quantize_pytorch
+
+
+def _names(which: Callable[[Callable[..., Quantizer]], bool]) -> str:
+    from vtc.discrete.quantizers import QUANTIZERS  # which imports this file
+
+    return ", ".join(repr(name) for name, make in sorted(QUANTIZERS.items()) if which(make))

@@ -11,16 +11,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.functional.ragged import behind_each_other, side_by_side
-from vtc.plugins.hf.adapters.base import PIXELS, Call
+from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import image_runs, reading_order
 from vtc.plugins.model.fingerprint import content_seeds
+from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.layers import layers_read
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
@@ -76,7 +78,7 @@ def some(pixels: Any) -> bool:
 
 def encode(
     patch: Patch,
-    base: nn.Module,
+    base: Model,
     kwargs: dict[str, Any],
     ids: Tensor | None,
     placeholders: dict[str, Tensor],
@@ -130,7 +132,7 @@ def _numbers(calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor]) -> l
 
 def _run_encoder(
     patch: Patch,
-    base: nn.Module,
+    base: Model,
     kwargs: dict[str, Any],
     modality: str,
     ids: Tensor | None,
@@ -155,7 +157,7 @@ def _run_encoder(
         output = function(**arguments, return_dict=True)
     # The model's forward wants what its encoder returned: a list of images, or one tensor
     patch.tensors[modality] = isinstance(output.pooler_output, Tensor)
-    return Call(base, modality, kwargs, ids, placeholder, output, record)
+    return Call(base.config, modality, kwargs, ids, placeholder, base, output, record)
 
 
 def compress_call(
@@ -191,7 +193,8 @@ def compress_call(
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
     for index, seen in left.items():
         hidden = set(range(lengths[index])) - set(seen.tolist())
-        tokens[index] = replace(tokens[index], hidden=tuple(sorted(hidden)))
+        packing = replace(tokens[index].packing, hidden=tuple(sorted(hidden)))
+        tokens[index] = replace(tokens[index], packing=packing)
     methods = [patch.method.for_image(number, count) for number in numbers]
 
     changed = []
@@ -270,12 +273,12 @@ def _visual_tokens(
         rows = record.projector_input if method.stage == "vision" else record.projector_output
         if rows is None:
             raise VTCError("model: its projector was not called; was it replaced after apply()?")
-        rows = rows[:, int(units[0].lead) :].flatten(0, 1)
+        rows = rows[:, int(units[0].packing.lead) :].flatten(0, 1)
     return [
         VisualTokens(
             unit.unpack(part) if unit.fused or rows is None else place.patches_of(rows),
             unit.packing,
-            newline=newline if unit.newline else None,
+            newline=newline if unit.packing.newline else None,
             content_seed=seed,
             cell=cell,
         )
@@ -310,13 +313,15 @@ def _to_language(
             )
         features = side_by_side([out.features for out in some])
         if vision and not fused and not projected:
-            features = patch.adapter.projector(call.base)(features[None])[0]
+            project = patch.adapter.projector(call.base)
+            assert project is not None, "whose input was recorded"
+            features = project(features[None])[0]
         if features.shape[-1] != parts[mine[0]].shape[-1]:
             raise VTCError(
                 f"method {patch.method.name!r} returned projected features of width "
                 f"{features.shape[-1]}, the language model reads {parts[mine[0]].shape[-1]}"
             )
-        if any(units[i].newline or units[i].lead or units[i].tail for i in mine):
+        if any(units[i].separated for i in mine):
             packed = side_by_side([parts[i] for i in mine])
             anchors = [out.anchor for out in some]
             own = packed[behind_each_other(anchors, [len(parts[i]) for i in mine])]
@@ -340,7 +345,7 @@ def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) ->
 
 
 @contextmanager
-def _awake(base: nn.Module) -> Iterator[None]:
+def _awake(base: Model) -> Iterator[None]:
     """Load what accelerate has off-loaded: the encoder runs outside the inner model's forward."""
     hook = getattr(base, "_hf_hook", None)
     if hook is not None:
@@ -353,7 +358,7 @@ def _awake(base: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _live_layers(patch: Patch, base: nn.Module, arguments: dict[str, Any]) -> Iterator[None]:
+def _live_layers(patch: Patch, base: Model, arguments: dict[str, Any]) -> Iterator[None]:
     """Leave out the encoder layers that nobody reads, see `live_layers.py`."""
     feature_layer = arguments.get("vision_feature_layer")
     if feature_layer is None:

@@ -13,13 +13,12 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.plugins.hf import arguments, cache, scopes
 from vtc.plugins.hf.adapters.base import Adapter
+from vtc.plugins.hf.attach import running
 from vtc.plugins.hf.cache import Held
-from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.probe import note_projector
 from vtc.plugins.hf.scopes import Block
 from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.logits import pick
@@ -29,6 +28,7 @@ from vtc.plugins.hf.stages.boundary.shorten import (
     has_pixels,
     shorten,
 )
+from vtc.plugins.hf.typing import Model
 
 
 @dataclass
@@ -67,28 +67,18 @@ _GENERATING: ContextVar[Generating | None] = ContextVar("vtc_generating", defaul
 _PENDING: ContextVar[Pending | None] = ContextVar("vtc_pending", default=None)
 
 
-def hooks(model: nn.Module, adapter: Adapter) -> list[Hook]:
-    """Every hook of a patched model."""
-    projector = adapter.projector(model.base_model)
-    return [
-        *([] if projector is None else [Hook(projector, "forward", note_projector)]),
-        Hook(model, "forward_pre", pre_hook),
-        Hook(model, "forward", post_hook),
-    ]
-
-
 @torch.compiler.disable
-def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
     _PENDING.set(None)
     scope = scopes.current(model)
-    if scope is None or scope.patch is None:
+    if scope is None or scope.patch is None or not scope.patch.at_boundary:
         return None
     patch = scope.patch
     kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
     generating = _GENERATING.get()
     if has_pixels(kwargs):
-        with scopes.running(model, scope):
+        with running(model, scope):
             short = shorten(model, scope, kwargs, generating=False)
         kwargs = short.kwargs
         patch.note_compaction(scope.call, short.compaction)
@@ -107,7 +97,7 @@ def pre_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @torch.compiler.disable
-def post_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+def post_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """Forward hook: note on the cache what was dropped from its prompt, and pick the logits that the
     caller asked for."""
     pending = _PENDING.get()
@@ -127,7 +117,7 @@ def post_hook(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
     return None
 
 
-def generate(model: nn.Module, *args: Any, fetched: Block | None = None, **kwargs: Any) -> Any:
+def generate(model: Model, *args: Any, fetched: Block | None = None, **kwargs: Any) -> Any:
     """`model.generate` under compression; returns sequences that start with the user's own prompt.
 
     Args:
@@ -137,15 +127,15 @@ def generate(model: nn.Module, *args: Any, fetched: Block | None = None, **kwarg
     own = None if state is None else state.own_generate
     original = own or MethodType(type(model).generate, model)
     scope = scopes.current(model, fetched)
-    with scopes.running(model, scope):
-        if scope is None or scope.patch is None:
+    with running(model, scope):
+        if scope is None or scope.patch is None or not scope.patch.at_boundary:
             return original(*args, **kwargs)
         names = list(arguments.parameters_of(type(model).generate))[1:]
         kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
         return _generate(model, scope, original, cache.renamed(model, kwargs))
 
 
-def _generate(model: nn.Module, scope: scopes.Scope, original: Any, kwargs: dict[str, Any]) -> Any:
+def _generate(model: Model, scope: scopes.Scope, original: Any, kwargs: dict[str, Any]) -> Any:
     patch = scope.patch
     assert patch is not None
     if kwargs.get("inputs") is not None and kwargs.get("input_ids") is None:
@@ -174,7 +164,7 @@ def _generate(model: nn.Module, scope: scopes.Scope, original: Any, kwargs: dict
 
 
 def _generated_positions(
-    model: nn.Module, adapter: Adapter, generating: Generating, kwargs: dict[str, Any]
+    model: Model, adapter: Adapter, generating: Generating, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Positions of the short prompt, or of a step behind it, where generate's own were thrown away.
 
@@ -200,7 +190,7 @@ def _generated_positions(
     return {"position_ids": every[:, -fresh:] + adapter.first_position}
 
 
-def _shift_lengths(model: nn.Module, kwargs: dict[str, Any], dropped: int) -> None:
+def _shift_lengths(model: Model, kwargs: dict[str, Any], dropped: int) -> None:
     """`max_length` and `min_length` count the prompt: count the short one."""
     for total, new in (("max_length", "max_new_tokens"), ("min_length", "min_new_tokens")):
         length = generation_setting(model, kwargs, total)
@@ -221,7 +211,3 @@ def _with_prompt(out: Any, prompt: Tensor | None, short: int) -> Any:
         return whole
     out.sequences = whole
     return out
-
-
-#: every function that `hooks` hangs
-FUNCTIONS = (note_projector, pre_hook, post_hook)

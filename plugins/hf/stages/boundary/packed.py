@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import masking_utils
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from vtc.plugins.hf import cache
+from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
 from vtc.plugins.model.positions import count_within
 
@@ -22,13 +23,13 @@ from vtc.plugins.model.positions import count_within
 LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
-def uses_flash(model: nn.Module) -> bool:
+def uses_flash(model: Model) -> bool:
     """Whether the language model attends by FlashAttention."""
     config = model.config.get_text_config()
     return "flash" in (getattr(config, "_attn_implementation", None) or "")
 
 
-def samples(model: nn.Module, kwargs: dict[str, Any], batch: int, length: int) -> Tensor | None:
+def samples(model: Model, kwargs: dict[str, Any], batch: int, length: int) -> Tensor | None:
     """Int64 `[B, L]`, the number of the sample that each column belongs to; None where a row is one.
 
     The rule is transformers': it looks for borders where there is neither a mask nor a cache, in the
@@ -54,7 +55,7 @@ def samples(model: nn.Module, kwargs: dict[str, Any], batch: int, length: int) -
     return numbers if bool(numbers.any()) else None
 
 
-def _makes_cache(model: nn.Module, kwargs: dict[str, Any]) -> bool:
+def _makes_cache(model: Model, kwargs: dict[str, Any]) -> bool:
     """Whether the language model will make a cache of its own."""
     config = model.config.get_text_config()
     use = kwargs.get("use_cache")
@@ -70,7 +71,7 @@ def sample_of_places(numbers: Tensor, compaction: Compaction) -> Tensor:
     return torch.where(compaction.valid, short, places)
 
 
-def mask_of(model: nn.Module, sample: Tensor, types: Tensor | None) -> dict[str, Any]:
+def mask_of(model: Model, sample: Tensor, types: Tensor | None) -> dict[str, Any]:
     """The arguments that keep samples apart whatever their positions are.
 
     transformers makes the mask itself, for the attention in use and for every kind of layer, from
@@ -99,7 +100,7 @@ def mask_of(model: nn.Module, sample: Tensor, types: Tensor | None) -> dict[str,
     return {"attention_mask": make(**arguments)}
 
 
-def one_sample(model: nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+def one_sample(model: Model, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments that say that a row with gaps in its positions is one sample.
 
     An explicit mask of ones does for most; FlashAttention drops it and looks at the positions of a

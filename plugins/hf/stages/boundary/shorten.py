@@ -12,16 +12,17 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.plugins.hf import cache
-from vtc.plugins.hf.adapters.base import PIXELS
 from vtc.plugins.hf.cache import Held
 from vtc.plugins.hf.scopes import Scope
 from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.encode import Encoded, encode, some
 from vtc.plugins.hf.stages.boundary.logits import short_places
+from vtc.plugins.hf.typing import Model
+from vtc.plugins.hf.watch import watched
 from vtc.plugins.model.compaction import (
     Compaction,
     build_compaction,
@@ -29,6 +30,7 @@ from vtc.plugins.model.compaction import (
     reading_order,
     rows_of,
 )
+from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.positions import (
     default_positions,
     last_of,
@@ -104,7 +106,7 @@ class Prompt:
     """
 
     def __init__(
-        self, model: nn.Module, patch: Patch, kwargs: dict[str, Any], generating: bool
+        self, model: Model, patch: Patch, kwargs: dict[str, Any], generating: bool
     ) -> None:
         self.model, self.patch, self.kwargs, self.generating = model, patch, kwargs, generating
         self.ids, self.embeds = kwargs.get("input_ids"), kwargs.get("inputs_embeds")
@@ -168,7 +170,8 @@ class Prompt:
         return torch.stack(list(self.placeholders.values())).any(0)
 
 
-def shorten(model: nn.Module, scope: Scope, kwargs: dict[str, Any], generating: bool) -> Short:
+@watched
+def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool) -> Short:
     """Encode and compress what the call shows, and drop the placeholders of what is gone.
 
     Args:
@@ -299,7 +302,9 @@ def _place(new: dict[str, Any], prompt: Prompt, local: Compaction, numbers: Tens
     # a plain forward of some families counts from one; the notes on a cache count from nought
     one = 0 if generating else patch.adapter.first_position
     known = None if past is None else past.long
-    long = prompt_positions(base, kwargs, prompt.real, known, prompt.first)
+    long = prompt_positions(
+        getattr(base, "get_rope_index", None), kwargs, prompt.real, known, prompt.first
+    )
     if kwargs.get("position_ids") is not None:
         long = long - one
     sample = None if numbers is None else packed.sample_of_places(numbers, local)
@@ -368,7 +373,7 @@ def _behind(front: Tensor, back: Tensor) -> Tensor:
 
 
 def _past(
-    model: nn.Module,
+    model: Model,
     patch: Patch,
     kwargs: dict[str, Any],
     batch: int,
@@ -409,7 +414,7 @@ def _past(
 
 
 def _deltas(
-    model: nn.Module,
+    model: Model,
     patch: Patch,
     kwargs: dict[str, Any],
     batch: int,
@@ -441,7 +446,7 @@ def _deltas(
     return deltas.expand(batch) if len(deltas) == 1 else deltas[:batch]
 
 
-def continued_step(model: nn.Module, patch: Patch, kwargs: dict[str, Any]) -> dict[str, Any]:
+def continued_step(model: Model, patch: Patch, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of a forward that goes on behind a compressed prompt in a cache, in short terms.
 
     A caller with a decoding loop of its own lets the mask of the long prompt grow and leaves the
@@ -516,13 +521,13 @@ def _join_rows(output: Any, rows: list[int]) -> None:
         output.deepstack_features = [joined(level) for level in levels]
 
 
-def _tell_deltas(base: nn.Module, positions: Tensor, valid: Tensor, after: Tensor) -> None:
+def _tell_deltas(base: Model, positions: Tensor, valid: Tensor, after: Tensor) -> None:
     """Where M-RoPE goes on in a later forward that brings no positions of its own."""
     if len(positions) > 1 and hasattr(base, "rope_deltas"):
         base.rope_deltas = (after[-3:].amax(0) - valid.sum(1))[:, None]
 
 
-def _attention_mask(model: nn.Module, kwargs: dict[str, Any], generating: bool) -> Tensor | None:
+def _attention_mask(model: Model, kwargs: dict[str, Any], generating: bool) -> Tensor | None:
     mask = kwargs.get("attention_mask")
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.dim() != 2:
@@ -542,23 +547,26 @@ def _attention_mask(model: nn.Module, kwargs: dict[str, Any], generating: bool) 
     return (ids != pad).long()
 
 
-def generation_setting(model: nn.Module, kwargs: dict[str, Any], name: str) -> Any:
+def generation_setting(model: Model, kwargs: dict[str, Any], name: str) -> Any:
     """A setting of `generate`: a keyword, then the caller's config, then the model's; None if unset."""
     configs = kwargs.get("generation_config"), getattr(model, "generation_config", None)
     values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
     return next((value for value in values if value is not None), None)
 
 
-def _pad_id(model: nn.Module, kwargs: dict[str, Any]) -> int:
+def _pad_id(model: Model, kwargs: dict[str, Any]) -> int:
     own = getattr(model.config.get_text_config(), "pad_token_id", None)
     pads = generation_setting(model, kwargs, "pad_token_id"), own
     return next((pad for pad in pads if pad is not None and pad >= 0), 0)
 
 
 def _questions(
-    patch: Any, ids: Tensor | None, words: Tensor, runs: list[Tensor], length: int
+    patch: Patch, ids: Tensor | None, words: Tensor, runs: list[Tensor], length: int
 ) -> list[str]:
     """The text that each image is asked about, read where `words [B, L]` is True."""
     rows = rows_of(runs, length)
-    texts = {row: asked(patch, None if ids is None else ids[row][words[row]]) for row in set(rows)}
+    texts = {
+        row: asked(patch.method, patch.tokenizer, None if ids is None else ids[row][words[row]])
+        for row in set(rows)
+    }
     return [texts[row] for row in rows]

@@ -1,0 +1,66 @@
+"""DivPrune: max-min distance, pick by pick."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.methods.images import image
+from tests.methods.one_by_one import cosines, greedy, groups, kept
+from vtc import VisualTokens, VTCError, create_method
+from vtc.batch import ImageBatch
+
+IMAGES = [image(), image(crops=(2, 2), size=(600, 300)), image(crops=(1, 2), has_cls=False, seed=2)]
+
+
+@pytest.mark.parametrize("scope", ["image", "tile"])
+@pytest.mark.parametrize("tokens", IMAGES)
+def test_picks_are_those_of_a_loop(tokens, scope):
+    method = create_method("divprune", tokens=24, scope=scope)
+    like = cosines(tokens.features)
+    want = []
+    for each, count in groups(tokens, scope, 24):
+
+        def distance(picks, i, each=each):
+            others = picks or [j for j in each if j != i]
+            return min((1 - float(like[i, j]) for j in others), default=0)
+
+        want += greedy(each, count, distance)
+    assert kept(method.compress(tokens)) == sorted(want)
+
+
+def test_nobody_is_picked_twice_and_the_first_of_equals_stays():
+    """The official code picks a duplicate twice."""
+    features = torch.eye(16)[torch.arange(64) % 3][None]
+    tokens = VisualTokens(features, (8, 8))
+    method = create_method("divprune", tokens=8)
+    order = method.pick(ImageBatch([tokens], [method])).order
+    assert order.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+def test_newlines_stay_and_do_not_compete():
+    tokens = image(crops=(2, 2))
+    out = create_method("divprune", tokens=10).compress(tokens)
+    assert int((~out.is_patch).sum()) == int((~tokens.layout.is_patch).sum())
+    assert int(out.is_patch.sum()) == 10
+
+
+def test_more_patches_than_one_product_holds():
+    """Above 4,096 candidates cosines are made row by row; the picks are the same."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 4200, 24, generator=generator)
+    method = create_method("divprune", tokens=12)
+    out = method.compress(VisualTokens(features, (60, 70)))
+    like = cosines(features)
+    first = int(like.clone().fill_diagonal_(-9).amax(1).argmin())
+    near, want = like[first].clone(), [first]
+    for _ in range(11):
+        near[want] = 9
+        want.append(int(near.argmin()))
+        near = torch.maximum(near, like[want[-1]])
+    assert out.patch.tolist() == sorted(want)
+
+
+def test_wrong_scope():
+    with pytest.raises(VTCError, match="scope: got 'clip', allowed are image, tile"):
+        create_method("divprune", scope="clip")

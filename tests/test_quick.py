@@ -1,0 +1,97 @@
+"""Help and what is wrong with arguments come without torch, which takes seconds to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+#: printed behind a command's own output
+HEAVY = "torch", "transformers", "datasets", "sklearn", "matplotlib"
+CODE = """
+import sys
+from {module} import main
+try:
+    status = main(sys.argv[1:])
+finally:
+    print([name for name in {heavy} if name in sys.modules], status)
+"""
+ASK = ["--image", "{image}", "--prompt", "what ?"]
+PLAN = ["--suite", "reference", "--output", "run"]
+MEASURE = ["efficiency", "--output", "run"]
+
+VTC = [
+    (["--help"], 0, "usage: vtc"),
+    (["--version"], 0, "vtc "),
+    *[([name, "--help"], 0, "usage: vtc") for name in ("run", "show", "demo", "doctor", "methods")],
+    ([], 2, "required: COMMAND"),
+    (["nothing"], 2, "invalid choice: 'nothing'"),
+    (["run", *ASK, "--nothing"], 2, "unrecognized arguments: --nothing"),
+    (["run"], 2, "required: --image"),
+    (["run", *ASK, "--rounds", "0"], 2, "allowed are whole numbers >= 1"),
+    (["run", *ASK, "--dtype", "int8"], 2, "invalid choice: 'int8'"),
+    (["run", *ASK, "--retention", "1.5"], 1, "--retention: got 1.5"),
+    (["run", *ASK, "--retention", "x", "--method", "pool"], 1, "--retention: got 'x'"),
+    (["run", *ASK, "--tokens", "0"], 1, "--tokens: got 0"),
+    (["run", *ASK, "--positions", "none"], 1, "--positions: got 'none'"),
+    (["run", *ASK, "--option", "tau"], 1, "expected KEY=VALUE"),
+    (["run", *ASK, "--method", "globalcom"], 1, "did you mean 'globalcom2'?"),
+    (["run", *ASK, "--method", "FastV"], 1, "vtc knows FastV"),
+    (["run", *ASK, "--config", "no.yaml"], 1, "cannot read 'no.yaml'"),
+    (["run", *ASK, "--import", "no.py"], 1, "--import: cannot import 'no.py': No such file"),
+    (["run", "--image", "no.png", "--prompt", "x", "--method", "pool"], 1, "cannot read 'no.png'"),
+    (["run", "--image", "{text}", "--prompt", "x", "--method", "pool"], 1, "is not an image file"),
+    (["show", "--image", "{image}", "--output", "kept.txt"], 1, "allowed are image files"),
+    (["methods", "globalcom"], 1, "did you mean 'globalcom2'?"),
+    (["methods", "--import", "no_such_module"], 1, "cannot import 'no_such_module'"),
+    (["demo", "--methods", "poool"], 1, "did you mean 'pool'?"),
+    (["demo", "--retention", "0"], 1, "retention: got 0.0"),
+    (["doctor", "--method", "poool"], 1, "did you mean 'pool'?"),
+]
+EVAL = [
+    (["--help"], 0, "usage: python -m vtc.eval"),
+    *[([name, "--help"], 0, "usage: ") for name in ("accuracy", "efficiency", "report", "summary")],
+    (["generation", "--help"], 0, "usage: "),
+    (["nothing"], 2, "invalid choice: 'nothing'"),
+    (["accuracy", *PLAN], 2, "required: --methods"),
+    (["accuracy", *PLAN, "--methods", "poool", "--retention", "1"], 1, "did you mean 'pool'?"),
+    (["accuracy", *PLAN, "--methods", "pool", "--retention", "5"], 1, "retention: got 5.0"),
+    (["accuracy", *PLAN, "--methods", "pool", "--retention", "x"], 1, "retention: got 'x'"),
+    (
+        ["accuracy", *PLAN[2:], "--suite", "gqaa", "--methods", "pool", "--retention", "1"],
+        1,
+        "did you mean 'gqa'?",
+    ),
+    ([*MEASURE, "--methods", "poool"], 1, "did you mean 'pool'?"),
+    ([*MEASURE, "--shape", "llava-1.5"], 1, "shape: got 'llava-1.5'"),
+    ([*MEASURE, "--image-size", "3"], 2, "expected WIDTHxHEIGHT"),
+    ([*MEASURE, "--attention", "fast"], 1, "attention: got 'fast'"),
+    ([*MEASURE, "--new-tokens", "1"], 1, "new-tokens: got 1"),
+    (["report", "no_such_run", "--output", "page"], 1, "no_such_run"),
+    (["summary", "no_such_run"], 1, "no_such_run"),
+    (["generation", "run", "nothing", "--output", "out"], 1, "config: nothing"),
+    (["generation", "study", "nothing"], 1, "study: got 'nothing'"),
+]
+CASES = [("vtc.cli", *case) for case in VTC] + [("vtc.commands.eval", *case) for case in EVAL]
+
+
+@pytest.mark.parametrize("module, argv, status, message", CASES)
+def test_no_heavy_library_is_imported(
+    tmp_path: Path, module: str, argv: list[str], status: int, message: str
+) -> None:
+    places = {"image": tmp_path / "image.png", "text": tmp_path / "text.png"}
+    Image.new("RGB", (8, 8)).save(places["image"])
+    places["text"].write_text("no picture")
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(module=module, heavy=HEAVY)]
+        + [word.format(**places) for word in argv],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert message in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == f"[] {status}", done.stderr
+    assert "Traceback" not in done.stderr and {*tmp_path.iterdir()} == {*places.values()}
