@@ -111,8 +111,15 @@ def test_cells_and_rounds() -> None:
 
 def test_what_is_refused() -> None:
     assert ToMe().requests() == {} and set(ToMe(metric="keys").requests()) == {"key_mean"}
-    for wrong in (2, (2,), (2, 0), "ab"):
-        with pytest.raises(VTCError, match="cell: got .*, allowed are two whole numbers >= 1"):
+    for wrong, match in (
+        ((2,), "one number and two"),
+        ((2, 0), "got 0, allowed are whole numbers >= 1"),
+        ("ab", "got 'ab', allowed are whole numbers >= 1"),
+    ):
+        with pytest.raises(VTCError, match=f"cell: .*{match}"):
             ToMe(cell=wrong)  # type: ignore[arg-type]
+    tokens = image((6, 6))
+    same = [ToMe(0.5, variant="tomesd", cell=cell).compress(tokens) for cell in (3, [3, 3])]
+    assert torch.equal(same[0].anchor, same[1].anchor)
     with pytest.raises(VTCError, match="variant: got 'pairs', allowed are tome, tomesd"):
         ToMe(variant="pairs")

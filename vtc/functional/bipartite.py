@@ -102,7 +102,7 @@ def _merge_pairs(
         sums = weighted_merge(values.flatten(0, 1), to, every[: len(to)], weight, len(to))
         values = (sums / total[:, None]).view_as(values)
         weight, size = total.view(there.shape), size - drop
-    return place, main
+    return place, main.contiguous()
 
 
 register(

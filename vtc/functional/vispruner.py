@@ -78,21 +78,22 @@ def _drop_alike(
     Returns:
         int64 `[S, L]`, then -1.
     """
-    tile = torch.arange(len(left), device=left.device)[:, None]
+    tile, place = (torch.arange(n, device=left.device) for n in left.shape)
     size, full = size[:, None], left.shape[1]
     for length in most:
-        left = left[:, :length]
-        a, b = left[:, 0::2], left[:, 1::2]
-        nth = torch.arange(a.shape[1], device=left.device)
-        in_a, in_b = 2 * nth < size, 2 * nth[: b.shape[1]] + 1 < size
-        drop = torch.minimum(size - wanted[:, None], (size + 1) // 2).clamp(0, step)
-        alike = similarity[tile[..., None], a[..., None], b[:, None]]
-        alike = alike.masked_fill(~in_b[:, None], -torch.inf).amax(2)
-        by = torch.sort(alike.masked_fill(~in_a, -torch.inf), dim=1, descending=True, stable=True)
-        stays = torch.cat([(nth >= drop) & (2 * nth < size), in_b], 1)
-        both = torch.cat([a.gather(1, by.indices), b], 1)
-        both = both.gather(1, (~stays).to(torch.uint8).argsort(dim=1, stable=True))
-        left, size = torch.where(drop > 0, both, left), size - drop
+        a, b = left[:, 0:length:2], left[:, 1:length:2]
+        nth, half = place[:length], (size + 1) // 2
+        there = nth < size
+        in_a, in_b = there[:, 0::2], there[:, 1::2]
+        drop = torch.minimum(size - wanted[:, None], half).clamp(0, step)
+        alike = similarity[tile[:, None, None], a[..., None], b[:, None]]
+        alike = alike.masked_fill(~in_b[:, None], -torch.inf).amax(2).masked_fill(~in_a, -torch.inf)
+        by = alike.sort(dim=1, descending=True, stable=True).indices
+        # the compared ones that stay, by falling likeness, then those between
+        stay, both = half - drop, torch.cat([a.gather(1, by), b], 1)
+        at = torch.where(nth < stay, nth + drop, nth - stay + a.shape[1])
+        both = both.gather(1, at.clamp(max=length - 1))
+        left, size = torch.where(drop > 0, both, left[:, :length]), size - drop
     left = torch.nn.functional.pad(left, (0, full - left.shape[1]))
     return left.masked_fill(torch.arange(full, device=left.device) >= size, -1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -46,14 +45,14 @@ class ToMe(Method):
         variant: "tome", or "tomesd" for the grid [both papers].
         metric: "features". What likeness is measured on: the tokens [ours; tomesd's code], or the mean
             over heads of the "keys" of the layer that is read [ToMe's code: of the same block].
-        cell: (2, 2). Rows and columns of tomesd's cells, whose top left patch is in the second set
-            [code, its way without random numbers]. Doubled for tiles with fewer tokens than cells
-            [ours].
+        cell: 2. Side of tomesd's cells, or their rows and columns; the top left patch of each is in
+            the second set [code, its way without random numbers]. Doubled for tiles with fewer tokens
+            than cells [ours].
     """
 
     variant: str = "tome"
     metric: str = "features"
-    cell: tuple[int, int] = (2, 2)
+    cell: int | tuple[int, int] = 2
 
     name: ClassVar[str] = "tome"
     paper: ClassVar[str] = "arXiv 2210.09461"
@@ -62,11 +61,10 @@ class ToMe(Method):
         super().__post_init__()
         _fields.one_of("variant", self.variant, ("tome", "tomesd"))
         _fields.one_of("metric", self.metric, ("features", "keys"))
-        cell = self.cell
-        pair = isinstance(cell, (tuple, list)) and len(cell) == 2
-        if not pair or not all(isinstance(n, Integral) and n > 0 for n in cell):
-            raise VTCError(f"cell: got {cell!r}, allowed are two whole numbers >= 1")
-        self.cell = (int(cell[0]), int(cell[1]))
+        for side in self.cell if isinstance(self.cell, (tuple, list)) else (self.cell,):
+            _fields.whole("cell", side, 1)
+        if isinstance(self.cell, (tuple, list)) and len(self.cell) != 2:
+            raise VTCError(f"cell: got {self.cell!r}, allowed are one number and two")
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         return {"key_mean": SignalRequest("key_mean", "read")} if self.metric == "keys" else {}
@@ -100,8 +98,9 @@ class ToMe(Method):
         valid, grid = batch.tables.valid, batch.patch_grid
         host = batch_tables(batch.shapes, torch.device("cpu")).valid.unflatten(1, grid)
         extents = host.any(2).sum(1).tolist(), host.any(1).sum(1).tolist()
+        sides = (self.cell,) * 2 if isinstance(self.cell, int) else tuple(self.cell)
         cells = [
-            cell_of(*extent, max(share, 1), self.cell)
+            cell_of(*extent, max(share, 1), sides)
             for *extent, share in zip(*extents, shares, strict=True)
         ]
         number = [
