@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.probe import Heads
 from vtc.plugins.hf.text_encoder import TextEncoder, fits, fits_one_space
+from vtc.plugins.model.question import worded
 from vtc.plugins.model.signals import HIDDEN, POOLED, TEXT, WORDS, masked_attention_received
 from vtc.plugins.model.units import Place, Unit, places
 from vtc.tokens import SignalRequest
@@ -77,9 +77,6 @@ class Signals:
             if request.kind in TEXT:
                 out[name], embedded = self._encoded(request.kind, text or ""), True
                 continue
-            if request.kind == "pixels":
-                out[name] = self._pixels(place)
-                continue
             if request not in self._done:
                 self._done[request] = self._compute(request)
             values, by_tile = self._done[request]
@@ -92,6 +89,7 @@ class Signals:
 
     def _words(self, text: str | None, like: Tensor) -> Tensor:
         """`[L, D]`, the words of a text as the language model embeds them; none of nothing."""
+        text = worded(self.patch.method, text or "")
         ids = self.patch.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         words = self.call.base.get_input_embeddings()
         with torch.no_grad():
@@ -113,11 +111,6 @@ class Signals:
             )
         return make(text).to(device)
 
-    def _pixels(self, place: Place) -> Tensor:
-        """`[T, N, values]`, the pixels behind the tokens of the image there."""
-        index = list(accumulate((unit.tiles for unit in self.units), initial=0)).index(place.tile)
-        return self.patch.adapter.token_pixels(self.call, self.units, index).float()
-
     def _compute(self, request: SignalRequest) -> tuple[Tensor, bool]:
         """Values of all tokens `[S, ...]`, or of all tiles `[T, ...]`, and whether it is these."""
         kind = request.kind
@@ -127,6 +120,8 @@ class Signals:
             return self._pooled(kind)
         if kind == "projector_input":
             return self._projector_input(), False
+        if kind == "pixels":
+            return self.patch.adapter.token_pixels(self.call, self.units).float(), False
         calls = self.call.record.attention[int(request.layer)]
         if kind == "cls_query":
             return _joined([c.query[:, :, 0].flatten(1) for c in calls]), True

@@ -28,7 +28,7 @@ _Key = tuple[str, int, bool, torch.device]  # source, width, `whole_padding`, de
 
 
 #: what works where no text tower fits the vision tower
-_WITHOUT = "'recoverable' takes text_score='similarity', which uses no text tower"
+_WITHOUT = "give text_score='similarity', which uses no text tower, or take 'mmtok'"
 
 
 class TextEncoder:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
 from vtc.plugins.model import chat
 
@@ -41,6 +42,11 @@ def with_question(method: Method, text: str) -> Method:
     if getattr(method, "question", "") is None:
         return dataclasses.replace(method, question=text)  # type: ignore[call-arg]
     return method
+
+
+def worded(method: Method, text: str) -> str:
+    """What of a question a method wants tokenized, see `AsksText.reworded`."""
+    return method.reworded(text) if isinstance(method, AsksText) else text
 
 
 def asked(method: Method, tokenizer: Any, ids: Tensor | None) -> str:

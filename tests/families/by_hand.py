@@ -17,6 +17,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 
 import vtc
+from tests import asking
 from tests.device import DEVICE
 from tests.families import tiny
 from vtc.methods.base import Method
@@ -63,7 +64,7 @@ def record(model: nn.Module, method: Method, batch: dict[str, Any]) -> Seen:
     watched = copy.copy(method)
     watched.__class__ = type(cls.__name__, (cls,), {})
     watched.__class__.compress = compress  # around the guards of the base class
-    with torch.no_grad(), vtc.compress(model, watched):
+    with torch.no_grad(), vtc.compress(model, watched, processor=asking.tokenizer()):
         model(**batch)
     return seen
 

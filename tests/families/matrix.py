@@ -25,6 +25,7 @@ import transformers
 from torch import Tensor
 
 import vtc
+from tests import asking
 from tests.families import by_hand, docowl, mllama, tiny, ways
 from tests.families.samples import Setting
 from vtc.methods.asks_text import AsksText
@@ -93,24 +94,11 @@ def condition(family: str, method: str) -> str:
     )
 
 
-def text_encoder(width: int) -> Any:
-    """A made-up shared space: two callables, as a user may give."""
-    rng = torch.Generator().manual_seed(5)
-    project = torch.randn(width, 16, generator=rng)
-
-    def embed(text: str) -> Tensor:
-        return torch.randn(16, generator=torch.Generator().manual_seed(len(text)))
-
-    return embed, lambda hidden: hidden.float() @ project.to(hidden.device)
-
-
 def method_of(name: str, family: str, video: bool, retention: float = 0.5) -> Method:
     """The method; clips get a budget per frame every other time."""
     options: dict[str, Any] = {"retention": retention}
     model = model_of(family)
-    if issubclass(method_class(name), AsksText):
-        width = adapter_for(model).width(model.base_model)
-        options |= dict(question="what is it", text_encoder=text_encoder(width))
+    options |= asking.options(name, adapter_for(model).width(model.base_model))
     if method_class(name).projects:
         options["projector"] = tiny.projector(model)
     if video and METHODS.index(name) % 2 and not issubclass(method_class(name), ComparesFrames):
@@ -178,7 +166,12 @@ def cell(family: str, video: bool, method: str, mode: str, side: str, positions:
     model = model_of(family)
     with (
         torch.no_grad(),
-        vtc.compress(model, method_of(method, family, video), positions=positions),
+        vtc.compress(
+            model,
+            method_of(method, family, video),
+            processor=asking.tokenizer(),
+            positions=positions,
+        ),
     ):
         batch = tiny.inputs(family, rows, side=side)
         if mode == "forward":
@@ -268,11 +261,12 @@ def _inside(family: str, method: str, mode: str, positions: str) -> str:
     """`cell` for the families of `INSIDE`: the bare model is given what is left of the tiles."""
     model, batch = model_of(family), _batch_inside(family, mode)
     chosen = method_of(method, family, False)
-    vtc.apply(model, chosen, positions=positions).remove()  # refused before anything else
+    guided = {"processor": asking.tokenizer(), "positions": positions}
+    vtc.apply(model, chosen, **guided).remove()  # refused before anything else
     reason = upstream(family, False, mode, "left")
     if reason:
         return f"upstream: {reason}"
-    with vtc.compress(model, chosen, positions=positions):
+    with vtc.compress(model, chosen, **guided):
         got = _run(model, batch, mode)
     plain = mode if mode in ("forward", "sampled", "beams") else "greedy"
     with INSIDE[family].given(model, batch, chosen):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import vtc
+from tests import asking
 from tests.device import DEVICE, placed
 from tests.families import by_hand, tiny
 from tests.families.models import Item
@@ -224,7 +225,9 @@ class Setting:
         """The with-block inside which the model is compressed."""
         if self.method is None:
             return nullcontext()
-        return vtc.compress(self.model, self.method, positions=self.positions)
+        return vtc.compress(
+            self.model, self.method, processor=asking.tokenizer(), positions=self.positions
+        )
 
     def batch(self, samples: Sequence[Sample], side: str = "left", answers: Any = None) -> Any:
         return batch(self.family, samples, side, answers, self.dtype)

@@ -14,6 +14,7 @@ from tests.families import matrix, mllama
 from tests.families.matrix import METHODS
 from tests.hf.tiny import snapshot
 from vtc.methods.compares_frames import ComparesFrames
+from vtc.plugins.model.signals import GIVEN, WORDS
 from vtc.registry import method_class
 
 GREEDY = dict(max_new_tokens=5, do_sample=False)
@@ -85,6 +86,11 @@ def test_every_method(method: str) -> None:
         return
     if issubclass(method_class(method), ComparesFrames):  # every tile has a budget of its own here
         with pytest.raises(vtc.VTCError, match="compares the frames of a clip"):
+            matrix.cell("mllama", False, method, "forward", "left", "original")
+        return
+    requests = matrix.method_of(method, "mllama", False).requests(has_cls=False).values()
+    if any(r.kind in WORDS | GIVEN or r.norm for r in requests):
+        with pytest.raises(vtc.VTCError, match="reads images by cross-attention"):
             matrix.cell("mllama", False, method, "forward", "left", "original")
         return
     for mode in ("forward", "greedy"):

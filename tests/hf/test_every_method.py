@@ -6,25 +6,22 @@ import pytest
 import torch
 
 import vtc
+from tests import asking
 from tests.families.tiny import projector
 from tests.hf import tiny
 from vtc.registry import method_class
-
-ENCODER = (lambda text: torch.ones(32), lambda hidden: hidden)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("name", vtc.list_methods())
 def test_method_runs(name: str, family: str) -> None:
     """Half of the patches, a ragged batch: right counts, finite logits, batch equals rows alone."""
-    options = {}
-    if "text_embedding" in method_class(name).signals:
-        options = {"text_encoder": ENCODER, "question": "what?"}
     model, batch = tiny.build(family), tiny.inputs(family, tiny.MIXED)
-    if name == "tokenflex":
+    options = asking.options(name, 32)
+    if method_class(name).projects:
         options = {"projector": projector(model)}
     try:
-        run = vtc.apply(model, name, retention=0.5, **options)
+        run = vtc.apply(model, name, retention=0.5, processor=asking.tokenizer(), **options)
     except vtc.VTCError as error:
         # the only good reason to refuse
         assert "siglip" in family and "CLS" in str(error)

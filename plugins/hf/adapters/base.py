@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
+from vtc.functional.ragged import side_by_side
 from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.positions import POLICIES
 from vtc.plugins.model.signals import token_pixels
-from vtc.plugins.model.units import Place, Unit, square, uncut
+from vtc.plugins.model.units import Unit, square, uncut
 from vtc.registry import put
 
 if TYPE_CHECKING:
@@ -194,21 +195,22 @@ class Adapter:
         tower = self.tower(base, modality)
         return find(getattr(tower, "vision_model", tower), ("head",), "pooling head")[2]
 
-    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
-        """`[T, N, values]`, the pixels behind each token of a unit, scaled as the tower reads them.
+    def token_pixels(self, call: Call, units: Sequence[Unit]) -> Tensor:
+        """`[S, values]`, the pixels behind each token, scaled as the tower reads them; tile after tile
+        in the tower's order.
 
         Raises:
             VTCError: nothing says where they lie.
         """
-        unit, tiles = units[index], self.pixels(call, units, index)
-        if tiles.shape[:-3] != (unit.tiles,):
+        tiles = side_by_side([self.pixels(call, units, i) for i in range(len(units))])
+        grids = {unit.patch_grid for unit in units}
+        if tiles.dim() != 4 or len(tiles) != sum(u.tiles for u in units) or len(grids) > 1:
             raise VTCError(
-                f"method: it reads the pixels behind tokens, but where those of "
+                "method: it reads the pixels behind tokens, but where those of "
                 f"{type(call.base).__name__} lie in {list(tiles.shape)} needs an adapter"
             )
-        (rows, cols), (height, width) = unit.patch_grid, tiles.shape[-2:]
-        cell = height // rows, width // cols
-        return token_pixels(Place(unit, 0, 0).tiles_of(tiles), unit.patch_grid, cell)
+        (rows, cols), (height, width) = *grids, tiles.shape[-2:]
+        return token_pixels(tiles, (rows, cols), (height // rows, width // cols)).flatten(0, 1)
 
     def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
         """The pixels of unit `index`, without tiles that only pad the batch."""

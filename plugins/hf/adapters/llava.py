@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
@@ -32,11 +33,14 @@ class Llava(Adapter):
     def units(self, call: Call) -> list[Unit]:
         return families.llava(call)
 
-    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
+    def token_pixels(self, call: Call, units: Sequence[Unit]) -> Tensor:
         if call.kwargs.get("image_sizes") is None:
-            return super().token_pixels(call, units, index)
+            return super().token_pixels(call, units)
         patch = self.tower(
             call.base
         ).patch_size  # Pixtral: the batch is padded to its largest image
-        tiles = self.pixels(call, units, index)
-        return token_pixels(tiles, units[index].patch_grid, (patch, patch))
+        parts = [
+            token_pixels(self.pixels(call, units, index), unit.patch_grid, (patch, patch))[0]
+            for index, unit in enumerate(units)
+        ]
+        return torch.cat(parts)

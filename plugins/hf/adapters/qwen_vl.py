@@ -66,14 +66,13 @@ class QwenVL(Adapter):
         sizes = self.grids(call).prod(-1).tolist()
         return call.pixels.split(sizes)[index]
 
-    def token_pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
-        config, unit = self.tower(call.base).config, units[index]
+    def token_pixels(self, call: Call, units: Sequence[Unit]) -> Tensor:
+        config = self.tower(call.base).config
         # of a temporal patch the first frame; the patches of a token follow each other
         return rearrange(
-            self.pixels(call, units, index),
-            "(t n m) (c f v) -> t n f (m c v)",
-            t=unit.tiles,
-            n=unit.patches,
+            call.pixels,
+            "(n m) (c f v) -> n f (m c v)",
+            m=config.spatial_merge_size**2,
             c=config.in_channels,
             f=config.temporal_patch_size,
-        )[:, :, 0]
+        )[:, 0]

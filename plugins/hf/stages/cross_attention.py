@@ -199,7 +199,8 @@ class CrossAttention(EncoderStage):
                 f"method: {method.name!r} compares tokens with the question as the language model "
                 f"reads both, but {type(model).__name__} reads images by cross-attention"
             )
-        absent = sorted(kinds & (GIVEN | POOLED))
+        normed = {request.kind for request in patch.requests.values() if request.norm}
+        absent = sorted(kinds & (GIVEN | POOLED) | normed)
         if absent:
             raise VTCError(
                 f"method: {method.name!r} reads {', '.join(absent)}, which {type(model).__name__}, a "
