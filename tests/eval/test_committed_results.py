@@ -10,7 +10,7 @@ import pytest
 
 from vtc.eval.accuracy.summary import markdown, summarise
 from vtc.eval.common.records import read_answers, read_manifest
-from vtc.registry import list_methods
+from vtc.registry import compared_methods
 
 ROOT = Path(__file__).parents[2]
 RUN = ROOT / "docs" / "results" / "reference"
@@ -25,7 +25,10 @@ def test_every_question_was_answered_under_every_setting():
     assert not [answer for answer in answers if answer.error]
     seeds = [key for key in keys if key.startswith("random@0.25")]
     assert len(seeds) >= 3
-    assert {key.partition("@")[0] for key in keys} >= set(list_methods())
+    measured = {key.partition("@")[0] for key in keys}
+    text = (ROOT / "docs" / "accuracy.md").read_text()
+    stated = text.split("Not measured yet: ")[1].split(".")[0].replace("\n", " ")
+    assert set(stated.replace("`", "").split(", ")) == set(compared_methods()) - measured
 
 
 def test_docs_show_what_follows_from_the_answers():

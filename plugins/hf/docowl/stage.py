@@ -126,5 +126,6 @@ class DocOwlStage(EncoderStage):
         super().check(model, patch, method)
         if any(request.kind == "projector_input" for request in patch.requests.values()):
             raise VTCError(
-                f"method: {method.name!r} reads projector_input, which {type(model).__name__} does not give"
+                f"method: {method.name!r} reads projector_input, which {type(model).__name__} does "
+                "not give"
             )
