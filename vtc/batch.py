@@ -15,7 +15,7 @@ from vtc.batch_tables import BatchTables, batch_tables
 from vtc.checks import passed, thorough
 from vtc.errors import VTCError
 from vtc.functional.budget import apportion
-from vtc.functional.ragged import read, side_by_side, where_true
+from vtc.functional.ragged import cat_views, to_host, true_places
 from vtc.functional.sampling import image_noise
 from vtc.selection import Selection
 from vtc.tokens import MergeIndex, VisualTokens
@@ -28,7 +28,7 @@ class ImageBatch:
     """Images of one call, alike in patch grid and packing, with their tiles in one row.
 
     What a method does with a batch should take the same number of operations whatever the number
-    of images, tiles and patches, and wait for the device once at most (`ragged.read`). Numbers that
+    of images, tiles and patches, and wait for the device once at most (`ragged.to_host`). Numbers that
     follow from the shapes are on the CPU.
 
     Args:
@@ -61,7 +61,7 @@ class ImageBatch:
     @cached_property
     def features(self) -> Tensor:
         """`[S, N, D]`."""
-        return side_by_side([image.features for image in self.images])
+        return cat_views([image.features for image in self.images])
 
     @property
     def signals(self) -> Mapping[str, Tensor]:
@@ -74,7 +74,7 @@ class ImageBatch:
         Raises:
             VTCError: an image lacks it.
         """
-        return side_by_side([image.signal(name) for image in self.images])
+        return cat_views([image.signal(name) for image in self.images])
 
     @property
     def hidden(self) -> bool:
@@ -86,15 +86,15 @@ class ImageBatch:
         """Index tables on the device of the features."""
         return batch_tables(self.shapes, self.images[0].features.device)
 
-    def rows(self, values: Tensor, fill: float) -> Tensor:
+    def padded(self, values: Tensor, fill: float) -> Tensor:
         """Values of tiles `[S, ...]` as one row an image, `[B, most, ...]`; `fill` in the padding."""
         if self._even:
             return values.unflatten(0, (len(self), self.tiles[0]))
         here = self.tables.here.reshape(*self.tables.here.shape, *[1] * (values.dim() - 1))
         return values[self.tables.slot].masked_fill(~here, fill)
 
-    def of_rows(self, rows: Tensor) -> Tensor:
-        """One row an image, `[B, most * N]`, as tiles `[S, N]`: the inverse of `rows`."""
+    def unpadded(self, rows: Tensor) -> Tensor:
+        """One row an image, `[B, most * N]`, as tiles `[S, N]`: the inverse of `padded`."""
         if self._even:
             return rows.unflatten(1, (self.tiles[0], -1)).flatten(0, 1)
         tiles = rows.unflatten(1, (self.tables.slot.shape[1], -1))
@@ -113,7 +113,7 @@ class ImageBatch:
         """
         seeds = [image.content_seed for image in self.images]
         size = self.tables.slot.shape[1] * (patches or self.tables.valid.shape[1])
-        return self.of_rows(image_noise(seed, seeds, size, self.tables.valid.device))
+        return self.unpadded(image_noise(seed, seeds, size, self.tables.valid.device))
 
     def shares(self, weights: Tensor | Sequence[float], totals: Sequence[int]) -> Tensor:
         """`budget.apportion` of each image's total among its tiles, by one weight a tile.
@@ -165,13 +165,13 @@ class ImageBatch:
         separator = keep.new_ones(1)
         # -1, a separator's source, reads the last entry
         mask = torch.cat([keep.flatten(), separator])[self.tables.origin[0]]
-        place = where_true(mask, sum(lengths))
+        place = true_places(mask, sum(lengths))
         on_host = mask.device.type == "cpu"
         key = "keep", type(self.methods[0]), self.shapes, mask.device
         if on_host or thorough(*key):
             # places are in rising order: numbers are all that may be wrong
             starts = [0, *itertools.accumulate(shape.length for shape in self.shapes)][:-1]
-            if np.add.reduceat(read(mask).numpy(), starts, dtype=np.int64).tolist() != lengths:
+            if np.add.reduceat(to_host(mask).numpy(), starts, dtype=np.int64).tolist() != lengths:
                 raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers")
             if not on_host:
                 passed(*key)

@@ -16,7 +16,7 @@ from torch import Tensor
 from vtc.batch_tables import BatchTables, batch_tables
 from vtc.checks import passed, thorough
 from vtc.errors import VTCError
-from vtc.functional.ragged import read, send, where_true
+from vtc.functional.ragged import to_device, to_host, true_places
 from vtc.kernels.merge import weighted_merge
 from vtc.packing import Geometry
 from vtc.tokens import CompressedTokens, Gathered, MergeIndex
@@ -133,7 +133,7 @@ class Selection:
         else:
             features = batch.features.flatten(0, 1)[source.clamp(min=0)]
         if any(self.separators):  # in place: the tokens were gathered a moment ago
-            rows = where_true(source < 0, sum(self.separators))
+            rows = true_places(source < 0, sum(self.separators))
             features.index_copy_(0, rows, batch.newlines(self.place[rows], features))
         return features
 
@@ -145,7 +145,7 @@ class Selection:
         patches = tables.valid.shape[1]
         image = tables.image[index.source // patches]
         starts = torch.tensor([0, *itertools.accumulate(self.lengths)][:-1])
-        output = index.output - send(starts, self.place)[image]
+        output = index.output - to_device(starts, self.place)[image]
         source = index.source - (tables.first * patches)[image]
         columns = (x.split(list(self.entries)) for x in (output, source, index.weight))
         sources = [shape.valid.numel() for shape in self.shapes]
@@ -206,7 +206,7 @@ class Selection:
             output[real], source[real], share[real], len(place), self.tables.valid.numel()
         )
         image = torch.arange(len(self)).repeat_interleave(torch.tensor(lengths))
-        entries = torch.bincount(image[read(index.output)], minlength=len(self)).tolist()
+        entries = torch.bincount(image[to_host(index.output)], minlength=len(self)).tolist()
         return Selection(self.shapes, place, lengths, separators, weight, index, entries)
 
     def _matrix(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,7 +254,7 @@ class Selection:
             index, found = self.merged, self.place
             if index is not None:
                 found = torch.cat([found, index.output, index.source])
-            where, *entries = np.split(read(found).numpy(), self._ends())
+            where, *entries = np.split(to_host(found).numpy(), self._ends())
             self._check_places(where)
             self._check_merged(entries)
             if not on_host:
@@ -308,7 +308,7 @@ def _patches(shapes: tuple[Geometry, ...]) -> Any:
 
 def _by_image(values: Tensor, lengths: Sequence[int]) -> list[int]:
     """Sums over each image's tokens; waits for the device."""
-    return [int(part.sum()) for part in read(values).split(list(lengths))]
+    return [int(part.sum()) for part in to_host(values).split(list(lengths))]
 
 
 def _finite(weight: Tensor) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.functional.ragged import behind_each_other, send
+from vtc.functional.ragged import join_indices, to_device
 from vtc.kernels.ragged_compact import ragged_compact
 
 
@@ -117,8 +117,8 @@ def build_compaction(
         runs, anchors = [runs[i] for i in shown], [anchors[i] for i in shown]
         taken = torch.tensor([len(anchor) for anchor in anchors])
         counts = counts.index_add(0, torch.tensor(rows_of(runs, length)), taken)
-        text, places = send(text, anchors[0]), send(torch.cat(list(runs)), anchors[0])
-        source = places[behind_each_other(anchors, [len(run) for run in runs])]
+        text, places = to_device(text, anchors[0]), to_device(torch.cat(list(runs)), anchors[0])
+        source = places[join_indices(anchors, [len(run) for run in runs])]
         position = torch.cat([text, source])
     slot, order = torch.sort(position, stable=True)
     if anchors:
@@ -127,7 +127,7 @@ def build_compaction(
         position = torch.where(visual, source[nth], slot)
 
     row_lengths = counts.tolist()
-    splits = send(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), slot)
+    splits = to_device(torch.nn.functional.pad(counts.cumsum(0), (1, 0)), slot)
     both = torch.stack([slot % length, position % length], 1)
     every = torch.arange(len(slot), device=slot.device)
     places, _, valid = ragged_compact(both, every, splits, max(row_lengths), left)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vtc.functional.ragged import read, send, side_by_side
+from vtc.functional.ragged import cat_views, to_device, to_host
 
 _ODD = -1640531535  # 2**32 over the golden ratio, as int32
 
@@ -22,14 +22,14 @@ def content_seeds(pixels: Sequence[Tensor]) -> list[int]:
     Args:
         pixels: of each image `[rows, ...]`, alike behind the rows (tiles, or flattened patches).
     """
-    rows = side_by_side([each.detach().flatten(1) for each in pixels])
+    rows = cat_views([each.detach().flatten(1) for each in pixels])
     bits = rows.float().contiguous().view(torch.int32)
     place = torch.arange(1, rows.shape[1] + 1, device=rows.device, dtype=torch.int32)
     sums = (bits * (place * _ODD | 1)).sum(1, dtype=torch.int64)
     counts = torch.tensor([len(each) for each in pixels])
     image = torch.arange(len(pixels)).repeat_interleave(counts, output_size=len(rows))
     nth = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[image]
-    nth, image = send(nth, rows), send(image, rows)
+    nth, image = to_device(nth, rows), to_device(image, rows)
     mixed = (sums ^ (sums >> 29)) * (2 * nth + 3) * (_ODD | 1)
     total = torch.zeros(len(pixels), dtype=torch.int64, device=rows.device)
-    return (read(total.index_add_(0, image, mixed)) & (2**62 - 1)).tolist()
+    return (to_host(total.index_add_(0, image, mixed)) & (2**62 - 1)).tolist()

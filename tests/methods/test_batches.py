@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.methods.images import METHODS, image, images, make
 from vtc import CompressedTokens, VisualTokens, VTCError, registry
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import side_by_side, where_true
+from vtc.functional.ragged import cat_views, true_places
 from vtc.methods.base import Method
 from vtc.methods.compares_frames import ComparesFrames
 from vtc.methods.random import Random
@@ -165,15 +165,15 @@ def test_a_batch_lacking_a_signal_is_an_error():
 def test_slices_of_one_tensor_are_joined_without_a_copy():
     whole = torch.arange(24.0).view(6, 4)
     a, b, c = whole.split([1, 3, 2])
-    joined = side_by_side([a, b, c])
+    joined = cat_views([a, b, c])
     assert torch.equal(joined, whole) and joined.data_ptr() == whole.data_ptr()
-    assert torch.equal(side_by_side([b, c]), whole[1:])
+    assert torch.equal(cat_views([b, c]), whole[1:])
     for parts in ([a, c], [b, a], [a, b.clone()]):
-        assert torch.equal(side_by_side(parts), torch.cat(parts))
-    assert torch.equal(side_by_side([a.T, a.T]), torch.cat([a.T, a.T]))
+        assert torch.equal(cat_views(parts), torch.cat(parts))
+    assert torch.equal(cat_views([a.T, a.T]), torch.cat([a.T, a.T]))
 
 
 @given(st.lists(st.booleans(), max_size=40))
 def test_places_of_known_number(mask):
     flags = torch.tensor(mask, dtype=torch.bool)
-    assert where_true(flags, sum(mask)).tolist() == [i for i, on in enumerate(mask) if on]
+    assert true_places(flags, sum(mask)).tolist() == [i for i, on in enumerate(mask) if on]

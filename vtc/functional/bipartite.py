@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.kernels._dispatch import register
 from vtc.kernels.merge import weighted_merge
 
@@ -50,7 +50,7 @@ def merge_pairs(
     for nth in range(number):
         most.append(max(left))
         left = [size - some[nth] for size, some in zip(left, table, strict=True)]
-    remove, size = send(table, metric).view(len(sizes), number), send(list(sizes), metric)
+    remove, size = to_device(table, metric).view(len(sizes), number), to_device(list(sizes), metric)
     return torch.ops.vtc.merge_pairs(metric.float(), valid, size, remove, most)
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from vtc.functional.anyres import canvas_provenance
 from vtc.functional.budget import apportion
-from vtc.functional.ragged import read, send
+from vtc.functional.ragged import to_device, to_host
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.packing import Geometry, tables
 
@@ -237,7 +237,7 @@ def choose(
     """
     scores = scores.float()
     base = torch.tensor(retention, dtype=torch.float64)
-    ratios = crop_ratios(read(scores[:, 0]), layout.share, base, tau, eps, layout.real)
+    ratios = crop_ratios(to_host(scores[:, 0]), layout.share, base, tau, eps, layout.real)
     # the floors are the official ones, down to float64 noise: no rounding help here
     quota = layout.available.double() * torch.cat([base[:, None], ratios], 1)
     if totals is None:
@@ -250,6 +250,6 @@ def choose(
     holistic = holistic_scores(scores[:, 1:], view, layout.valid[:, 1:])
     ranked = torch.cat([scores[:, :1], holistic], 1)
     order, keep = segmented_topk(
-        ranked.flatten(0, 1), send(counts.flatten(), scores), layout.valid.flatten(0, 1)
+        ranked.flatten(0, 1), to_device(counts.flatten(), scores), layout.valid.flatten(0, 1)
     )
     return Choice(ratios, view, counts, order.view(ranked.shape), keep.view(ranked.shape))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def read(values: Tensor) -> Tensor:
+def to_host(values: Tensor) -> Tensor:
     """`values` on the CPU: the one place where a selection waits for the device.
 
     A method calls it at most once a batch, with the counts that its own lengths follow from.
@@ -16,12 +16,12 @@ def read(values: Tensor) -> Tensor:
     return values.cpu()
 
 
-def send(values: Tensor | Sequence, like: Tensor) -> Tensor:
+def to_device(values: Tensor | Sequence, like: Tensor) -> Tensor:
     """Small values from the CPU to where `like` is, without waiting for what is queued there."""
     return torch.as_tensor(values).to(like.device, non_blocking=True)
 
 
-def where_true(mask: Tensor, count: int) -> Tensor:
+def true_places(mask: Tensor, count: int) -> Tensor:
     """Int64 `[count]`: the places of the True entries of a flat mask, of which there are `count`.
 
     `nonzero` asks the device for that number and waits; here it is known.
@@ -30,7 +30,7 @@ def where_true(mask: Tensor, count: int) -> Tensor:
     return torch.searchsorted(mask.cumsum(0), wanted)
 
 
-def side_by_side(parts: Sequence[Tensor]) -> Tensor:
+def cat_views(parts: Sequence[Tensor]) -> Tensor:
     """`torch.cat(parts)`; where they are slices of one tensor, one behind the other, no copy.
 
     The encoders give the tiles of a whole batch in one tensor, of which every image is a slice.
@@ -51,7 +51,7 @@ def side_by_side(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
-def behind_each_other(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+def join_indices(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
     """Indices into several lists as indices into those lists joined.
 
     Args:
@@ -61,4 +61,4 @@ def behind_each_other(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tens
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
     counts = [len(index) for index in indices]
     shift = starts.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
-    return side_by_side(indices) + send(shift, indices[0])
+    return cat_views(indices) + to_device(shift, indices[0])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vtc.functional.budget import apportion
-from vtc.functional.ragged import read, send
+from vtc.functional.ragged import to_device, to_host
 from vtc.kernels.cosine_topk import cosine_topk
 from vtc.kernels.lof import local_outlier_factor
 from vtc.kernels.segmented_topk import segmented_topk
@@ -277,9 +277,9 @@ def recover(
         extra &= centre_count > 0
 
     own = [visual_count, text_count, main.sum(1), centre_count, extra.long()]
-    counts = Counts(*read(torch.stack(own)).unbind())
+    counts = Counts(*to_host(torch.stack(own)).unbind())
     counts = wanted(counts) if wanted else counts
-    visual_count, text_count, centre_count = send(
+    visual_count, text_count, centre_count = to_device(
         torch.stack([counts.visual, counts.text, counts.centre]), visual
     )
     visual_order, by_visual, seen = keep(visual_count)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.kernels._dispatch import register
 from vtc.kernels.segmented_topk import segmented_topk
 
@@ -41,7 +41,7 @@ def choose(
         int64 `[S, N]`, patches by falling attention, padding last; and int64 `[S, most]`, what the
         rounds leave, in their order, then -1.
     """
-    front, size, goal = send([important, lengths, wanted], attention)
+    front, size, goal = to_device([important, lengths, wanted], attention)
     order = segmented_topk(attention, front, valid)[0]
     most = max(*lengths, 1)
     place = front[:, None] + torch.arange(most, device=order.device)

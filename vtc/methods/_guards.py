@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vtc.checks import always, passed, thorough
 from vtc.errors import VTCError
-from vtc.functional.ragged import read, side_by_side
+from vtc.functional.ragged import cat_views, to_host
 from vtc.tokens import CompressedTokens, VisualTokens
 
 if TYPE_CHECKING:
@@ -277,10 +277,10 @@ def _sums(groups: Sequence[Sequence[Tensor]]) -> list[float]:
     if not groups:
         return []
     plain = ([part.detach() if part.requires_grad else part for part in some] for some in groups)
-    sums = [side_by_side(some).sum(dtype=torch.float32) for some in plain]
-    return read(torch.stack(sums)).tolist()
+    sums = [cat_views(some).sum(dtype=torch.float32) for some in plain]
+    return to_host(torch.stack(sums)).tolist()
 
 
 def _host(groups: Sequence[Sequence[Tensor]]) -> Any:
     """Whole numbers of all images behind each other, a row of a NumPy array for each group."""
-    return read(torch.stack([side_by_side(some) for some in groups])).numpy()
+    return to_host(torch.stack([cat_views(some) for some in groups])).numpy()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import where_true
+from vtc.functional.ragged import true_places
 from vtc.kernels.cosine_topk import cosine_topk
 from vtc.selection import Selection
 from vtc.tokens import VisualTokens
@@ -62,8 +62,8 @@ def merge_into(
         key: int64 `[S, N]`, ranks of tokens in their image, see `ImageBatch.merge`.
     """
     patches = keep.shape[1]
-    kept = where_true(keep.flatten(), sum(batch.budgets))
-    source = where_true((keep | given).flatten(), sum(counts))
+    kept = true_places(keep.flatten(), sum(batch.budgets))
+    source = true_places((keep | given).flatten(), sum(counts))
     owner = torch.where(keep, torch.arange(patches, device=keep.device), owner).flatten()
     number = keep.flatten().cumsum(0) - 1
     output = number[source - source % patches + owner[source]]

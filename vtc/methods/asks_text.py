@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.methods import _fields
 from vtc.methods.base import Method
 
@@ -57,6 +57,6 @@ def text_rows(batch: ImageBatch, name: str) -> tuple[Tensor, Tensor, Tensor]:
     # what is behind the last row reads a row of zeros
     place = torch.where(here, column + (counts.cumsum(0) - counts)[:, None], counts.sum())
     values = torch.cat([*rows, rows[0].new_zeros(1, rows[0].shape[1])])
-    index = send(place, batch.tables.image)[batch.tables.image]
+    index = to_device(place, batch.tables.image)[batch.tables.image]
     real = index < len(values) - 1
     return values.to(index.device, non_blocking=True)[index], real, counts

@@ -77,8 +77,8 @@ class CDPruner(AsksText, Greedy):
         close = mean_cosine(rows, texts, real)
         if self.sign == "negative" or (self.sign == "auto" and aligned):
             close = -close
-        image, valid = (batch.rows(x, 0).flatten(1) for x in (close, batch.tables.valid))
-        return batch.of_rows(unit_range(image, valid, low=1e-6))
+        image, valid = (batch.padded(x, 0).flatten(1) for x in (close, batch.tables.valid))
+        return batch.unpadded(unit_range(image, valid, low=1e-6))
 
     def pick(self, batch: ImageBatch) -> Picks:
         among = self.candidates(batch)

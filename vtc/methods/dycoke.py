@@ -11,7 +11,7 @@ from torch import Tensor
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
 from vtc.functional.clips import change
-from vtc.functional.ragged import send, where_true
+from vtc.functional.ragged import to_device, true_places
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.compares_frames import ComparesFrames
@@ -96,7 +96,9 @@ class DyCoke(ComparesFrames):
         tables = batch.tables
         roles = [role for shape in batch.shapes for role in self._roles(shape)]
         counts = self._counts(batch, roles)
-        back, count = send(torch.stack([torch.tensor([r or 0 for r in roles]), counts]), tables.nth)
+        back, count = to_device(
+            torch.stack([torch.tensor([r or 0 for r in roles]), counts]), tables.nth
+        )
         before = torch.arange(len(roles), device=back.device) - back
         score = change(batch.features, torch.where(back > 0, before, -1), tables.valid)
         order, keep = segmented_topk(score, count, tables.valid)
@@ -109,7 +111,7 @@ class DyCoke(ComparesFrames):
         rank = torch.empty_like(order).scatter_(1, order, rank)
         first = tables.packed.masked_fill(~tables.valid, tables.origin.shape[1]).amin(1)
         key = torch.where((back > 0)[:, None], first[:, None] + rank, tables.packed)
-        source = where_true(keep.flatten(), sum(kept))
+        source = true_places(keep.flatten(), sum(kept))
         stand = torch.cat([key.flatten()[source], tables.separators]).argsort()
         place = torch.cat([tables.packed.flatten()[source], tables.separators])[stand]
         lengths = [n + s for n, s in zip(kept, batch.separators, strict=True)]

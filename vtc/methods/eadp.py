@@ -13,7 +13,7 @@ from torch import Tensor
 from vtc.batch import ImageBatch
 from vtc.functional.eadp import pointed_relevance, smoothed
 from vtc.functional.greedy import cosines, unit_range
-from vtc.functional.ragged import read, send
+from vtc.functional.ragged import to_device, to_host
 from vtc.methods import _fields
 from vtc.methods.asks_text import AsksText, text_rows
 from vtc.methods.greedy import Candidates, Greedy, Picks
@@ -116,14 +116,14 @@ class EADP(AsksText, Greedy):
             whole,
             tokens,
             real,
-            send(some, rows)[tables.image],
+            to_device(some, rows)[tables.image],
             tables.valid,
             self.alpha,
             self.sharpness,
             self.temperature,
         )
-        image, valid = (batch.rows(x, 0).flatten(1) for x in (fit, tables.valid))
-        scaled = batch.of_rows(unit_range(image, valid, low=1e-6, high=1e-6))
+        image, valid = (batch.padded(x, 0).flatten(1) for x in (fit, tables.valid))
+        scaled = batch.unpadded(unit_range(image, valid, low=1e-6, high=1e-6))
         smooth = smoothed(scaled, tables.valid, batch.patch_grid, self.sigma)
         return (smooth**self.beta).masked_fill(~tables.valid, 0)
 
@@ -131,7 +131,7 @@ class EADP(AsksText, Greedy):
         """Tiles with their shares of the budget, or the images."""
         if self._parts(batch.images[0]) == 0:
             return self.candidates(batch)
-        sums = read(importance.sum(1)).double()
+        sums = to_host(importance.sum(1)).double()
         among = self.candidates(batch, sums)
         if self.exact:
             return among

@@ -18,7 +18,7 @@ from vtc.functional.fastvid import (
     nearest_anchors,
     plan,
 )
-from vtc.functional.ragged import read, send, where_true
+from vtc.functional.ragged import to_device, to_host, true_places
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.compares_frames import ComparesFrames
@@ -104,10 +104,10 @@ class FastVID(ComparesFrames):
             frames = batch.features.detach().float().masked_fill(~real, 0).sum(1)
         follows = tables.nth > 0
         alike = likeness_before(frames, follows)
-        most = send([min(self.c, n) - 1 for n in batch.tiles], alike)
-        _, cut = segmented_topk(-batch.rows(alike, 0), most, batch.rows(follows, False))
+        most = to_device([min(self.c, n) - 1 for n in batch.tiles], alike)
+        _, cut = segmented_topk(-batch.padded(alike, 0), most, batch.padded(follows, False))
         cut = cut[tables.image, tables.nth] | (alike < self.tau) | ~follows
-        return read(cut).numpy()
+        return to_host(cut).numpy()
 
     def _plan(self, batch: ImageBatch) -> Plan:
         if self.exact:
@@ -125,7 +125,7 @@ class FastVID(ComparesFrames):
         tables, own = batch.tables, self._plan(batch)
         attention = batch.signal("pool_attention" if self.guide == "pool" else "attention_received")
         counts = torch.from_numpy(np.stack([own.salient, own.anchors, own.segment]))
-        salient, anchors, segment = send(counts, attention)
+        salient, anchors, segment = to_device(counts, attention)
         _, stays = segmented_topk(attention, salient, tables.valid)
         rest = tables.valid & ~stays
         peaks = peak_scores(distances(batch.features, rest), rest, self.neighbours)
@@ -138,7 +138,7 @@ class FastVID(ComparesFrames):
         share = (1 - weight) / members.clamp(min=1)
         own_weight = torch.where(flat, weight + share, 1)
         keep = stays.flatten() | flat
-        kept = where_true(keep, int(own.salient.sum() + own.anchors.sum()))
+        kept = true_places(keep, int(own.salient.sum() + own.anchors.sum()))
         return batch.merge(
             tables.packed.flatten()[kept],
             torch.cat([torch.arange(len(kept), device=kept.device), (keep.cumsum(0) - 1)[target]]),
@@ -157,11 +157,11 @@ class FastVID(ComparesFrames):
         alone = batch.images[0].tile_grid is not None or self.p == 1  # frames are rows, else clips
 
         def rows(values: Tensor) -> Tensor:
-            return values[:, None] if alone else batch.rows(values, 0)
+            return values[:, None] if alone else batch.padded(values, 0)
 
         nth = np.arange(len(batch.tiles))
         row = np.arange(len(own.segment)) if alone else np.repeat(nth, batch.tiles)
-        frames = send(torch.from_numpy(anchor_frames(own.anchors, row)), segment)
+        frames = to_device(torch.from_numpy(anchor_frames(own.anchors, row)), segment)
         index = torch.arange(rest.numel(), device=rest.device).view(rest.shape)
         place, seen = rows(index).flatten(1), rows(features).flatten(1, 2)
         most = max(int(own.anchors.max()), 1)
@@ -170,5 +170,5 @@ class FastVID(ComparesFrames):
         mine = segment[place // rest.shape[1]]
         pair = (mine[..., None] == theirs[:, None]) & there[:, None]
         pair &= rows(rest).flatten(1)[..., None] & (best != place[..., None])
-        entry = where_true(pair.flatten(), int(own.merges.sum() - own.anchors.sum()))
+        entry = true_places(pair.flatten(), int(own.merges.sum() - own.anchors.sum()))
         return place.flatten()[entry // best.shape[2]], best.flatten()[entry]

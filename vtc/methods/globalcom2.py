@@ -13,7 +13,7 @@ from vtc.batch import ImageBatch
 from vtc.batch_tables import batch_tables, joined
 from vtc.errors import VTCError
 from vtc.functional.globalcom2 import Choice, choose, compact_index, crop_tables
-from vtc.functional.ragged import where_true
+from vtc.functional.ragged import true_places
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.methods.scored import keep_best
@@ -124,7 +124,7 @@ class GlobalCom2(Method):
         if totals is not None:
             ratios = [n / shape.patches for n, shape in zip(totals, batch.shapes, strict=True)]
         return choose(
-            batch.rows(self.scores(batch), 0),
+            batch.padded(self.scores(batch), 0),
             crop_tables(batch.shapes, batch.features.device),
             ratios,
             totals,
@@ -141,7 +141,7 @@ class GlobalCom2(Method):
         chosen = self._choose(batch)
         kept = chosen.counts.sum(1).tolist()
         if packing.order != "canvas" or packing.shrink is not None:
-            return batch.keep(batch.of_rows(chosen.keep.flatten(1)), kept)
+            return batch.keep(batch.unpadded(chosen.keep.flatten(1)), kept)
         return self._assemble(batch, chosen, kept)
 
     def _assemble(self, batch: ImageBatch, chosen: Choice, kept: list[int]) -> Selection:
@@ -155,8 +155,8 @@ class GlobalCom2(Method):
         # by image, thumbnails first; a tile's place in the key's range is what `_stream` made of it
         key = torch.where(own.nth[:, None] == 0, slot + rank[own.image], slot)
 
-        keep = batch.of_rows(chosen.keep.flatten(1)).flatten()
-        source = where_true(keep, sum(kept))
+        keep = batch.unpadded(chosen.keep.flatten(1)).flatten()
+        source = true_places(keep, sum(kept))
         order = torch.cat([key.flatten()[source], newline_key]).argsort()
         place = torch.cat([own.packed.flatten()[source], newline])[order]
         lengths = [n + k for n, k in zip(newlines, kept, strict=True)]

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
 from vtc.functional.budget import apportion
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.kernels._ordering import LONGEST
 from vtc.kernels.greedy_pick import greedy_pick
 from vtc.methods import _fields
@@ -41,7 +41,7 @@ class Candidates:
     def of(self, values: Tensor, fill: float = 0) -> Tensor:
         """Values of patches `[S, N, ...]` as `[P, n, ...]`; `fill` in the padding."""
         if self.parts == 0:
-            return self.batch.rows(values, fill).flatten(1, 2)
+            return self.batch.padded(values, fill).flatten(1, 2)
         if self.parts == 1:
             return values
         more = -values.shape[1] % self.parts
@@ -63,7 +63,7 @@ class Candidates:
 
     def pick(self, rule: str, rows: Tensor, weight: Tensor | None = None, **options: Any) -> Picks:
         """See `greedy_pick`; all are `[P, n, ...]`."""
-        count, most = send(self.counts, rows), max(self.counts.tolist())
+        count, most = to_device(self.counts, rows), max(self.counts.tolist())
         return Picks(self, greedy_pick(rule, rows, count, most, weight, self.valid, **options))
 
 
@@ -82,7 +82,7 @@ class Picks:
         mask = self.order.new_zeros(len(self.order), size + 1, dtype=torch.bool)
         mask = mask.scatter_(1, torch.where(self.order < 0, size, self.order), True)[:, :size]
         if parts == 0:
-            mask = batch.of_rows(mask)
+            mask = batch.unpadded(mask)
         elif parts > 1:
             mask = mask.unflatten(0, (-1, parts)).flatten(1)[:, :patches]
         kept = self.among.counts

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.base import Method
@@ -69,7 +69,7 @@ class HiPrune(Method):
         valid = batch.tables.valid
         shares = batch.shares(batch.available, batch.budgets).tolist()
         anchors = [round(share * self.alpha / 5) for share in shares]
-        share, number = send([shares, anchors], valid)
+        share, number = to_device([shares, anchors], valid)
         anchor = segmented_topk(batch.signal("object"), number, valid)[1]
         around = beside(anchor, batch.patch_grid, self.neighbours) & valid
         # anchors and their neighbours come first, should the share be too small for both

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.functional.holov import cut, quotas, run_scores
-from vtc.functional.ragged import read, send, where_true
+from vtc.functional.ragged import to_device, to_host, true_places
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.cls_guided import ClsGuided
@@ -72,10 +72,10 @@ class HoloV(ClsGuided):
         before = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
         table = torch.tensor(cuts)  # [B, runs, 2]
         table[..., 0] += before[:, None]
-        start, length = send(table.flatten(0, 1).mT.contiguous(), tables.valid)
+        start, length = to_device(table.flatten(0, 1).mT.contiguous(), tables.valid)
 
         # [runs, tokens]: patches of all tiles, in the order that they are packed
-        source = tables.origin[0, where_true(tables.origin[0] >= 0, sum(sizes))]
+        source = tables.origin[0, true_places(tables.origin[0] >= 0, sum(sizes))]
         nth = torch.arange(max(map(max, capacity)), device=source.device)
         real = nth < length[:, None]
         source = source[(start[:, None] + nth).masked_fill(~real, 0)]
@@ -84,8 +84,8 @@ class HoloV(ClsGuided):
         together = most if self.factor == "image" else 1
         scores = run_scores(features, attention, real, self.alpha, together)
 
-        granted = quotas(read(scores).view(-1, most), capacity, batch.budgets)[1]
-        keep = segmented_topk(attention, send(granted.flatten(), attention), real)[1]
+        granted = quotas(to_host(scores).view(-1, most), capacity, batch.budgets)[1]
+        keep = segmented_topk(attention, to_device(granted.flatten(), attention), real)[1]
         return batch.keep(_spread(keep, source, real, tables.valid), batch.budgets)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vtc.batch import ImageBatch
 from vtc.functional.greedy import shares_of
 from vtc.functional.grids import squared_padding
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.methods import _fields
 from vtc.methods.asks_text import AsksText, text_rows
 from vtc.methods.greedy import Candidates, Greedy, Picks
@@ -120,6 +120,6 @@ class MMTok(AsksText, Greedy):
             outside = [
                 squared_padding(image.patch_grid, image.image_size) for image in batch.images
             ]
-            tiles = send(torch.stack(outside), rows)[batch.tables.image]
+            tiles = to_device(torch.stack(outside), rows)[batch.tables.image]
             weight = 1 - among.of(tiles.float())
         return among.pick("cover", rows, weight, demand=demand)

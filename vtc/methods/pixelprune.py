@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.functional.pixel_prediction import surprise
-from vtc.functional.ragged import read
+from vtc.functional.ragged import to_host
 from vtc.methods import _fields
 from vtc.methods.scored import Scored
 from vtc.registry import register_method
@@ -62,4 +62,4 @@ class PixelPrune(Scored):
         if not self.counts_itself:
             return super().select(batch)
         keep = batch.tables.valid & (self.score(batch) > self.tau)
-        return batch.keep(keep, batch.per_image(read(keep.sum(1)).tolist()))
+        return batch.keep(keep, batch.per_image(to_host(keep.sum(1)).tolist()))

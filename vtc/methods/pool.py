@@ -9,7 +9,7 @@ import torch
 
 from vtc.batch import ImageBatch
 from vtc.functional.grids import even_bins
-from vtc.functional.ragged import send, where_true
+from vtc.functional.ragged import to_device, true_places
 from vtc.methods.base import Method
 from vtc.registry import register_method
 from vtc.selection import Selection
@@ -30,16 +30,16 @@ class Pool(Method):
     def select(self, batch: ImageBatch) -> Selection:
         valid = batch.tables.valid
         shares = batch.shares(batch.available, batch.budgets)
-        share, first = send(torch.stack([shares, shares.cumsum(0) - shares]), valid)
+        share, first = to_device(torch.stack([shares, shares.cumsum(0) - shares]), valid)
         bins, centre = even_bins(valid, batch.patch_grid, share, batch.hidden)
         number = (bins + first[:, None]).flatten()  # of the token each patch goes into
 
         pooled = [
             count if n else 0 for count, n in zip(batch.available, shares.tolist(), strict=True)
         ]
-        source = where_true((valid & (share > 0)[:, None]).flatten(), sum(pooled))
+        source = true_places((valid & (share > 0)[:, None]).flatten(), sum(pooled))
         output = number[source]
-        middle = where_true(centre.flatten(), sum(batch.budgets))
+        middle = true_places(centre.flatten(), sum(batch.budgets))
         place = torch.empty_like(middle)
         place.scatter_(0, number[middle], batch.tables.packed.flatten()[middle])
         size = torch.zeros(len(place), device=valid.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import read, send, where_true
+from vtc.functional.ragged import to_device, to_host, true_places
 from vtc.functional.recoverable import visual_scores
 from vtc.functional.token_correlation import iqr_fence
 from vtc.kernels.cosine_topk import cosine_topk
@@ -101,7 +101,7 @@ class PruMerge(Method):
             extra = (shares > 1).long()
             main = shares - extra
             host = -(-main // 4) if self.plus else main
-            number, more = send(torch.stack([host, main - host]), attention)
+            number, more = to_device(torch.stack([host, main - host]), attention)
         ranking, top = segmented_topk(attention, number, valid)
         place = torch.arange(patches, device=attention.device)
         key = torch.empty_like(ranking).scatter_(1, ranking, place.expand_as(ranking))
@@ -117,7 +117,7 @@ class PruMerge(Method):
             keep = top | grid
         key = torch.where(top, key, place + torch.where(keep, patches, 2 * patches))
         if self.counts_itself:
-            main = read(keep.sum(1))
+            main = to_host(keep.sum(1))
             extra = (main < torch.tensor(batch.available)).long()
         return key.argsort(1), main.tolist(), extra.tolist()
 
@@ -127,25 +127,25 @@ class PruMerge(Method):
         order, main, extra = self.centres(batch, attention)
         members = [n * min(self.cluster, a - 1) for n, a in zip(main, batch.available, strict=True)]
         loose = [x * (a - n) for n, x, a in zip(main, extra, batch.available, strict=True)]
-        count, more = send([main, extra], attention)
+        count, more = to_device([main, extra], attention)
         most = max(*main, 1)
 
         centre = order[:, :most]
         chosen = keys.gather(1, centre[..., None].expand(-1, -1, keys.shape[-1]))
         found = cosine_topk(chosen, keys, self.cluster, valid=valid, itself=centre)
         used = torch.arange(most, device=order.device) < count[:, None]
-        slot = where_true(used.flatten(), sum(main))
+        slot = true_places(used.flatten(), sum(main))
         tile, nth = slot // most, slot % most
         own = tile * patches + centre.flatten()[slot]
         given = found.flatten(0, 1)[slot]
-        entry = where_true((given >= 0).flatten(), sum(members))
+        entry = true_places((given >= 0).flatten(), sum(members))
         row = entry // self.cluster
         member = tile[row] * patches + given.flatten()[entry]
         # the extra token of each tile that has one: all that was dropped
         dropped = (valid & (more > 0)[:, None]).flatten().index_fill(0, own, False).view_as(valid)
         best = attention.masked_fill(~dropped, -torch.inf).argmax(1)
-        with_extra = where_true(more > 0, sum(extra))
-        single = where_true(dropped.flatten(), sum(loose))
+        with_extra = true_places(more > 0, sum(extra))
+        single = true_places(dropped.flatten(), sum(loose))
         number = len(own) + more.cumsum(0) - 1
 
         key = None

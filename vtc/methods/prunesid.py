@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.functional.prunesid import alike, deal, principal_groups, suppress
-from vtc.functional.ragged import read, send
+from vtc.functional.ragged import to_device, to_host
 from vtc.functional.windows import rank_within
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods.cls_guided import ClsGuided
@@ -50,7 +50,7 @@ class PruneSID(ClsGuided):
         valid, x = batch.tables.valid, batch.features
         directions = min(x.shape[1:])
         groups = [min(max((share + 1) // 4, 1), directions) for share in shares]
-        count, tokens = send([groups, [share + 1 for share in shares]], x)
+        count, tokens = to_device([groups, [share + 1 for share in shares]], x)
         attention = self.attention(batch)
         group = principal_groups(x, valid, count)
         order = segmented_topk(attention, tokens, valid)[0]
@@ -59,12 +59,12 @@ class PruneSID(ClsGuided):
         most = max(groups)
         numbers = torch.zeros(2, len(valid), most, dtype=torch.int64, device=valid.device)
         numbers.scatter_add_(2, group.expand(2, -1, -1), torch.stack([valid, kept]).long())
-        sizes, left = (part.tolist() for part in read(numbers))
+        sizes, left = (part.tolist() for part in to_host(numbers))
         dealt = [
             deal(size, some, share + 1) if share else [0] * most
             for size, some, share in zip(sizes, left, shares, strict=True)
         ]
-        quota = send(dealt, group)
+        quota = to_device(dealt, group)
         rank = rank_within(attention, group + most * ~kept, 2 * most, valid)
         rank = rank + (numbers[1].gather(1, group) * ~kept)
         return group, rank, numbers[1], quota

@@ -13,7 +13,7 @@ from vtc.batch import ImageBatch
 from vtc.functional.budget import apportion
 from vtc.functional.density_peaks import clusters
 from vtc.functional.prunevid import over_windows, stillness, windows
-from vtc.functional.ragged import read, send, where_true
+from vtc.functional.ragged import to_device, to_host, true_places
 from vtc.methods import _fields
 from vtc.methods.compares_frames import ComparesFrames
 from vtc.registry import register_method
@@ -89,10 +89,12 @@ class PruneVid(ComparesFrames):
             return [[1] * tiles for tiles in batch.tiles]
         real = batch.tables.valid[..., None]
         total = batch.features.detach().float().masked_fill(~real, 0).sum(1)
-        mean = batch.rows(total / real.sum(1).clamp(min=1), 0)
+        mean = batch.padded(total / real.sum(1).clamp(min=1), 0)
         wanted = [max(int(n * self.temporal_segment_ratio), 1) for n in batch.tiles]
-        label, _ = clusters(mean, batch.tables.here, send(wanted, mean), self.k)
-        return [windows(row[:n]) for row, n in zip(read(label).tolist(), batch.tiles, strict=True)]
+        label, _ = clusters(mean, batch.tables.here, to_device(wanted, mean), self.k)
+        return [
+            windows(row[:n]) for row, n in zip(to_host(label).tolist(), batch.tiles, strict=True)
+        ]
 
     def sets(self, batch: ImageBatch) -> Sets:
         """Which tokens go together, and what is left of them."""
@@ -100,7 +102,10 @@ class PruneVid(ComparesFrames):
         frames = np.concatenate(found)
         window = np.arange(len(frames)).repeat(frames)
         image = np.arange(len(batch)).repeat([len(some) for some in found])  # of each window
-        at, long = send(torch.from_numpy(window), valid), send(torch.from_numpy(frames), valid)
+        at, long = (
+            to_device(torch.from_numpy(window), valid),
+            to_device(torch.from_numpy(frames), valid),
+        )
         still = stillness(batch.features, valid, long)
         static = still > self.tau
         if not self.counts_itself:
@@ -108,7 +113,7 @@ class PruneVid(ComparesFrames):
 
         dynamic = valid & ~static[at]
         members = torch.cat([static, dynamic])
-        size = read(members.sum(1)).numpy()
+        size = to_host(members.sum(1)).numpy()
         if self.counts_itself:
             half = np.floor(size * self.cluster_ratio).astype(np.int64)
             share = np.where(size > 14, np.maximum(half, 1), size)
@@ -118,7 +123,7 @@ class PruneVid(ComparesFrames):
             share = apportion(table, table, batch.budgets).sum(0).numpy()
         tokens = batch.features.detach().float()
         tokens = torch.cat([over_windows(tokens, long) / long[:, None, None], tokens])
-        centre, order = clusters(tokens, members, send(torch.from_numpy(share), valid), self.k)
+        centre, order = clusters(tokens, members, to_device(torch.from_numpy(share), valid), self.k)
         sources = size * np.concatenate([frames, np.ones_like(window)])
         return Sets(window, static, share, np.where(share > 0, sources, 0), centre, order)
 
@@ -127,7 +132,7 @@ class PruneVid(ComparesFrames):
         frames, patches = valid.shape
         begin = _frames(own.window)
         window, first, share = (
-            send(torch.from_numpy(x), valid) for x in (own.window, begin, own.share)
+            to_device(torch.from_numpy(x), valid) for x in (own.window, begin, own.share)
         )
         frame, place = (torch.arange(n, device=valid.device) for n in (frames, patches))
         still = own.static[window]
@@ -135,11 +140,11 @@ class PruneVid(ComparesFrames):
         stand = torch.where(still, first[window][:, None], frame[:, None])
         target = (stand * patches + own.centre[row, place]).flatten()
 
-        entry = where_true((valid & (share[row] > 0)).flatten(), int(own.sources.sum()))
+        entry = true_places((valid & (share[row] > 0)).flatten(), int(own.sources.sum()))
         target = target[entry]
         size = torch.zeros(valid.numel(), device=valid.device)
         size.index_add_(0, target, torch.ones_like(target, dtype=torch.float32))
-        kept = where_true(size > 0, int(own.share.sum()))
+        kept = true_places(size > 0, int(own.share.sum()))
         return batch.merge(
             batch.tables.packed.flatten()[kept],
             ((size > 0).cumsum(0) - 1)[target],
@@ -170,12 +175,14 @@ def _affordable(still: Tensor, frames: Tensor, image: np.ndarray, batch: ImageBa
     patches, values = still.shape[1], still.flatten()
     start = np.searchsorted(image, np.arange(len(batch))) * patches
     spare = [shape.patches - n for shape, n in zip(batch.shapes, batch.budgets, strict=True)]
-    of = send(torch.from_numpy(image), still).repeat_interleave(patches, output_size=values.numel())
+    of = to_device(torch.from_numpy(image), still).repeat_interleave(
+        patches, output_size=values.numel()
+    )
     order = values.sort(descending=True, stable=True).indices
     order = order[of[order].sort(stable=True).indices]
     cost = torch.where(values[order].isfinite(), (frames - 1)[order // patches], 0)
     spent = cost.cumsum(0)
-    begin, allowed = send(torch.stack([torch.from_numpy(start), torch.tensor(spare)]), still)
+    begin, allowed = to_device(torch.stack([torch.from_numpy(start), torch.tensor(spare)]), still)
     before = (spent - cost)[begin]
     good = values[order].isfinite() & (spent - before[of] <= allowed[of])
     return torch.zeros_like(good).scatter_(0, order, good).view(still.shape)

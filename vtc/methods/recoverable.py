@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
-from vtc.functional.ragged import send, where_true
+from vtc.functional.ragged import to_device, true_places
 from vtc.functional.recoverable import (
     Counts,
     Options,
@@ -189,27 +189,27 @@ class Recoverable(AsksText):
         gathered = counts.centre * (left - 1).clamp(min=0, max=self.cluster)
         loose_count = counts.extra * (left - counts.centre)
 
-        main = where_true(plan.main.flatten(), _sum(counts.main))
+        main = true_places(plan.main.flatten(), _sum(counts.main))
         # centres: their own patch at full weight, members at their attention
         host = torch.stack([counts.main.cumsum(0) - counts.main, counts.main, counts.centre])
-        before, main_count, centre_count = send(host, attention)
+        before, main_count, centre_count = to_device(host, attention)
         most = max(plan.members.shape[1], 1)
         used = torch.arange(most, device=attention.device) < centre_count[:, None]
-        slot = where_true(used.flatten(), _sum(counts.centre))
+        slot = true_places(used.flatten(), _sum(counts.centre))
         centre_tile, nth = slot // most, slot % most
         centre = centre_tile * patches + plan.centre_order[centre_tile, nth]
         members = plan.members.flatten(0, 1)[slot]
         present = members >= 0
-        entry = where_true(present.flatten(), _sum(gathered))
+        entry = true_places(present.flatten(), _sum(gathered))
         row = entry // max(self.cluster, 1)
         member = centre_tile[row] * patches + members.flatten()[entry]
         # one extra token a tile: all of the rest but the centres; it stands where most attention is
-        more = send(counts.extra, attention)
+        more = to_device(counts.extra, attention)
         loose = plan.rest & (more > 0)[:, None]
         loose = loose.flatten().index_fill(0, centre, False).view_as(loose)
         best = plan.visual.masked_fill(~loose, -torch.inf).argmax(1)
-        extra_tile = where_true(more > 0, _sum(counts.extra))
-        single = where_true(loose.flatten(), _sum(loose_count))
+        extra_tile = true_places(more > 0, _sum(counts.extra))
+        single = true_places(loose.flatten(), _sum(loose_count))
         number = len(main) + len(centre) + more.cumsum(0) - 1
 
         key = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods.base import Method
 from vtc.selection import Selection
@@ -55,7 +55,9 @@ def keep_best(batch: ImageBatch, scores: Tensor, scope: str = "image") -> Select
     valid = batch.tables.valid
     if scope == "tile":
         shares = batch.shares(batch.available, batch.budgets)
-        return batch.keep(segmented_topk(scores, send(shares, scores), valid)[1], batch.budgets)
-    rows, real = batch.rows(scores, 0).flatten(1), batch.rows(valid, False).flatten(1)
-    keep = segmented_topk(rows, send(batch.budgets, rows), real)[1]
-    return batch.keep(batch.of_rows(keep), batch.budgets)
+        return batch.keep(
+            segmented_topk(scores, to_device(shares, scores), valid)[1], batch.budgets
+        )
+    rows, real = batch.padded(scores, 0).flatten(1), batch.padded(valid, False).flatten(1)
+    keep = segmented_topk(rows, to_device(batch.budgets, rows), real)[1]
+    return batch.keep(batch.unpadded(keep), batch.budgets)

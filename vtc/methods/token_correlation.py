@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import read, send
+from vtc.functional.ragged import to_device, to_host
 from vtc.functional.sampling import exponential_race
 from vtc.functional.token_correlation import (
     any_of_cell,
@@ -118,10 +118,10 @@ class TokenCorrelation(Method):
             own, ranking = any_of_cell(own, ranking, batch.patch_grid, cell)
         if batch.images[0].tile_grid is not None and not self.thumbnail:
             own = own.masked_fill(batch.tables.nth == 0, valid.shape[1])
-        counts = read(own)
+        counts = to_host(own)
         if not self.counts_itself:
             counts = batch.shares(counts, batch.budgets)
-            own = send(counts, ranking)
+            own = to_device(counts, ranking)
         rank = torch.arange(valid.shape[1], device=valid.device)
         keep = torch.zeros_like(valid).scatter_(1, ranking, rank < own[:, None])
         return batch.keep(keep, batch.per_image(counts.tolist()))

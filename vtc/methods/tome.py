@@ -13,7 +13,7 @@ from vtc.batch import ImageBatch
 from vtc.batch_tables import batch_tables
 from vtc.errors import VTCError
 from vtc.functional.bipartite import halving, merge_pairs
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods._merging import merge_into, nearest
@@ -77,7 +77,7 @@ class ToMe(Method):
         there = [bool(share) for share in shares]
         by = self._by_pairs if self.variant == "tome" else self._by_grid
         merged, owner = by(batch, metric.float(), shares)
-        own = valid & send(there, valid)[:, None]
+        own = valid & to_device(there, valid)[:, None]
         counts = [n * some for n, some in zip(batch.available, there, strict=True)]
         return merge_into(batch, own & ~merged, owner, own & merged, counts, "mean")
 
@@ -107,13 +107,13 @@ class ToMe(Method):
             (rows // cell[0]) * (cols // cell[1])
             for rows, cols, cell in zip(*extents, cells, strict=True)
         ]
-        down, across = send(cells, valid).unbind(1)
+        down, across = to_device(cells, valid).unbind(1)
         to = destinations(valid, grid, down, across)
         owner = nearest(metric, to, number)
         unit = torch.nn.functional.normalize(metric, dim=-1)
         like = (unit * unit.gather(1, owner[..., None].expand_as(unit))).sum(-1)
         gone = [n - max(share, 1) for n, share in zip(batch.available, shares, strict=True)]
-        return segmented_topk(like, send(gone, like).clamp(min=0), valid & ~to)[1], owner
+        return segmented_topk(like, to_device(gone, like).clamp(min=0), valid & ~to)[1], owner
 
 
 @lru_cache(maxsize=4096)

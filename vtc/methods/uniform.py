@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from vtc.batch import ImageBatch
 from vtc.functional.grids import even_bins
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.methods.base import Method
 from vtc.registry import register_method
 from vtc.selection import Selection
@@ -27,5 +27,5 @@ class Uniform(Method):
     def select(self, batch: ImageBatch) -> Selection:
         valid = batch.tables.valid
         shares = batch.shares(batch.available, batch.budgets)
-        _, centre = even_bins(valid, batch.patch_grid, send(shares, valid), batch.hidden)
+        _, centre = even_bins(valid, batch.patch_grid, to_device(shares, valid), batch.hidden)
         return batch.keep(centre, batch.budgets)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vtc.batch import ImageBatch
 from vtc.functional.clips import frame_budgets, likeness
-from vtc.functional.ragged import read, send
+from vtc.functional.ragged import to_device, to_host
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods.compares_frames import ComparesFrames
@@ -55,23 +55,23 @@ class VidCom2(ComparesFrames):
 
     def steps(self, batch: ImageBatch) -> tuple[Tensor, Tensor]:
         """Likeness of each token, float32 `[B, M, N]` (low stays), and tokens of each frame."""
-        valid = batch.rows(batch.tables.valid, False)
-        of_clip, of_frame = likeness(batch.rows(batch.features, 0), valid)
+        valid = batch.padded(batch.tables.valid, False)
+        of_clip, of_frame = likeness(batch.padded(batch.features, 0), valid)
         shares = [
             budget / shape.patches if m.tokens else m.ratio
             for m, shape, budget in zip(batch.methods, batch.shapes, batch.budgets, strict=True)
         ]
-        base = send(torch.tensor(shares, dtype=torch.float32), of_clip)
+        base = to_device(torch.tensor(shares, dtype=torch.float32), of_clip)
         return of_clip + of_frame, frame_budgets(of_clip, valid, base)
 
     def select(self, batch: ImageBatch) -> Selection:
         alike, frames = self.steps(batch)
-        valid = batch.rows(batch.tables.valid, False)
+        valid = batch.padded(batch.tables.valid, False)
         _, keep = segmented_topk(-alike.flatten(0, 1), frames.flatten(), valid.flatten(0, 1))
         keep = keep.view_as(valid).flatten(1)
         if self.count == "official":
-            return batch.keep(batch.of_rows(keep), read(frames.sum(1)).tolist())
+            return batch.keep(batch.unpadded(keep), to_host(frames.sum(1)).tolist())
         # likeness is at most 10: behind what its frame keeps, before what it does not
         score = torch.where(keep, 0.0, -16.0) - alike.flatten(1)
-        _, keep = segmented_topk(score, send(batch.budgets, score), valid.flatten(1))
-        return batch.keep(batch.of_rows(keep), batch.budgets)
+        _, keep = segmented_topk(score, to_device(batch.budgets, score), valid.flatten(1))
+        return batch.keep(batch.unpadded(keep), batch.budgets)

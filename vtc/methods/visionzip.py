@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
 from vtc.methods._merging import merge_into, nearest, official_length
@@ -78,7 +78,7 @@ class VisionZip(ClsGuided):
         merged = [self.merged(share) for share in shares]
         left = [n - (t - c) for n, t, c in zip(batch.available, shares, merged, strict=True)]
         step = [max(1, rest // max(c, 1)) for rest, c in zip(left, merged, strict=True)]
-        count, number, stride = send([shares, merged, step], valid).unsqueeze(-1)
+        count, number, stride = to_device([shares, merged, step], valid).unsqueeze(-1)
 
         dominant = segmented_topk(self.attention(batch), (count - number).squeeze(1), valid)[1]
         rest = valid & ~dominant

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.functional.vispruner import choose
 from vtc.methods import _fields
 from vtc.methods.cls_guided import ClsGuided
@@ -66,7 +66,7 @@ class VisPruner(ClsGuided):
         attention = self.attention(batch)
         order, left = choose(attention, batch.features, valid, front, lengths, wanted, self.step)
         patches = torch.arange(valid.shape[1], device=valid.device)
-        keep = torch.zeros_like(valid).scatter(1, order, patches < send(front, order)[:, None])
+        keep = torch.zeros_like(valid).scatter(1, order, patches < to_device(front, order)[:, None])
         # -1 goes into a column of its own
         spare = torch.nn.functional.pad(keep, (0, 1))
         spare.scatter_(1, torch.where(left < 0, len(patches), left), True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.ragged import send
+from vtc.functional.ragged import to_device
 from vtc.functional.windows import rank_within, windows
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.methods import _fields
@@ -76,7 +76,7 @@ class VScan(ClsGuided):
             half = [count * number for count in limit]
         else:
             limit = [-(-count // number) for count in half]
-        most, count = send([limit, half], scores)
+        most, count = to_device([limit, half], scores)
         allowed = valid & (rank_within(scores, window, number, valid) < most[:, None])
         return segmented_topk(scores, count, allowed)[1]
 
@@ -85,13 +85,13 @@ class VScan(ClsGuided):
         shares = batch.shares(batch.available, batch.budgets).tolist()
         local = self.local(batch, shares)
         score = self.attention(batch).masked_fill(local, torch.inf)
-        keep = segmented_topk(score, send(shares, score), valid)[1]
+        keep = segmented_topk(score, to_device(shares, score), valid)[1]
         there = [bool(share) for share in shares]
         return merge_into(
             batch,
             keep,
             nearest(batch.features.float(), keep, shares),
-            valid & ~keep & send(there, score)[:, None],
+            valid & ~keep & to_device(there, score)[:, None],
             [n * some for n, some in zip(batch.available, there, strict=True)],
             "mean",
         )

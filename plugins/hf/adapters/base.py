@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.functional.ragged import side_by_side
+from vtc.functional.ragged import cat_views
 from vtc.plugins.hf.probe import Record
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import Inputs
@@ -202,7 +202,7 @@ class Adapter:
         Raises:
             VTCError: nothing says where they lie.
         """
-        tiles = side_by_side([self.pixels(call, units, i) for i in range(len(units))])
+        tiles = cat_views([self.pixels(call, units, i) for i in range(len(units))])
         grids = {unit.patch_grid for unit in units}
         if tiles.dim() != 4 or len(tiles) != sum(u.tiles for u in units) or len(grids) > 1:
             raise VTCError(

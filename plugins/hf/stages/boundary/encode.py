@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.functional.ragged import behind_each_other, side_by_side
+from vtc.functional.ragged import cat_views, join_indices
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
@@ -179,7 +179,7 @@ def compress_call(
         left: of each image that the prompt's mask hides in part, see `Encoded.left`.
     """
     start = time.perf_counter()
-    packed = side_by_side([p.flatten(0, -2) for p in call.output.pooler_output])
+    packed = cat_views([p.flatten(0, -2) for p in call.output.pooler_output])
     layouts = [unit.layout for unit in units]
     lengths = [len(layout) for layout in layouts]
     if sum(lengths) != len(packed):
@@ -311,7 +311,7 @@ def _to_language(
                 f"{type(call.base).__name__}'s, behind which this image is scaled down; 'pool' can "
                 "work on it"
             )
-        features = side_by_side([out.features for out in some])
+        features = cat_views([out.features for out in some])
         if vision and not fused and not projected:
             project = patch.adapter.projector(call.base)
             assert project is not None, "whose input was recorded"
@@ -322,10 +322,10 @@ def _to_language(
                 f"{features.shape[-1]}, the language model reads {parts[mine[0]].shape[-1]}"
             )
         if any(units[i].separated for i in mine):
-            packed = side_by_side([parts[i] for i in mine])
+            packed = cat_views([parts[i] for i in mine])
             anchors = [out.anchor for out in some]
-            own = packed[behind_each_other(anchors, [len(parts[i]) for i in mine])]
-            patches = side_by_side([out.patch for out in some]) >= 0
+            own = packed[join_indices(anchors, [len(parts[i]) for i in mine])]
+            patches = cat_views([out.patch for out in some]) >= 0
             features = torch.where(patches[:, None], features, own.to(features.dtype))
         sizes_after = [len(outs[i]) for i in mine]
         for i, part in zip(mine, features.to(parts[0].dtype).split(sizes_after), strict=True):
@@ -337,7 +337,7 @@ def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) ->
     levels = getattr(output, "deepstack_features", None)
     if levels is None:
         return
-    where = behind_each_other(anchors, lengths)
+    where = join_indices(anchors, lengths)
     after = [len(anchor) for anchor in anchors]
     output.deepstack_features = [
         list(torch.cat(list(level))[where.to(level[0].device)].split(after)) for level in levels
