@@ -100,7 +100,7 @@ def planned(args: argparse.Namespace, seeds: int = 1) -> list[Setting]:
     from vtc.registry import compared_methods
 
     return settings.plan(
-        compared_methods() if args.methods is None else args.methods,
+        compared_methods(every=False) if args.methods is None else args.methods,
         [settings.parse_retention(text) for text in args.retention],
         seeds,
         settings.parse_options(args.method_options, "method-options", settings.method_option),

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from vtc.registry import compared_methods
 
     began = time.monotonic()
-    chosen = demo.settings(args.methods or compared_methods(), args.retention)
+    chosen = demo.settings(args.methods or compared_methods(every=False), args.retention)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     shown = 0 if args.no_pictures else len(painted.exhibits())

@@ -104,6 +104,8 @@ class Method:
     #: False when a budget is no bound, because published roundings or a grid come first
     exact: ClassVar[bool] = True
     default_retention: ClassVar[float] = 0.25
+    #: True when tables and pictures show the method where nobody names any
+    shown: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

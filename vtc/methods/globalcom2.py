@@ -78,6 +78,7 @@ class GlobalCom2(Method):
 
     name: ClassVar[str] = "globalcom2"
     paper: ClassVar[str] = "arXiv 2501.05179"
+    shown: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

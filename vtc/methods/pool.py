@@ -26,6 +26,7 @@ class Pool(Method):
     """
 
     name: ClassVar[str] = "pool"
+    shown: ClassVar[bool] = True
 
     def select(self, batch: ImageBatch) -> Selection:
         valid = batch.tables.valid

@@ -28,6 +28,7 @@ class Random(Scored):
     seed: int = 0
 
     name: ClassVar[str] = "random"
+    shown: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

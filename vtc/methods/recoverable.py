@@ -101,6 +101,7 @@ class Recoverable(AsksText):
 
     name: ClassVar[str] = "recoverable"
     paper: ClassVar[str] = "arXiv 2409.01179"
+    shown: ClassVar[bool] = True
     stage: ClassVar = "vision"
     adaptive: ClassVar[bool] = True
 

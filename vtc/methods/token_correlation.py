@@ -86,6 +86,7 @@ class TokenCorrelation(Method):
 
     name: ClassVar[str] = "token_correlation"
     paper: ClassVar[str] = "arXiv 2407.14439"
+    shown: ClassVar[bool] = True
     adaptive: ClassVar[bool] = True
     by_patch: ClassVar[bool] = True
 

@@ -222,6 +222,7 @@ class TokenFlex(Method):
 
     name: ClassVar[str] = "tokenflex"
     paper: ClassVar[str] = "arXiv 2504.03154"
+    shown: ClassVar[bool] = True
     stage: ClassVar = "vision"
     exact: ClassVar[bool] = False
     projects: ClassVar[bool] = True

@@ -23,6 +23,7 @@ class Uniform(Method):
     """
 
     name: ClassVar[str] = "uniform"
+    shown: ClassVar[bool] = True
 
     def select(self, batch: ImageBatch) -> Selection:
         valid = batch.tables.valid
