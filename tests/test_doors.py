@@ -44,7 +44,7 @@ def test_the_names_of_vtc_are_known_without_importing() -> None:
     for name in own:
         assert vtc.create_method(name).name == name
     assert all(suites.suite_class(name).name == name for name in suites._SUITES.own)
-    assert len(suites._SUITES.own) == 15
+    assert len(suites._SUITES.own) >= 15
 
 
 @pytest.mark.parametrize("registered", [False, True])

@@ -154,6 +154,28 @@ def internvl(inputs: Inputs) -> list[Unit]:
     return out
 
 
+def cohere2_vision(inputs: Inputs) -> list[Unit]:
+    """Crops, then a thumbnail; squares of patches fused into a token.
+
+    Every tile is a run of placeholders with one token behind it: tiles with more between them belong to
+    two images. How crops are arranged follows from comparing them with the thumbnail.
+    """
+    grid = (grid_side(inputs.config) // inputs.config.downsample_factor,) * 2
+    images: list[int] = []  # tiles of each
+    gap_at = None  # row and column behind the tile before
+    for row, start, length in inputs.runs:
+        if (row, start - 1) == gap_at:
+            images[-1] += 1
+        else:
+            images.append(1)
+        gap_at = row, start + length
+    out = []
+    for pixels in inputs.pixels.split(images):
+        crops = arrangement(pixels[:-1], pixels[-1]) if len(pixels) > 1 else None
+        out.append(Unit(uncut(grid, crops, order="thumbnail_last"), fused=True))
+    return out
+
+
 def idefics3(inputs: Inputs) -> list[Unit]:
     """Idefics3 and SmolVLM: every tile is a run of placeholders behind a tag, squares of patches fused.
 
@@ -223,6 +245,7 @@ FAMILIES: dict[str, Callable[[Inputs], list[Unit]]] = {
     "qwen3_vl": qwen_vl,
     "qwen3_vl_moe": qwen_vl,
     "internvl": internvl,
+    "cohere2_vision": cohere2_vision,
     "idefics3": idefics3,
     "smolvlm": idefics3,
     "paligemma": one_tile,

@@ -421,6 +421,25 @@ def by_sample(rows: list[list[Item]]) -> dict[str, Any]:
     }
 
 
+def cohere2_vision() -> Any:
+    config = tf.Cohere2VisionConfig(
+        text_config=tf.Cohere2Config(**TEXT),
+        vision_config=siglip(),
+        downsample_factor=2,
+        alignment_intermediate_size=64,
+        **IDS,
+    )
+    return tf.Cohere2VisionForConditionalGeneration(config)
+
+
+def cohere2_item(kind: str, size: tuple[int, int], rng: torch.Generator, count: int) -> Item:
+    grid = tile_grid(size, [tuple(p) for p in PINPOINTS], TILE)
+    tiles = cut(picture(size, rng), grid)
+    tiles = [*tiles[1:], tiles[0]] if size[0] != size[1] else tiles[:1]
+    tile = [*[IMAGE] * 4, NEWLINE]
+    return Item(kind, [START, *tile * len(tiles), FAKE], torch.stack(tiles))
+
+
 # -- Gemma ------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """One adapter a model family; importing this package registers them."""
 
 from vtc.plugins.hf.adapters import (  # noqa: F401
+    cohere2_vision,
     fallback,
     gemma,
     idefics3,
