@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import vtc
+from tests import asking
 from tests.families.tiny import projector
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS
@@ -159,10 +160,9 @@ class Words:
         return {"input_ids": [5, 6]}
 
 
-ALIGNED = {"text_encoder": (lambda text: torch.ones(32), lambda hidden: hidden)}
 REPORTED = [
     *((method, {}) for method in KINDS.values()),
-    *((name, ALIGNED if name == "recoverable" else {}) for name in vtc.list_methods()),
+    *((name, asking.options(name, 32)) for name in vtc.list_methods()),
     ("recoverable", {"text_score": "similarity", "text_k": 3}),
 ]
 

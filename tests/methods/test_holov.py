@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.methods import plain
@@ -54,6 +55,9 @@ def test_runs_share_the_tokens(
         want = [b or m for b, m in zip(bare, means, strict=True)]
         assert runs == 1 or scores == pytest.approx(want, rel=1e-2)
     share = [score / (sum(scores) + 1e-6) for score in scores]
+    close = sorted(s for s in share if s)  # what float32 and float64 may tell apart otherwise
+    assume(len(close) == 1 or all(abs(s * budget - round(s * budget)) > 1e-3 for s in close))
+    assume(all(b - a > 1e-5 for a, b in pairwise(close)))
     granted = [math.floor(s * budget) for s in share]
     order = sorted(range(number), key=lambda run: (-share[run], run))
     for run in order[: budget - sum(granted)]:

@@ -17,6 +17,12 @@ def one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise VTCError(f"{name}: got {value!r}, allowed are {', '.join(allowed)}{hint}")
 
 
+def flag(name: str, value: Any) -> None:
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise VTCError(f"{name}: got {value!r}, allowed are True and False")
+
+
 def whole(name: str, value: Any, least: int) -> None:
     """`value` is an int of at least `least`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:

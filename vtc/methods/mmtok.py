@@ -78,7 +78,7 @@ class MMTok(AsksText, Greedy):
         _fields.number("text_temperature", self.text_temperature, 1e-4)
         _fields.number("vision_temperature", self.vision_temperature, 1e-4)
         _fields.one_of("words", self.words, ("content", "all"))
-        _fields.one_of("squared", self.squared, (True, False))
+        _fields.flag("squared", self.squared)
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         return {

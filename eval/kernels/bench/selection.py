@@ -15,12 +15,14 @@ from torch import Tensor
 from vtc.errors import VTCError
 from vtc.eval.common.timing import interleaved, ratio, spread, stopwatch
 from vtc.eval.kernels.bench.sizes import LAYERS, Sizes, normal
-from vtc.kernels import cls_attention
+from vtc.kernels import attention_received, cls_attention
 from vtc.methods.base import Method
 from vtc.methods.tokenflex import TokenFlexProjector
 from vtc.registry import create_method, list_methods
-from vtc.tokens import CompressedTokens, VisualTokens
+from vtc.tokens import OF_THE_QUESTION, CompressedTokens, VisualTokens
 
+#: of a question
+WORDS = 12
 #: visual tokens -> images, and the crops of each
 COUNTS: dict[int, tuple[int, tuple[int, int] | None]] = {
     576: (1, None),
@@ -99,7 +101,9 @@ class Encoded:
         """The images with the signals that the method reads."""
         skip = self.hidden[:, 1:]
         features = skip if method.stage == "vision" else self.projected
-        signals = {name: self._signal(r.kind) for name, r in method.requests().items()}
+        requests = method.requests()
+        signals = {name: self._signal(r.kind) for name, r in requests.items()}
+        whole = {name for name, r in requests.items() if r.kind in OF_THE_QUESTION}
         side = math.isqrt(features.shape[1])
         pixels = 14 * side
         crops = self.crops or (1, 1)
@@ -111,7 +115,7 @@ class Encoded:
                 image_size=(crops[0] * pixels, crops[1] * pixels),
                 newline=None if self.crops is None else self.newline,
                 signals={
-                    name: value if value.dim() == 1 else value[first : first + self.tiles]
+                    name: value if name in whole else value[first : first + self.tiles]
                     for name, value in signals.items()
                 },
                 content_seed=first,
@@ -126,9 +130,26 @@ class Encoded:
             return (logits if kind == "cls_logits" else attention)[:, 1:]
         if kind == "cls_query":
             return self.query[:, :, 0].flatten(1)
+        if kind == "attention_received":
+            scale = self.query.shape[-1] ** -0.5
+            return attention_received.attention_received(self.query, self.keys, scale)[:, 1:]
         if kind == "keys":
             return self.keys.transpose(1, 2).flatten(2)
-        return self.question if kind == "text_embedding" else self.hidden[:, 1:] @ self.to_text
+        if kind == "key_mean":
+            return self.keys.mean(1)
+        if kind == "projector_input":
+            return self.hidden[:, 1:]
+        if kind == "pixels":  # flat colours, some of them alike
+            return (self.hidden[:, 1:, :48] * 2).round() / 8
+        if kind == "text_embedding":
+            return self.question
+        if kind in ("text_segments", "text_sequence"):
+            return self.question[None].expand(WORDS if kind == "text_sequence" else 1, -1)
+        if kind == "question_tokens":
+            return self.projected[0, :WORDS]
+        if kind == "patch_embedding":
+            return self.hidden[:, 1:] @ self.to_text
+        raise VTCError(f"signal: got {kind!r}, which these stand-ins for a tower do not make")
 
 
 def methods() -> list[str]:

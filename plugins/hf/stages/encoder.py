@@ -86,7 +86,7 @@ class EncoderStage:
         """The encoder layer that a signal comes from, 0 for one that comes from none."""
         if request.kind in TEXT | GIVEN:
             return 0
-        if request.kind in POOLED:
+        if request.kind in POOLED | {"last_hidden"}:
             return patch.depth - 1
         if isinstance(request.layer, str):  # "read"
             feature = getattr(model.base_model.config, "vision_feature_layer", None)
