@@ -87,5 +87,7 @@ def test_patches_in_the_padding_of_a_square_come_last():
 def test_wrong_options():
     with pytest.raises(VTCError, match="text_temperature: got 0, allowed are numbers"):
         create_method("mmtok", text_temperature=0)
+    with pytest.raises(VTCError, match="squared: got 'yes', allowed are True and False"):
+        create_method("mmtok", squared="yes")
     with pytest.raises(VTCError, match="words: got 'some', allowed are content, all"):
         create_method("mmtok", words="some")
