@@ -128,6 +128,8 @@ def draw(number: int) -> Walk:
         allowed = set(MOVES)
         if cache == "static":  # cannot be cropped, and its rows cannot be picked
             allowed -= {"crop", "repeat", "select"}
+        if family == "paligemma" and cache == "static":  # one used and emptied is refused
+            allowed -= {"reset"}
         if family in NO_PICTURES or video or len(moves):
             allowed -= {"picture"}
         moves.append(rng.choice(sorted(allowed)))
