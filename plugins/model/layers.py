@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from vtc.errors import VTCError
 
@@ -30,3 +31,12 @@ def layers_read(feature_layer: int | Sequence[int], depth: int) -> list[int]:
     """
     wanted = [feature_layer] if isinstance(feature_layer, int) else list(feature_layer)
     return [i if i >= 0 else depth + 1 + i for i in wanted]
+
+
+def layer_of_features(config: Any, depth: int) -> int:
+    """The encoder layer whose output the features are, of several the deepest; by the model's config."""
+    feature = getattr(config, "vision_feature_layer", None)
+    if feature is None:  # VipLLaVA's name for it in older versions
+        feature = getattr(config, "vision_feature_layers", None)
+    read = [depth] if feature is None else layers_read(feature, depth)
+    return max(*read, 1) - 1

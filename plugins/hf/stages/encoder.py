@@ -15,7 +15,7 @@ from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.hooks import Hook, hang, is_hung, take_off
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import PIXELS
-from vtc.plugins.model.layers import layer_index, layers_read
+from vtc.plugins.model.layers import layer_index, layer_of_features
 from vtc.plugins.model.signals import ATTENTION, GIVEN, HIDDEN, POOLED, TEXT
 from vtc.tokens import SignalRequest
 
@@ -89,9 +89,7 @@ class EncoderStage:
         if request.kind in POOLED | {"last_hidden"}:
             return patch.depth - 1
         if isinstance(request.layer, str):  # "read"
-            feature = getattr(model.base_model.config, "vision_feature_layer", None)
-            read = [patch.depth] if feature is None else layers_read(feature, patch.depth)
-            return max(*read, 1) - 1
+            return layer_of_features(model.base_model.config, patch.depth)
         return layer_index(request.layer, patch.depth)
 
     def attach(self, model: Model, patch: Patch) -> None:
