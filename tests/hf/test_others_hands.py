@@ -177,6 +177,27 @@ def virtual_by_hand(wrapped: Any, model: nn.Module, kind: str, row: by_hand.Row)
     return model.lm_head(out.last_hidden_state)[0, -len(row.ids) :]
 
 
+def generates_as_forward(wrapped: Any, batch: dict[str, Any]) -> bool:
+    """Whether two steps of the bare model's `generate` have the logits of its forward.
+
+    PEFT 0.21 knows no cache by the name that transformers 5.24 gives it.
+    """
+    two = wrapped.generate(
+        **batch,
+        max_new_tokens=2,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        suppress_tokens=[tiny.IMAGE],
+    )
+    longer = {**batch, "input_ids": two.sequences[:, :-1]}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    want = wrapped(**longer).logits[0, -2:]
+    return all(
+        torch.allclose(got[0], row, atol=2e-4) for got, row in zip(two.logits, want, strict=True)
+    )
+
+
 @pytest.mark.parametrize("positions", ["original", "contiguous"])
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
 def test_virtual_tokens_in_front(kind: str, positions: str) -> None:
@@ -186,6 +207,8 @@ def test_virtual_tokens_in_front(kind: str, positions: str) -> None:
     (row,) = by_hand.rows(model, batch, Norms(0.5), positions)
     wrapped = with_virtual(model, kind)
     with torch.no_grad():
+        if not generates_as_forward(wrapped, batch):
+            pytest.skip("upstream: PEFT's generate gives other logits than its forward")
         want = virtual_by_hand(wrapped, model, kind, row)
         plain = wrapped(**batch).logits
         ask = dict(
