@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.siglip.modeling_siglip import SiglipMultiheadAttentionPoolingHead
 
 import vtc
 from tests.families import mllama, tiny
@@ -179,3 +180,24 @@ def test_cross_attention_refuses_what_it_does_not_have(kind: str) -> None:
 def test_every_family_is_here() -> None:
     left = {case[0] for case in cases()} - {case[0] for case in FAMILIES}
     assert left == {tiny.UNKNOWN, "llava_onevision_shrunk"}
+
+
+def test_a_pooling_head() -> None:
+    """SigLIP's, run whole by itself: its output, and attention that sums to 1 over the patches."""
+    model = tiny.built("llava_siglip")
+    tower = model.model.vision_tower
+    wanted = ("pool_attention", "pool_output", "last_hidden")
+    with pytest.raises(VTCError, match="has no pooling head"):
+        vtc.apply(model, Spy(retention=0.5, wanted=wanted))
+    torch.manual_seed(0)
+    owner = getattr(tower, "vision_model", tower)
+    owner.head = SiglipMultiheadAttentionPoolingHead(tower.config).eval()
+    Spy.seen.clear()
+    with torch.no_grad(), vtc.compress(model, Spy(retention=0.5, wanted=wanted)):
+        model(**tiny.inputs("llava_siglip", [[tiny.A], [tiny.C]]))
+    for tokens in Spy.seen:
+        attention, hidden = tokens.signal("pool_attention"), tokens.signal("last_hidden")
+        torch.testing.assert_close(attention.sum(1), torch.ones(len(attention)))
+        with torch.no_grad():
+            normed = owner.post_layernorm(hidden)
+            torch.testing.assert_close(tokens.signal("pool_output"), owner.head(normed))

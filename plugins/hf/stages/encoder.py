@@ -59,6 +59,8 @@ class EncoderStage:
             raise VTCError(
                 f"method: {method.name!r} needs cls_hidden, but this vision tower has no CLS token"
             )
+        if read & POOLED:
+            adapter.pooling_head(base)  # raises where there is none
         # every layer as an index, so that nobody has to know how many there are
         patch.requests = {
             name: replace(request, layer=self._layer(request, patch, model))
