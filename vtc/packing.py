@@ -163,6 +163,42 @@ class Packing:
         )
 
 
+class Packed:
+    """What can be read off a `packing`, for whatever has one."""
+
+    packing: Packing
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """`(rows, cols)` of one tile's patches."""
+        return self.packing.patch_grid
+
+    @property
+    def tile_grid(self) -> tuple[int, int] | None:
+        """`(rows, cols)` of the crops, None for a single tile or a clip."""
+        return self.packing.tile_grid
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """Original `(height, width)` in pixels, None when the model does not know it."""
+        return self.packing.image_size
+
+    @property
+    def hidden(self) -> tuple[int, ...]:
+        """Packed tokens that the prompt's attention mask hides; no part of the counts."""
+        return self.packing.hidden
+
+    @property
+    def frames(self) -> int:
+        """Frames of a clip; 1 for an image, whatever its tiles."""
+        return self.packing.frames
+
+    @property
+    def layout(self) -> Layout:
+        """Provenance of the uncompressed packed sequence (on the CPU)."""
+        return self.packing.layout
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where each token of an image's packed sequence comes from.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.packing import Layout, Packing
+from vtc.packing import Packed, Packing
 from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ MOST_NOTES = 4
 
 
 @dataclass(eq=False)
-class ImageReport:
+class ImageReport(Packed):
     """One image: what was there, what is left.
 
     Attributes:
@@ -105,36 +105,6 @@ class ImageReport:
         )
 
     # -- the shape ---------------------------------------------------------------------------
-
-    @property
-    def patch_grid(self) -> tuple[int, int]:
-        """`(rows, cols)` of a tile's patches."""
-        return self.packing.patch_grid
-
-    @property
-    def tile_grid(self) -> tuple[int, int] | None:
-        """`(rows, cols)` of the crops, None for a single tile or a clip."""
-        return self.packing.tile_grid
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Original `(height, width)` in pixels, None when the model did not say."""
-        return self.packing.image_size
-
-    @property
-    def layout(self) -> Layout:
-        """Provenance of the uncompressed sequence."""
-        return self.packing.layout
-
-    @property
-    def hidden(self) -> tuple[int, ...]:
-        """Packed tokens that the prompt's attention mask hides; no part of the counts."""
-        return self.packing.hidden
-
-    @property
-    def frames(self) -> int:
-        """Frames of a clip, 1 for an image."""
-        return self.packing.frames
 
     @property
     def num_tiles(self) -> int:

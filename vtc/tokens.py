@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vtc.errors import VTCError, nearest
 from vtc.kernels.merge import weighted_merge
-from vtc.packing import Geometry, Layout, Packing
+from vtc.packing import Geometry, Packed, Packing
 
 #: Every signal a method can ask for. T tiles, N patches a tile, C width of the vision tower,
 #: P width of the shared text-image space. "Layer" is the one the request names (default: the last).
@@ -82,7 +82,7 @@ _NOT_GIVEN: Any = object()  # None is a value
 
 
 @dataclass(frozen=True, init=False)
-class VisualTokens:
+class VisualTokens(Packed):
     """The visual tokens of one image or clip, before or after the projector (see `Method.stage`).
 
     `VisualTokens(features, packing)`; in place of a packing, or in change of it, its fields may be given
@@ -153,39 +153,9 @@ class VisualTokens:
             object.__setattr__(self, name, value)
 
     @property
-    def patch_grid(self) -> tuple[int, int]:
-        """`(rows, cols)` of one tile's patches."""
-        return self.packing.patch_grid
-
-    @property
-    def tile_grid(self) -> tuple[int, int] | None:
-        """`(rows, cols)` of the crops, None for a single tile or a clip."""
-        return self.packing.tile_grid
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Original `(height, width)` in pixels, None when the model does not know it."""
-        return self.packing.image_size
-
-    @property
-    def hidden(self) -> tuple[int, ...]:
-        """Packed tokens that the prompt's attention mask hides; no part of the counts."""
-        return self.packing.hidden
-
-    @property
-    def frames(self) -> int:
-        """Frames of a clip; 1 for an image, whatever its tiles."""
-        return self.packing.frames
-
-    @property
     def geometry(self) -> Geometry:
         """The index tables of this image's packing; shared with others, so never change them."""
         return self.packing.geometry
-
-    @property
-    def layout(self) -> Layout:
-        """Provenance of the packed sequence that the model would see uncompressed (on the CPU)."""
-        return self.packing.layout
 
     @property
     def valid(self) -> Tensor:

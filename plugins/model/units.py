@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
-from vtc.packing import Layout, Packing
+from vtc.packing import Packed, Packing
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(Packed):
     """One image or clip of a call: its tiles in the order of the vision batch, and how they are packed.
 
     Attributes:
@@ -33,19 +33,9 @@ class Unit:
         return self.packing.tiles
 
     @property
-    def patch_grid(self) -> tuple[int, int]:
-        """`(rows, cols)` of a tile's tokens."""
-        return self.packing.patch_grid
-
-    @property
     def patches(self) -> int:
         """Tokens of a tile."""
         return self.patch_grid[0] * self.patch_grid[1]
-
-    @property
-    def layout(self) -> Layout:
-        """Provenance of the packed sequence."""
-        return self.packing.layout
 
     @property
     def separated(self) -> bool:
