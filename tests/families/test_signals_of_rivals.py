@@ -173,7 +173,7 @@ def test_first_frames_of_qwen() -> None:
 
 @pytest.mark.parametrize("kind", ["projector_input", "pixels", "pool_output", "question_tokens"])
 def test_cross_attention_refuses_what_it_does_not_have(kind: str) -> None:
-    with pytest.raises(VTCError, match="by cross-attention|has no pooling head"):
+    with pytest.raises(VTCError, match="by cross-attention"):
         vtc.apply(mllama.build(), Spy(retention=0.5, wanted=(kind,)))
 
 

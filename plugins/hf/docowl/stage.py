@@ -17,11 +17,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
-from vtc.methods.base import Method
 from vtc.plugins.hf.adapters.base import Adapter, Call
 from vtc.plugins.hf.docowl.adapter import tiles_of_rows
 from vtc.plugins.hf.hooks import Hook
-from vtc.plugins.hf.patch import Patch
 from vtc.plugins.hf.stages.base import register_stage
 from vtc.plugins.hf.stages.boundary.encode import Encoded, compress_call
 from vtc.plugins.hf.stages.encoder import EncoderStage
@@ -110,6 +108,7 @@ class DocOwlStage(EncoderStage):
 
     name: ClassVar[str] = "docowl"
     functions = (note_call, forget_call, before_tower, behind_tower, behind_reducer)
+    lacks = frozenset({"projector_input"})
 
     def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         base = model.base_model
@@ -121,11 +120,3 @@ class DocOwlStage(EncoderStage):
             Hook(tower, "forward", behind_tower),
             Hook(reducer, "forward", behind_reducer),
         ]
-
-    def check(self, model: Model, patch: Patch, method: Method) -> None:
-        super().check(model, patch, method)
-        if any(request.kind == "projector_input" for request in patch.requests.values()):
-            raise VTCError(
-                f"method: {method.name!r} reads projector_input, which {type(model).__name__} does "
-                "not give"
-            )

@@ -178,6 +178,8 @@ class CrossAttention(EncoderStage):
 
     name: ClassVar[str] = "cross_attention"
     functions = (refuse_static_cache, note_call, begin, forget_call, end, before, after)
+    lacks = GIVEN | POOLED
+    because = ", a model that reads images by cross-attention,"
 
     def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         tower = adapter.tower(model.base_model)
@@ -193,16 +195,14 @@ class CrossAttention(EncoderStage):
 
     def check(self, model: Model, patch: Patch, method: Method) -> None:
         super().check(model, patch, method)
-        kinds = {request.kind for request in patch.requests.values()}
-        if kinds & WORDS:
+        requests = patch.requests.values()
+        if any(request.kind in WORDS for request in requests):
             raise VTCError(
                 f"method: {method.name!r} compares tokens with the question as the language model "
                 f"reads both, but {type(model).__name__} reads images by cross-attention"
             )
-        normed = {request.kind for request in patch.requests.values() if request.norm}
-        absent = sorted(kinds & (GIVEN | POOLED) | normed)
-        if absent:
+        if any(request.norm for request in requests):
             raise VTCError(
-                f"method: {method.name!r} reads {', '.join(absent)}, which {type(model).__name__}, a "
-                "model that reads images by cross-attention, does not give"
+                f"method: {method.name!r} reads hidden states behind the tower's final norm, which "
+                f"{type(model).__name__}{self.because} does not give"
             )

@@ -35,6 +35,9 @@ class EncoderStage:
     where: ClassVar[str] = "boundary"
     functions: ClassVar[tuple[Callable[..., Any], ...]]
     cleaners: ClassVar[tuple[Callable[[Model], None], ...]] = (probe.detach,)
+    #: kinds of signals that models of this stage do not give, and what is said of such a model
+    lacks: ClassVar[frozenset[str]] = frozenset()
+    because: ClassVar[str] = ""
 
     def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         """Every hook of a patched model."""
@@ -48,7 +51,13 @@ class EncoderStage:
         requests = method.requests(patch.has_cls)
         modalities = [m for m in PIXELS if adapter.token_id(model.config, m) is not None]
         patch.layers = {modality: adapter.layers(base, modality) for modality in modalities}
-        read = {request.kind for request in requests.values()} - TEXT - GIVEN
+        kinds = {request.kind for request in requests.values()}
+        if kinds & self.lacks:
+            raise VTCError(
+                f"method: {method.name!r} reads {', '.join(sorted(kinds & self.lacks))}, which "
+                f"{type(model).__name__}{self.because} does not give"
+            )
+        read = kinds - TEXT - GIVEN
         if read and patch.depth == 0:
             raise VTCError(
                 f"method: {method.name!r} reads {', '.join(sorted(read))}, but no attention layers are "
