@@ -78,7 +78,7 @@ class LayerView(Protocol):
 
     @property
     def before(self) -> Tensor:
-        """`[B, S, D]`, what entered the layer in front of the cut; for methods that say `reads_before`."""
+        """`[B, S, D]`, what entered the layer in front of the cut; methods say `reads_before`."""
 
     def normed(self) -> Tensor:
         """`hidden` through the language model's final norm."""
