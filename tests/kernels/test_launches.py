@@ -35,11 +35,11 @@ from vtc.registry import method_class
 STATED = {
     "random": (36, 1, 2, 0),
     "uniform": (78, 0, 1, 0),
-    "pool": (109, 1, 2, 0),
+    "pool": (107, 1, 2, 0),
     "globalcom2": (45, 1, 1, 1),
     "token_correlation": (82, 3, 1, 1),
-    "recoverable": (176, 10, 4, 1),
-    "tokenflex": (35, 1, 1, 0),
+    "recoverable": (174, 10, 4, 1),
+    "tokenflex": (33, 1, 1, 0),
 }
 #: method -> operations and reads that a thorough look at the result adds (`vtc.checks`): for the first
 #: batch of a shape, and for every one with VTC_CHECK=1; docs/kernels.md repeats them too

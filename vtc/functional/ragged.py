@@ -38,17 +38,22 @@ def cat_views(parts: Sequence[Tensor]) -> Tensor:
     first = parts[0]
     if len(parts) == 1:
         return first
-    if any(part.requires_grad for part in parts) or not all(p.is_contiguous() for p in parts):
-        return torch.cat(list(parts))
-    storage, place = first.untyped_storage()._cdata, first.storage_offset()
+    storage, place, rows = first.untyped_storage()._cdata, first.storage_offset(), 0
+    width = [*first.shape[1:]]
     for part in parts:
-        if part.untyped_storage()._cdata != storage or part.storage_offset() != place:
-            return torch.cat(list(parts))
-        if part.dtype != first.dtype or part.shape[1:] != first.shape[1:]:
+        count, *rest = part.shape
+        if (
+            part.storage_offset() != place
+            or part.untyped_storage()._cdata != storage
+            or part.dtype != first.dtype
+            or rest != width
+            or part.requires_grad
+            or not part.is_contiguous()
+        ):
             return torch.cat(list(parts))
         place += part.numel()
-    rows = sum(part.shape[0] for part in parts)
-    return first.as_strided((rows, *first.shape[1:]), first.stride())
+        rows += count
+    return first.as_strided((rows, *width), first.stride())
 
 
 def join_indices(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
