@@ -46,9 +46,7 @@ def pixel_surprise(
     pixels = pixels.detach()
     if use_triton(pixels):
         return torch.ops.vtc.pixel_surprise(pixels, valid, *grid, tau)
-    if tau > 0:
-        return _rebuilt_torch(pixels, valid, *grid, tau)
-    return _surprise(pixels, valid, *grid)
+    return pixel_surprise_torch(pixels, valid, grid, tau)
 
 
 def pixel_surprise_torch(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import Tensor
 from vtc.batch_tables import BatchTables, batch_tables
 from vtc.checks import passed, thorough
 from vtc.errors import VTCError
-from vtc.functional.ragged import to_device, to_host, true_places
+from vtc.functional.ragged import starts_of, to_device, to_host, true_places
 from vtc.kernels.merge import weighted_merge
 from vtc.packing import Geometry
 from vtc.tokens import CompressedTokens, Gathered, MergeIndex
@@ -143,10 +142,10 @@ class Selection:
         if index is None or len(self) == 1:
             return [index] * len(self)
         sources = [shape.valid.numel() for shape in self.shapes]
-        starts = [[0, *itertools.accumulate(some)][:-1] for some in (self.lengths, sources)]
-        entries, *starts = to_device([self.entries, *starts], self.place)
+        table = [self.entries, starts_of(self.lengths), starts_of(sources)]
+        entries, first_output, first_source = to_device(table, self.place)
         image = torch.repeat_interleave(entries, output_size=len(index.output))
-        output, source = index.output - starts[0][image], index.source - starts[1][image]
+        output, source = index.output - first_output[image], index.source - first_source[image]
         columns = (x.split(list(self.entries)) for x in (output, source, index.weight))
         return [MergeIndex(*parts) for parts in zip(*columns, self.lengths, sources, strict=True)]
 
@@ -283,8 +282,7 @@ class Selection:
         if not inside:
             raise VTCError(f"lengths: got {lengths}, but tokens stand in other images")
         seen *= is_patch
-        starts = [0, *itertools.accumulate(packed)][:-1]
-        found = np.add.reduceat(seen, starts).tolist()
+        found = np.add.reduceat(seen, starts_of(packed)).tolist()
         if np.count_nonzero(seen) != sum(found):
             raise VTCError("place: got a patch twice, expected each once at most")
         if found != [length - n for length, n in zip(lengths, separators, strict=True)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -56,14 +57,19 @@ def cat_views(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((rows, *width), first.stride())
 
 
-def join_indices(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
+def starts_of(lengths: Sequence[int]) -> list[int]:
+    """Where each of several lists begins when they are joined."""
+    return list(itertools.accumulate(lengths, initial=0))[:-1]
+
+
+def join_indices(indices: Sequence[Tensor], starts: Tensor | Sequence[int]) -> Tensor:
     """Indices into several lists as indices into those lists joined.
 
     Args:
-        indices: int64 `[M]` for each list.
-        lengths: of the lists.
+        indices: `[M, ...]` for each list.
+        starts: where each list begins, see `starts_of`; on the CPU.
     """
-    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
     counts = [len(index) for index in indices]
-    shift = starts.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+    shift = torch.as_tensor(starts).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+    shift = shift.reshape(-1, *[1] * (indices[0].dim() - 1))
     return cat_views(indices) + to_device(shift, indices[0])

@@ -325,14 +325,14 @@ class Method:
     @property
     def _number(self) -> int:
         """`tokens` as one number."""
-        if self.tokens is None or isinstance(self.tokens, (list, tuple)):
+        if self.tokens is None or isinstance(self.tokens, Sequence):
             raise VTCError("tokens: one number per image needs for_image() first")
         return int(self.tokens)
 
     @property
     def ratio(self) -> float:
         """`retention` as one number, `default_retention` when it is None."""
-        if isinstance(self.retention, (list, tuple)):
+        if isinstance(self.retention, Sequence):
             raise VTCError("retention: one number per image needs for_image() first")
         return self.default_retention if self.retention is None else float(self.retention)
 

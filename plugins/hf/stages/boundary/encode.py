@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.functional.ragged import cat_views, join_indices
+from vtc.functional.ragged import cat_views, join_indices, starts_of
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
@@ -23,7 +23,7 @@ from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import image_runs, reading_order
 from vtc.plugins.model.fingerprint import content_seeds
 from vtc.plugins.model.inputs import PIXELS
-from vtc.plugins.model.layers import layers_read
+from vtc.plugins.model.layers import feature_layer, layers_read
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens, nothing_of
@@ -324,7 +324,7 @@ def _to_language(
         if any(units[i].separated for i in mine):
             packed = cat_views([parts[i] for i in mine])
             anchors = [out.anchor for out in some]
-            own = packed[join_indices(anchors, [len(parts[i]) for i in mine])]
+            own = packed[join_indices(anchors, starts_of([len(parts[i]) for i in mine]))]
             patches = cat_views([out.patch for out in some]) >= 0
             features = torch.where(patches[:, None], features, own.to(features.dtype))
         sizes_after = [len(outs[i]) for i in mine]
@@ -337,7 +337,7 @@ def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) ->
     levels = getattr(output, "deepstack_features", None)
     if levels is None:
         return
-    where = join_indices(anchors, lengths)
+    where = join_indices(anchors, starts_of(lengths))
     after = [len(anchor) for anchor in anchors]
     output.deepstack_features = [
         list(torch.cat(list(level))[where.to(level[0].device)].split(after)) for level in levels
@@ -360,18 +360,17 @@ def _awake(base: Model) -> Iterator[None]:
 @contextmanager
 def _live_layers(patch: Patch, base: Model, arguments: dict[str, Any]) -> Iterator[None]:
     """Leave out the encoder layers that nobody reads, see `live_layers.py`."""
-    feature_layer = arguments.get("vision_feature_layer")
-    if feature_layer is None:
-        feature_layer = getattr(base.config, "vision_feature_layer", None)
-    if feature_layer is None:
+    found = feature_layer(base.config, arguments)
+    if found is None:
         yield
         return
-    wanted = layers_read(feature_layer, patch.depth)
+    name, layer = found
+    wanted = layers_read(layer, patch.depth)
     live = max(*wanted, patch.deepest + 1, 1)
     if live >= patch.depth:
         yield
         return
     # From the front, since counting from the back would now start at another layer
-    arguments["vision_feature_layer"] = wanted[0] if isinstance(feature_layer, int) else wanted
+    arguments[name] = wanted[0] if isinstance(layer, int) else wanted
     with only_first(live):
         yield
