@@ -62,14 +62,19 @@ def starts_of(lengths: Sequence[int]) -> list[int]:
     return list(itertools.accumulate(lengths, initial=0))[:-1]
 
 
-def join_indices(indices: Sequence[Tensor], starts: Tensor | Sequence[int]) -> Tensor:
+def join_indices(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
     """Indices into several lists as indices into those lists joined.
 
     Args:
-        indices: `[M, ...]` for each list.
-        starts: where each list begins, see `starts_of`; on the CPU.
+        indices: int64 `[M, ...]` for each list.
+        lengths: of the lists.
     """
-    counts = [len(index) for index in indices]
-    shift = torch.as_tensor(starts).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
-    shift = shift.reshape(-1, *[1] * (indices[0].dim() - 1))
-    return cat_views(indices) + to_device(shift, indices[0])
+    return joined(indices, starts_of(lengths))
+
+
+def joined(parts: Sequence[Tensor], steps: Tensor | Sequence[int]) -> Tensor:
+    """Tensors behind each other, each with its number of `steps`, on the CPU, added."""
+    counts = [len(part) for part in parts]
+    shift = torch.as_tensor(steps).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+    shift = shift.reshape(-1, *[1] * (parts[0].dim() - 1))
+    return cat_views(parts) + to_device(shift, parts[0])

@@ -13,7 +13,7 @@ from vtc.batch import ImageBatch
 from vtc.batch_tables import batch_tables
 from vtc.errors import VTCError
 from vtc.functional.globalcom2 import Choice, choose, compact_index, crop_tables
-from vtc.functional.ragged import join_indices, starts_of, true_places
+from vtc.functional.ragged import joined, starts_of, true_places
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.methods.scored import keep_best
@@ -185,8 +185,8 @@ def _stream(
             *(_image_stream(shape, placement, newline_rows) for shape in shapes), strict=True
         )
         steps = starts_of(ends)
-        keys, lines = join_indices(patch, steps), join_indices(line, steps)
-        places = join_indices(anchor, start)
+        keys, lines = joined(patch, steps), joined(line, steps)
+        places = joined(anchor, start)
         keys, lines, places = (x.to(device, non_blocking=True) for x in (keys, lines, places))
         return keys, lines, places, [len(x) for x in line]
 

@@ -18,7 +18,7 @@ from vtc.batch import ImageBatch
 from vtc.batch_tables import batch_tables
 from vtc.errors import VTCError
 from vtc.functional.grids import pooled_axis, valid_rectangles
-from vtc.functional.ragged import join_indices, starts_of
+from vtc.functional.ragged import joined, starts_of
 from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.methods import _fields
 from vtc.methods.base import Method
@@ -371,7 +371,7 @@ def _plan(shapes: tuple[Geometry, ...], side: int, device: torch.device) -> _Pla
             "separators": host.start,
         }
         moved = {
-            name: join_indices([getattr(part, name) for part in parts], step)
+            name: joined([getattr(part, name) for part in parts], step)
             for name, step in steps.items()
         }
         return _Plan(

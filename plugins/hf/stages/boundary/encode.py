@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.functional.ragged import cat_views, join_indices, starts_of
+from vtc.functional.ragged import cat_views, join_indices
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
@@ -324,7 +324,7 @@ def _to_language(
         if any(units[i].separated for i in mine):
             packed = cat_views([parts[i] for i in mine])
             anchors = [out.anchor for out in some]
-            own = packed[join_indices(anchors, starts_of([len(parts[i]) for i in mine]))]
+            own = packed[join_indices(anchors, [len(parts[i]) for i in mine])]
             patches = cat_views([out.patch for out in some]) >= 0
             features = torch.where(patches[:, None], features, own.to(features.dtype))
         sizes_after = [len(outs[i]) for i in mine]
@@ -337,7 +337,7 @@ def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) ->
     levels = getattr(output, "deepstack_features", None)
     if levels is None:
         return
-    where = join_indices(anchors, starts_of(lengths))
+    where = join_indices(anchors, lengths)
     after = [len(anchor) for anchor in anchors]
     output.deepstack_features = [
         list(torch.cat(list(level))[where.to(level[0].device)].split(after)) for level in levels
