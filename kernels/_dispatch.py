@@ -90,6 +90,21 @@ def register(
         op.register_autograd(gradient[1], setup_context=gradient[0])
 
 
+def opaque(
+    name: str, schema: str, function: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The operator `torch.ops.vtc.<name>` that `torch.compile` does not look into, without gradients.
+
+    For loops of PyTorch whose steps follow each other, which have no place in a compiled graph. Not
+    `torch.library.custom_op`, which imports the compiler at its first call and takes seconds.
+    """
+    torch.library.define(f"vtc::{name}", schema)
+    torch.library.impl(f"vtc::{name}", "CompositeExplicitAutograd", function)
+    torch.library.register_fake(f"vtc::{name}", fake)
+    operator: Callable[..., Any] = getattr(torch.ops.vtc, name)
+    return operator
+
+
 def _gradient_of(twin: Callable[..., Any]) -> tuple[Callable[..., None], Callable[..., Any]]:
     def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.is_tensor = [isinstance(x, Tensor) for x in inputs]

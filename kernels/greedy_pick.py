@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtc.kernels._dispatch import Kernel, next_power, register, use_triton, widened
+from vtc.kernels._dispatch import Kernel, next_power, opaque, register, use_triton, widened
 from vtc.kernels._ordering import LONGEST
 
 if TYPE_CHECKING:
@@ -427,10 +427,5 @@ _SCHEMA = (
     "float balance, int together) -> Tensor"
 )
 register("greedy_pick", _SCHEMA, launch, fake)
-# the twin is an operator as well: a loop over picks has no place in a compiled graph. `custom_op` would
-# import the compiler at its first call, which takes seconds
-torch.library.define("vtc::greedy_pick_torch", _SCHEMA)
-torch.library.impl("vtc::greedy_pick_torch", "CompositeExplicitAutograd", _twin)
-torch.library.register_fake("vtc::greedy_pick_torch", fake)
 #: the PyTorch twin: a loop over picks alone; float64 stays float64
-greedy_pick_torch = torch.ops.vtc.greedy_pick_torch
+greedy_pick_torch = opaque("greedy_pick_torch", _SCHEMA, _twin, fake)

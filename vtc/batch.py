@@ -15,7 +15,7 @@ from vtc.batch_tables import BatchTables, batch_tables
 from vtc.checks import passed, thorough
 from vtc.errors import VTCError
 from vtc.functional.budget import apportion
-from vtc.functional.ragged import cat_views, to_host, true_places
+from vtc.functional.ragged import cat_views, starts_of, to_host, true_places
 from vtc.functional.sampling import image_noise
 from vtc.selection import Selection
 from vtc.tokens import MergeIndex, VisualTokens
@@ -170,7 +170,7 @@ class ImageBatch:
         key = "keep", type(self.methods[0]), self.shapes, mask.device
         if on_host or thorough(*key):
             # places are in rising order: numbers are all that may be wrong
-            starts = [0, *itertools.accumulate(shape.length for shape in self.shapes)][:-1]
+            starts = starts_of([shape.length for shape in self.shapes])
             if np.add.reduceat(to_host(mask).numpy(), starts, dtype=np.int64).tolist() != lengths:
                 raise VTCError(f"kept: got {list(kept)}, but the mask keeps other numbers")
             if not on_host:

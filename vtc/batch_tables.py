@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -82,10 +81,3 @@ def batch_tables(shapes: tuple[Geometry, ...], device: torch.device) -> BatchTab
             first,
         )
         return BatchTables(*(part.to(device, non_blocking=True) for part in parts))
-
-
-def joined(parts: Sequence[Tensor], steps: Tensor) -> Tensor:
-    """The images' index tensors behind each other, those of image i moved by `steps[i]`."""
-    lengths = torch.tensor([len(part) for part in parts])
-    shift = steps.repeat_interleave(lengths).reshape(-1, *[1] * (parts[0].dim() - 1))
-    return torch.cat(list(parts)) + shift

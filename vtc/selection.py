@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from torch import Tensor
 from vtc.batch_tables import BatchTables, batch_tables
 from vtc.checks import passed, thorough
 from vtc.errors import VTCError
-from vtc.functional.ragged import to_device, to_host, true_places
+from vtc.functional.ragged import starts_of, to_device, to_host, true_places
 from vtc.kernels.merge import weighted_merge
 from vtc.packing import Geometry
 from vtc.tokens import CompressedTokens, Gathered, MergeIndex
@@ -139,16 +138,15 @@ class Selection:
 
     def _merged_of_images(self) -> Sequence[MergeIndex | None]:
         """`merged` image by image, in indices of each."""
-        if self.merged is None:
-            return [None] * len(self)
-        index, tables = self.merged, self.tables
-        patches = tables.valid.shape[1]
-        image = tables.image[index.source // patches]
-        starts = torch.tensor([0, *itertools.accumulate(self.lengths)][:-1])
-        output = index.output - to_device(starts, self.place)[image]
-        source = index.source - (tables.first * patches)[image]
-        columns = (x.split(list(self.entries)) for x in (output, source, index.weight))
+        index = self.merged
+        if index is None or len(self) == 1:
+            return [index] * len(self)
         sources = [shape.valid.numel() for shape in self.shapes]
+        table = [self.entries, starts_of(self.lengths), starts_of(sources)]
+        entries, first_output, first_source = to_device(table, self.place)
+        image = torch.repeat_interleave(entries, output_size=len(index.output))
+        output, source = index.output - first_output[image], index.source - first_source[image]
+        columns = (x.split(list(self.entries)) for x in (output, source, index.weight))
         return [MergeIndex(*parts) for parts in zip(*columns, self.lengths, sources, strict=True)]
 
     def _known_right(self, features: Tensor, weight: Tensor) -> bool:
@@ -248,24 +246,25 @@ class Selection:
                 f"place: got {self.place.dtype} {list(self.place.shape)}, expected int64 "
                 f"[{sum(self.lengths)}]"
             )
+        if self.merged is not None and len(self.merged.output) != sum(self.entries):
+            raise VTCError(
+                f"entries: got {list(self.entries)}, there are {len(self.merged.output)}"
+            )
         on_host = self.place.device.type == "cpu"
         key = "gather", type(method), self.shapes, self.place.device
         if on_host or thorough(*key):
             index, found = self.merged, self.place
             if index is not None:
                 found = torch.cat([found, index.output, index.source])
-            where, *entries = np.split(to_host(found).numpy(), self._ends())
-            self._check_places(where)
-            self._check_merged(entries)
+            numbers, places = to_host(found).numpy(), len(self.place)
+            self._check_places(numbers[:places])
+            if index is not None:
+                entries = len(index.output)
+                self._check_merged(numbers[places:][:entries], numbers[places + entries :])
             if not on_host:
                 passed(*key)
         object.__setattr__(self, "_looked_at", True)
         return self
-
-    def _ends(self) -> list[int]:
-        """Where places end, and outputs, with the sources of merges behind them."""
-        places = len(self.place)
-        return [] if self.merged is None else [places, places + len(self.merged.output)]
 
     def _check_places(self, where: Any) -> None:
         """Whether all places are of the image whose token they give a place, patches each once."""
@@ -283,20 +282,18 @@ class Selection:
         if not inside:
             raise VTCError(f"lengths: got {lengths}, but tokens stand in other images")
         seen *= is_patch
-        starts = [0, *itertools.accumulate(packed)][:-1]
-        found = np.add.reduceat(seen, starts).tolist()
+        found = np.add.reduceat(seen, starts_of(packed)).tolist()
         if np.count_nonzero(seen) != sum(found):
             raise VTCError("place: got a patch twice, expected each once at most")
         if found != [length - n for length, n in zip(lengths, separators, strict=True)]:
             raise VTCError(f"separators: got {separators}, but {found} tokens are patches")
 
-    def _check_merged(self, entries: Sequence[Any]) -> None:
-        """Whether outputs and sources are in range, and as many as announced."""
-        if entries and len(entries[0]) != sum(self.entries):
-            raise VTCError(f"entries: got {list(self.entries)}, there are {len(entries[0])}")
-        sizes = (len(self.place), sum(shape.valid.numel() for shape in self.shapes))
-        for name, value, end in zip(("output", "source"), entries, sizes, strict=False):
-            if len(value) and (value.min() < 0 or value.max() >= end):
+    def _check_merged(self, output: Any, source: Any) -> None:
+        """Whether outputs and sources are in range."""
+        sources = sum(shape.valid.numel() for shape in self.shapes)
+        for name, value, end in (("output", output, len(self.place)), ("source", source, sources)):
+            # negative numbers are the largest of unsigned ones
+            if len(value) and value.view(np.uint64).max() >= end:
                 raise VTCError(f"merged: got a {name} outside [0, {end})")
 
 

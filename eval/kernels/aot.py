@@ -30,12 +30,15 @@ from vtc.kernels import (
     bit_packing,
     cls_attention,
     cosine_topk,
+    drop_alike,
     greedy_pick,
     lof,
     merge,
     neighbour_count,
+    pixel_surprise,
     ragged_compact,
     segmented_topk,
+    suppress,
 )
 from vtc.kernels._dispatch import Launch, noted_launches
 from vtc.kernels._ordering import LONGEST
@@ -51,6 +54,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 # LLaVA-NeXT-7B: a thumbnail and four crops through CLIP-L/14 at 336 pixels
 TILES, PATCHES, HEADS, HEAD_WIDTH, WIDTH, LM_WIDTH = 5, 576, 16, 64, 1024, 4096
+SIDE, PIXELS = 24, 588  # rows and columns of a tile, numbers of a patch's pixels
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -127,6 +131,28 @@ def _bit_packing(dtype: torch.dtype) -> None:
     bit_packing.launch_pack(_meta(32, 256, 16, dtype=torch.bool), 8, torch.uint8)
 
 
+def _drop_alike(dtype: torch.dtype) -> None:
+    count = _meta(TILES, dtype=torch.int64)
+    left, longest = _meta(TILES, 504, dtype=torch.int64), _meta(1, LONGEST, dtype=torch.int64)
+    drop_alike.launch(_meta(TILES, PATCHES, PATCHES), left, count, count, [], 8)
+    drop_alike.launch(_meta(1, LONGEST, LONGEST), longest, count[:1], count[:1], [], 8)
+
+
+def _suppress(dtype: torch.dtype) -> None:
+    for tiles, size in ((TILES, PATCHES), (1, LONGEST)):
+        flags = _meta(tiles, size, size, dtype=torch.bool)
+        suppress.launch(flags, flags[:, 0])
+
+
+def _pixel_surprise(dtype: torch.dtype) -> None:
+    pixels, valid = (
+        _meta(TILES, PATCHES, PIXELS, dtype=dtype),
+        _meta(TILES, PATCHES, dtype=torch.bool),
+    )
+    for tau in (0.0, 0.1):
+        pixel_surprise.launch(pixels, valid, SIDE, SIDE, tau)
+
+
 #: file of the operation -> a call of its launches for features of a dtype
 OPERATIONS: dict[str, Callable[[torch.dtype], Any]] = {
     "cls_attention": _cls_attention,
@@ -140,6 +166,9 @@ OPERATIONS: dict[str, Callable[[torch.dtype], Any]] = {
     "adaptive_pool": _adaptive_pool,
     "ragged_compact": _ragged_compact,
     "bit_packing": _bit_packing,
+    "drop_alike": _drop_alike,
+    "suppress": _suppress,
+    "pixel_surprise": _pixel_surprise,
 }
 
 

@@ -16,6 +16,7 @@ from vtc.eval.common.docs import put
 
 #: thumbnail and crops, patches of a tile, heads and their width, width of the tower and of the LM
 TILES, PATCHES, HEADS, HEAD_WIDTH, WIDTH, LM_WIDTH = 5, 576, 16, 64, 1024, 4096
+PIXELS = 588  # numbers of a patch's pixels
 HALF, FLOAT, INT, FLAG = 2, 4, 8, 1  # bytes of an element
 
 
@@ -188,6 +189,42 @@ def _bit_packing(tiles: int) -> Work:
     )
 
 
+def _drop_alike(tiles: int) -> Work:
+    front, step = PATCHES // 8, 8  # of the fourth that stays, half by attention
+    lists = range(PATCHES - front, front, -step)
+    return Work(
+        tiles * (PATCHES**2 * FLOAT + lists[0] * INT),
+        tiles * lists[0] * INT,
+        tiles * sum(n * n // 4 for n in lists),
+        False,
+        f"{len(lists)} rounds on [{tiles}, {lists[0]}] of [{tiles}, {PATCHES}, {PATCHES}]",
+    )
+
+
+def _suppress(tiles: int) -> Work:
+    pairs = tiles * PATCHES**2
+    # two steps at least: the second sees that nothing changed
+    return Work(
+        (pairs + tiles * PATCHES) * FLAG,
+        tiles * PATCHES * FLAG,
+        2 * 2 * pairs,
+        False,
+        f"pairs [{tiles}, {PATCHES}, {PATCHES}]",
+    )
+
+
+def _pixel_surprise(tiles: int) -> Work:
+    numbers = tiles * PATCHES * PIXELS
+    # four pairs of tokens: difference, size and largest
+    return Work(
+        numbers * HALF + tiles * PATCHES * FLAG,
+        tiles * PATCHES * FLOAT,
+        4 * 3 * numbers,
+        False,
+        f"pixels [{tiles}, {PATCHES}, {PIXELS}]",
+    )
+
+
 #: file of the operation -> what it cannot do without, for so many tiles
 WORK: dict[str, Callable[[int], Work]] = {
     "cls_attention": _cls_attention,
@@ -201,6 +238,9 @@ WORK: dict[str, Callable[[int], Work]] = {
     "adaptive_pool": _adaptive_pool,
     "ragged_compact": _ragged_compact,
     "bit_packing": _bit_packing,
+    "drop_alike": _drop_alike,
+    "suppress": _suppress,
+    "pixel_surprise": _pixel_surprise,
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from vtc.errors import VTCError
@@ -33,10 +34,30 @@ def layers_read(feature_layer: int | Sequence[int], depth: int) -> list[int]:
     return [i if i >= 0 else depth + 1 + i for i in wanted]
 
 
+#: what configurations and calls name the layers that features are read from; the second is VipLLaVA's
+#: in older versions
+_NAMES = ("vision_feature_layer", "vision_feature_layers")
+
+
+def feature_layer(
+    config: Any, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, int | Sequence[int]] | None:
+    """Which layers the features are read from, and the name that the model has for that.
+
+    Args:
+        config: of the model.
+        arguments: of a call, which go before it.
+
+    Returns:
+        None where nothing says it: features are the last layer's.
+    """
+    found = [(name, arguments.get(name)) for name in _NAMES]
+    found += [(name, getattr(config, name, None)) for name in _NAMES]
+    return next(((name, layer) for name, layer in found if layer is not None), None)
+
+
 def layer_of_features(config: Any, depth: int) -> int:
     """The encoder layer whose output the features are, of several the deepest; by the model's config."""
-    feature = getattr(config, "vision_feature_layer", None)
-    if feature is None:  # VipLLaVA's name for it in older versions
-        feature = getattr(config, "vision_feature_layers", None)
-    read = [depth] if feature is None else layers_read(feature, depth)
+    found = feature_layer(config)
+    read = [depth] if found is None else layers_read(found[1], depth)
     return max(*read, 1) - 1

@@ -30,17 +30,15 @@ class Guidance(NamedTuple):
 
 def guidance(method: Method) -> Guidance:
     """The guidance of a method; of one that asks nothing it is empty."""
-    return Guidance(
-        getattr(method, "question", None),
-        getattr(method, "text_source", "question") == "official",
-        getattr(method, "text_encoder", None),
-    )
+    if not isinstance(method, AsksText):
+        return Guidance()
+    return Guidance(method.question, method.text_source == "official", method.text_encoder)
 
 
 def with_question(method: Method, text: str) -> Method:
     """A method that asks is asked `text`, unless it has a question of its own."""
-    if getattr(method, "question", "") is None:
-        return dataclasses.replace(method, question=text)  # type: ignore[call-arg]
+    if isinstance(method, AsksText) and method.question is None:
+        return dataclasses.replace(method, question=text)
     return method
 
 

@@ -28,10 +28,10 @@ import vtc
 from tests import asking
 from tests.families import by_hand, docowl, mllama, tiny, ways
 from tests.families.samples import Setting
-from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
 from vtc.methods.compares_frames import ComparesFrames
 from vtc.plugins.hf.adapters import adapter_for
+from vtc.plugins.model.signals import ENCODED
 from vtc.registry import compared_methods, method_class
 
 NEW = 4
@@ -79,17 +79,19 @@ def condition(family: str, method: str) -> str:
     """What a method needs on a family, and was given here; empty where it works by itself."""
     if method_class(method).projects:
         return "with a projector trained for the model; here one that was not trained"
-    if not issubclass(method_class(method), AsksText):
+    made = vtc.create_method(method)
+    if not any(request.kind in ENCODED for request in made.requests().values()):
         return ""
+    similar = "`text_score='similarity'`" if hasattr(made, "text_score") else ""
     if has_twin(family):
         return (
             "with a text encoder, here a made-up one: `text_encoder=` takes the CLIP or SigLIP model "
-            "that the vision tower comes from; `text_score='similarity'` needs none"
+            f"that the vision tower comes from{similar and f'; {similar} needs none'}"
         )
     if family == "mllama":
         return "with a text encoder of your own alone (`text_encoder=`), here a made-up one"
     return (
-        "with `text_score='similarity'`, or with a text encoder of your own, here a made-up one: no "
+        f"with {similar and f'{similar}, or with '}a text encoder of your own, here a made-up one: no "
         "CLIP or SigLIP model goes with this vision tower"
     )
 

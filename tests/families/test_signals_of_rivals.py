@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.families.matrix import cases
 from tests.families.test_signals import FUSED_AS_KNOWN, patched
 from tests.families.test_text_similarity import tokenizer  # noqa: F401  (a fixture)
 from tests.hf.methods import Spy
-from vtc import VTCError
+from vtc import AsksText, VTCError
 from vtc.plugins.model.layers import layers_read
 from vtc.plugins.model.signals import token_pixels
 
@@ -106,10 +107,11 @@ def test_words_of_the_question(family: str, tokenizer: Any) -> None:  # noqa: F8
     model = tiny.built(family)
     Spy.seen.clear()
 
-    class Asks(Spy):
-        question: str = "what is red"
+    @dataclass
+    class Asks(AsksText, Spy):
+        pass
 
-    method = Asks(retention=0.5, wanted=("question_tokens",))
+    method = Asks(0.5, wanted=("question_tokens",), question="what is red")
     with torch.no_grad(), vtc.compress(model, method, processor=tokenizer):
         model(**tiny.inputs(family, [[tiny.A]]))
     words = model.get_input_embeddings()(torch.tensor([20, 21, 22]))

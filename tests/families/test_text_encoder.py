@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import vtc
 from tests.families import tiny
 from tests.hf.methods import Guided
-from vtc import Method, SignalRequest
+from vtc import AsksText, SignalRequest
 from vtc.eval import reference as eval_reference
 from vtc.plugins.hf.text_encoder import SiglipTextEncoder, TextEncoder, load_text_encoder
 from vtc.tokens import keep_patches
@@ -280,9 +280,7 @@ def test_what_a_pair_of_functions_cannot_do() -> None:
     embed, project = (lambda text: torch.zeros(4)), (lambda hidden: hidden[..., :4])
 
     @dataclass
-    class Pieces(Method):
-        text_encoder: Any = None
-        question: str = "what"
+    class Pieces(AsksText):
         name: ClassVar[str] = "pieces"
 
         def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
@@ -291,7 +289,7 @@ def test_what_a_pair_of_functions_cannot_do() -> None:
         def compress(self, tokens: Any) -> Any:
             return keep_patches(tokens, tokens.valid)
 
-    method = Pieces(0.5, text_encoder=(embed, project))
+    method = Pieces(0.5, text_encoder=(embed, project), question="what")
     with torch.no_grad(), vtc.compress(model, method), pytest.raises(vtc.VTCError) as error:
         model(**tiny.inputs("llava", [[tiny.A]]))
     assert "has no 'segments', which method 'pieces' reads of a question" in str(error.value)

@@ -14,17 +14,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import vtc
 from tests.families import docowl, matrix, mllama, tiny
 from tests.hf.methods import keep_best
-from vtc import CompressedTokens, Method, VisualTokens
+from vtc import AsksText, CompressedTokens, VisualTokens
 from vtc.functional.similarity import token_similarity
 
 WORDS = {"<unk>": 0, "what": 20, "is": 21, "red": 22, "left": 23}
 
 
 @dataclass
-class Likest(Method):
+class Likest(AsksText):
     """Keeps the tokens that are most like the question, and shows what it saw."""
-
-    question: str | None = None
 
     name: ClassVar[str] = "likest"
     signals: ClassVar[tuple[str, ...]] = ("text_similarity",)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
 from vtc.tokens import (
     CompressedTokens,
@@ -162,12 +163,8 @@ class Breaks(Method):
 
 
 @dataclass
-class Guided(Method):
+class Guided(AsksText):
     """Keeps the patches most like the question; remembers the questions' embeddings."""
-
-    text_encoder: Any = None
-    question: str | None = None
-    text_source: str = "question"
 
     name: ClassVar[str] = "guided"
     signals: ClassVar[tuple[str, ...]] = ("text_embedding", "patch_embedding")

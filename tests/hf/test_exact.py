@@ -100,3 +100,18 @@ def test_dead_layers_are_left_out_for_free(family: str, layer: int | list[int]) 
             assert torch.equal(model(**batch).logits, plain)
         assert calls == [0, 1, 2, 3], "a signal from the last layer keeps it alive"
     assert model.model.vision_tower.encoder.layers is layers
+
+
+def test_dead_layers_by_vipllavas_older_name() -> None:
+    """Up to the deepest of the layers that it reads, whatever its configuration calls them."""
+    model, batch = tiny.build("vipllava"), tiny.inputs("vipllava", tiny.ONE)
+    calls: list[int] = []
+    for index, block in enumerate(model.model.vision_tower.encoder.layers):
+        block.register_forward_hook(lambda *_, index=index: calls.append(index))
+    with torch.no_grad():
+        plain = model(**batch).logits
+        assert calls == [0, 1, 2, 3]
+        calls.clear()
+        with vtc.compress(model, Norms(1.0)):
+            assert torch.equal(model(**batch).logits, plain)
+    assert calls == [0, 1, 2]

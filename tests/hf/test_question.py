@@ -225,7 +225,7 @@ def test_by_ids_every_word_is_told_from_a_special_token(family: str) -> None:
             tokenizer(chat.format(q=question), add_special_tokens=False)["input_ids"]
         )
         ids = ids[ids != tokenizer.convert_tokens_to_ids(placeholder)]
-        method: Any = SimpleNamespace()
+        method = Guided()
         assert asked(method, tokenizer, ids) == " ".join(question.split())
 
 
@@ -235,7 +235,7 @@ def test_a_token_of_the_template_within_a_turn_is_a_word() -> None:
     tokenizer = byte_tokenizer(special)
     for question in ("What does </s> do?", "Is <s> or </s> a tag?", "</s> is what?"):
         ids = torch.tensor(tokenizer(chat.format(q=question))["input_ids"])
-        method: Any = SimpleNamespace()
+        method = Guided()
         assert (
             asked(method, tokenizer, ids[ids != tokenizer.convert_tokens_to_ids("<image>")])
             == question
@@ -247,7 +247,7 @@ def test_unknown_words_are_words_and_the_official_line_is_by_ids() -> None:
     tokenizer = processor.tokenizer
     said = prompt("What number is in the <brown> box ? USER: ").replace("<image>", "")
     ids = torch.tensor(tokenizer(said)["input_ids"])
-    method: Any = SimpleNamespace()
+    method = Guided()
     # its tokenizer knows neither capitals nor "<", and "brown" with a blank in front alone
     assert asked(method, tokenizer, ids) == "what number is in the<unk><unk><unk> box ? user :"
     method.text_source = "official"

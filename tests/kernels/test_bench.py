@@ -60,12 +60,22 @@ def test_the_tools_go_by_the_name_of_the_kernels(tool):
     assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m vtc.kernels.{tool} ")
 
 
-def test_a_wrong_operation_fails_the_command(capsys, monkeypatch):
-    right = operations.OPERATIONS["merge"]
-    wrong = replace(right, call=lambda *inputs: right.call(*inputs) * 1.01)
-    monkeypatch.setitem(operations.OPERATIONS, "merge", wrong)
-    code, out = run(capsys, "--device", "cpu", "--parts", "operations")
-    assert code == 1 and out.count("WRONG") == 1 and "merge float32" in out
+@pytest.mark.parametrize(
+    "name, spoil",
+    [
+        ("merge", lambda out: out * 1.01),
+        ("merge", lambda out: out.masked_fill(out == out.max(), torch.nan)),
+        ("pixel_surprise", lambda out: out.clamp(max=9)),  # infinite where nothing predicts
+        ("pixel_surprise", lambda out: torch.where(out.isfinite(), out + 0.1, out)),
+        ("suppress", lambda out: ~out),
+    ],
+)
+def test_a_wrong_operation_fails_the_command(name, spoil, capsys, monkeypatch):
+    right = operations.OPERATIONS[name]
+    wrong = replace(right, call=lambda *inputs: spoil(right.call(*inputs)))
+    monkeypatch.setitem(operations.OPERATIONS, name, wrong)
+    code, out = run(capsys, "--device", "cpu", "--parts", "operations", "--operations", name)
+    assert code == 1 and out.count("WRONG") == 1 and f"{name} float32" in out
 
 
 class Event:

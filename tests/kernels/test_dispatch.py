@@ -16,12 +16,15 @@ from vtc.kernels.attention_received import attention_received
 from vtc.kernels.bit_packing import pack_bits, unpack_bits
 from vtc.kernels.cls_attention import cls_attention
 from vtc.kernels.cosine_topk import cosine_topk
+from vtc.kernels.drop_alike import drop_alike
 from vtc.kernels.greedy_pick import greedy_pick
 from vtc.kernels.lof import local_outlier_factor
 from vtc.kernels.merge import weighted_merge
 from vtc.kernels.neighbour_count import neighbour_count
+from vtc.kernels.pixel_surprise import pixel_surprise
 from vtc.kernels.ragged_compact import ragged_compact
 from vtc.kernels.segmented_topk import segmented_topk
+from vtc.kernels.suppress import suppress
 
 INDEX = torch.tensor([0, 1])
 #: every public operation on an input of float32 or float64
@@ -30,12 +33,22 @@ CALLS = {
     "attention_received": lambda x: attention_received(x[None], x[None], 0.5),
     "cls_attention": lambda x: cls_attention(x[None, :, 0], x[None], 0.5),
     "cosine_topk": lambda x: cosine_topk(x[:, :2], x, 2),
+    "drop_alike": lambda x: drop_alike(
+        x @ x.mT,
+        torch.arange(6).expand(2, -1),
+        torch.tensor([6, 6]),
+        torch.tensor([3, 3]),
+        [6, 4],
+        2,
+    ),
     "greedy_pick": lambda x: greedy_pick("mmr", x, torch.tensor([2, 1]), 2, x[..., 0]),
     "local_outlier_factor": lambda x: local_outlier_factor(x[0], 2),
     "neighbour_count": lambda x: neighbour_count(x, 0.1),
     "pack_bits": lambda x: pack_bits(x > 0, 2),
+    "pixel_surprise": lambda x: pixel_surprise(x, x[..., 0] > -9, (2, 3), 0.5),
     "ragged_compact": lambda x: ragged_compact(x[0], INDEX, torch.tensor([0, 2]), 3),
     "segmented_topk": lambda x: segmented_topk(x[0], torch.tensor([1] * 6)),
+    "suppress": lambda x: suppress((x @ x.mT > 0).tril(-1), x[..., 0] > 0),
     "unpack_bits": lambda x: unpack_bits((x > 0).long(), 2),
     "weighted_merge": lambda x: weighted_merge(x[0], INDEX, INDEX, torch.ones(2), 2),
 }

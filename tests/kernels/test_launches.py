@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,46 +21,42 @@ from vtc import VisualTokens, checks
 from vtc.kernels import (
     adaptive_pool,
     cosine_topk,
+    drop_alike,
+    greedy_pick,
     lof,
     merge,
     neighbour_count,
+    pixel_surprise,
     segmented_topk,
+    suppress,
 )
 from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
 from vtc.plugins.hf.stages.boundary import encode, shorten
 from vtc.registry import method_class
 
+#: a row of the table in docs/kernels.md that says what one call of a method's selection is
+ROW = re.compile(r"^\| `(\w+)` \|((?: \d+ \|){6})$", re.MULTILINE)
+DOCS = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text()
+NUMBERS = {name: [int(n) for n in re.findall(r"\d+", row)] for name, row in ROW.findall(DOCS)}
 #: method -> operations on the device around the kernels, calls of kernels, copies to the device, reads
-#: of the device; with a given budget, tables of the shapes made before. docs/kernels.md repeats them;
-#: of a method that is not here, numbers must be the same for every shape all the same.
-STATED = {
-    "random": (36, 1, 2, 0),
-    "uniform": (78, 0, 1, 0),
-    "pool": (109, 1, 2, 0),
-    "globalcom2": (45, 1, 1, 1),
-    "token_correlation": (82, 3, 1, 1),
-    "recoverable": (176, 10, 4, 1),
-    "tokenflex": (35, 1, 1, 0),
-}
+#: of the device; with a given budget, tables of the shapes made before. Of a method that the docs do
+#: not name, numbers must be the same for every shape all the same.
+STATED = {name: tuple(numbers[:4]) for name, numbers in NUMBERS.items()}
 #: method -> operations and reads that a thorough look at the result adds (`vtc.checks`): for the first
-#: batch of a shape, and for every one with VTC_CHECK=1; docs/kernels.md repeats them too
-LOOKS = {
-    "random": (9, 3),
-    "uniform": (9, 3),
-    "pool": (16, 5),
-    "globalcom2": (12, 4),
-    "token_correlation": (16, 4),
-    "recoverable": (25, 6),
-    "tokenflex": (16, 5),
-}
+#: batch of a shape, and for every one with VTC_CHECK=1
+LOOKS = {name: tuple(numbers[4:]) for name, numbers in NUMBERS.items()}
 TWINS = {
     "adaptive_pool_torch": adaptive_pool,
     "cosine_topk_torch": cosine_topk,
+    "drop_alike_torch": drop_alike,
+    "greedy_pick_torch": greedy_pick,
     "local_outlier_factor_torch": lof,
     "weighted_merge_torch": merge,
     "neighbour_count_torch": neighbour_count,
+    "pixel_surprise_torch": pixel_surprise,
     "segmented_topk_torch": segmented_topk,
+    "suppress_torch": suppress,
 }
 #: images, crops, grid of a tile
 SHAPES = [(2, (2, 2), (8, 8)), (5, (2, 2), (8, 8)), (2, (1, 3), (8, 8)), (2, (2, 2), (16, 16))]

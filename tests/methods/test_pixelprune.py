@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.methods import plain
 from tests.methods.images import image, images
 from vtc import VisualTokens, VTCError
-from vtc.functional.pixel_prediction import surprise
+from vtc.kernels.pixel_surprise import pixel_surprise
 from vtc.methods.pixelprune import PixelPrune
 
 
@@ -44,7 +44,7 @@ def test_what_is_predicted_goes(tokens: VisualTokens, tau: float, coarse: bool) 
     noise = torch.rand(tokens.signals["pixels"].shape, generator=torch.Generator().manual_seed(1))
     pixels = tokens.signals["pixels"] if coarse else noise * 0.5
     tokens = replace(tokens, signals={"pixels": pixels})
-    cols, far = tokens.patch_grid[1], surprise(pixels, tokens.valid, tokens.patch_grid, tau)
+    cols, far = tokens.patch_grid[1], pixel_surprise(pixels, tokens.valid, tokens.patch_grid, tau)
     want = set()
     for tile, (values, valid) in enumerate(zip(pixels, tokens.valid, strict=True)):
         off = expected(values, valid, cols, tau)
@@ -55,7 +55,7 @@ def test_what_is_predicted_goes(tokens: VisualTokens, tau: float, coarse: bool) 
 
 def test_a_budget_takes_the_farthest_from_their_prediction() -> None:
     tokens = image(crops=(2, 2), size=(500, 300))
-    far = surprise(tokens.signals["pixels"], tokens.valid, tokens.patch_grid)
+    far = pixel_surprise(tokens.signals["pixels"], tokens.valid, tokens.patch_grid)
     row = far.masked_fill(~tokens.valid, -1).flatten().tolist()
     want = sorted(range(len(row)), key=lambda i: (-row[i], i))[:50]
     out = PixelPrune(tokens=50).compress(tokens)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 from vtc.functional.ragged import to_device
-from vtc.kernels._dispatch import register
+from vtc.kernels._dispatch import opaque
 from vtc.kernels.merge import weighted_merge
 
 
@@ -51,7 +51,7 @@ def merge_pairs(
         most.append(max(left))
         left = [size - some[nth] for size, some in zip(left, table, strict=True)]
     remove, size = to_device(table, metric).view(len(sizes), number), to_device(list(sizes), metric)
-    return torch.ops.vtc.merge_pairs(metric.float(), valid, size, remove, most)
+    return _rounds(metric.float(), valid, size, remove, most)
 
 
 def _merge_pairs(
@@ -105,7 +105,7 @@ def _merge_pairs(
     return place, main.contiguous()
 
 
-register(
+_rounds = opaque(
     "merge_pairs",
     "(Tensor metric, Tensor valid, Tensor size, Tensor remove, int[] most) -> (Tensor, Tensor)",
     _merge_pairs,

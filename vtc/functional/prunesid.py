@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vtc.kernels._dispatch import register
+from vtc.kernels.suppress import suppress
 
 
 def principal_groups(features: Tensor, valid: Tensor, count: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def alike(features: Tensor, valid: Tensor, factor: Tensor) -> Tensor:
     return unit @ unit.mT > (factor * mean)[:, None, None]
 
 
-def suppress(like: Tensor, group: Tensor, order: Tensor, valid: Tensor) -> Tensor:
+def unsuppressed(like: Tensor, group: Tensor, order: Tensor, valid: Tensor) -> Tensor:
     """Bool `[S, N]`: patches that no kept one of their group, ahead of them, is like.
 
     Args:
@@ -52,25 +52,7 @@ def suppress(like: Tensor, group: Tensor, order: Tensor, valid: Tensor) -> Tenso
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, place)
     ahead = (rank[:, None] < rank[:, :, None]) & (group[:, None] == group[:, :, None])
-    return torch.ops.vtc.suppress(like & ahead & valid[:, None], valid)
-
-
-def _suppress(by: Tensor, valid: Tensor) -> Tensor:
-    """The patches that no kept one stands `by`; one operation of as many steps as the longest chain.
-
-    A patch is right as soon as those ahead of it are, so that a step that changes nothing is the last.
-    """
-    kept = valid
-    while True:
-        now = valid & ~(by & kept[:, None]).any(2)
-        if torch.equal(now, kept):
-            return now
-        kept = now
-
-
-register(
-    "suppress", "(Tensor by, Tensor valid) -> Tensor", _suppress, lambda by, valid: valid.clone()
-)
+    return suppress(like & ahead & valid[:, None], valid)
 
 
 def deal(sizes: list[int], kept: list[int], tokens: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -38,27 +39,42 @@ def cat_views(parts: Sequence[Tensor]) -> Tensor:
     first = parts[0]
     if len(parts) == 1:
         return first
-    if any(part.requires_grad for part in parts) or not all(p.is_contiguous() for p in parts):
-        return torch.cat(list(parts))
-    storage, place = first.untyped_storage()._cdata, first.storage_offset()
+    storage, place, rows = first.untyped_storage()._cdata, first.storage_offset(), 0
+    width = [*first.shape[1:]]
     for part in parts:
-        if part.untyped_storage()._cdata != storage or part.storage_offset() != place:
-            return torch.cat(list(parts))
-        if part.dtype != first.dtype or part.shape[1:] != first.shape[1:]:
+        count, *rest = part.shape
+        if (
+            part.storage_offset() != place
+            or part.untyped_storage()._cdata != storage
+            or part.dtype != first.dtype
+            or rest != width
+            or part.requires_grad
+            or not part.is_contiguous()
+        ):
             return torch.cat(list(parts))
         place += part.numel()
-    rows = sum(part.shape[0] for part in parts)
-    return first.as_strided((rows, *first.shape[1:]), first.stride())
+        rows += count
+    return first.as_strided((rows, *width), first.stride())
+
+
+def starts_of(lengths: Sequence[int]) -> list[int]:
+    """Where each of several lists begins when they are joined."""
+    return list(itertools.accumulate(lengths, initial=0))[:-1]
 
 
 def join_indices(indices: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
     """Indices into several lists as indices into those lists joined.
 
     Args:
-        indices: int64 `[M]` for each list.
+        indices: int64 `[M, ...]` for each list.
         lengths: of the lists.
     """
-    starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    counts = [len(index) for index in indices]
-    shift = starts.repeat_interleave(torch.tensor(counts), output_size=sum(counts))
-    return cat_views(indices) + to_device(shift, indices[0])
+    return joined(indices, starts_of(lengths))
+
+
+def joined(parts: Sequence[Tensor], steps: Tensor | Sequence[int]) -> Tensor:
+    """Tensors behind each other, each with its number of `steps`, on the CPU, added."""
+    counts = [len(part) for part in parts]
+    shift = torch.as_tensor(steps).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+    shift = shift.reshape(-1, *[1] * (parts[0].dim() - 1))
+    return cat_views(parts) + to_device(shift, parts[0])

@@ -234,7 +234,7 @@ class Method:
         changes: dict[str, Any] = {}
         for field in ("retention", "tokens"):
             value = getattr(self, field)
-            if isinstance(value, Sequence):
+            if isinstance(value, (list, tuple)):
                 if len(value) != count:
                     raise VTCError(
                         f"{field}: got {len(value)} values, but the call has {count} image(s)"
@@ -280,7 +280,6 @@ class Method:
         features, packing = tokens.features, tokens.packing
         return (
             self.is_identity(tokens),
-            tuple((name, value.shape[1:]) for name, value in tokens.signals.items()),
             packing.patch_grid,
             packing.tile_grid is None,
             packing.newline,
@@ -290,6 +289,7 @@ class Method:
             features.shape[-1],
             features.dtype,
             features.device,
+            *[(name, value.shape[1:]) for name, value in tokens.signals.items()],
         )
 
     def budget(self, image: Packing | VisualTokens) -> int:
@@ -344,9 +344,9 @@ def _each(value: Any) -> Sequence[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy numbers as Python's, also in a list."""
-    if isinstance(value, (list, tuple)):
-        return type(value)(_plain(each) for each in value)
+    """NumPy numbers as Python's, also in a list; other sequences as lists."""
+    if isinstance(value, Sequence):
+        return (tuple if isinstance(value, tuple) else list)(_plain(each) for each in value)
     return value.item() if hasattr(value, "item") else value
 
 

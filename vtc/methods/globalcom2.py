@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.batch_tables import batch_tables, joined
+from vtc.batch_tables import batch_tables
 from vtc.errors import VTCError
 from vtc.functional.globalcom2 import Choice, choose, compact_index, crop_tables
-from vtc.functional.ragged import true_places
+from vtc.functional.ragged import joined, starts_of, true_places
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.methods.scored import keep_best
@@ -184,8 +184,9 @@ def _stream(
         patch, line, anchor, ends = zip(
             *(_image_stream(shape, placement, newline_rows) for shape in shapes), strict=True
         )
-        steps = torch.tensor([0, *ends[:-1]]).cumsum(0)
-        keys, lines, places = joined(patch, steps), joined(line, steps), joined(anchor, start)
+        steps = starts_of(ends)
+        keys, lines = joined(patch, steps), joined(line, steps)
+        places = joined(anchor, start)
         keys, lines, places = (x.to(device, non_blocking=True) for x in (keys, lines, places))
         return keys, lines, places, [len(x) for x in line]
 

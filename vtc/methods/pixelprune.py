@@ -8,8 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.pixel_prediction import surprise
 from vtc.functional.ragged import to_host
+from vtc.kernels.pixel_surprise import pixel_surprise
 from vtc.methods import _fields
 from vtc.methods.scored import Scored
 from vtc.registry import register_method
@@ -56,7 +56,7 @@ class PixelPrune(Scored):
 
     def score(self, batch: ImageBatch) -> Tensor:
         pixels, valid = batch.signal("pixels"), batch.tables.valid
-        return surprise(pixels, valid, batch.patch_grid, self.tau)
+        return pixel_surprise(pixels, valid, batch.patch_grid, self.tau)
 
     def select(self, batch: ImageBatch) -> Selection:
         if not self.counts_itself:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.prunesid import alike, deal, principal_groups, suppress
+from vtc.functional.prunesid import alike, deal, principal_groups, unsuppressed
 from vtc.functional.ragged import to_device, to_host
 from vtc.functional.windows import rank_within
 from vtc.kernels.segmented_topk import segmented_topk
@@ -54,7 +54,7 @@ class PruneSID(ClsGuided):
         attention = self.attention(batch)
         group = principal_groups(x, valid, count)
         order = segmented_topk(attention, tokens, valid)[0]
-        kept = suppress(alike(x, valid, tokens / 32), group, order, valid)
+        kept = unsuppressed(alike(x, valid, tokens / 32), group, order, valid)
 
         most = max(groups)
         numbers = torch.zeros(2, len(valid), most, dtype=torch.int64, device=valid.device)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from vtc.batch import ImageBatch
-from vtc.batch_tables import batch_tables, joined
+from vtc.batch_tables import batch_tables
 from vtc.errors import VTCError
 from vtc.functional.grids import pooled_axis, valid_rectangles
+from vtc.functional.ragged import joined, starts_of
 from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.methods import _fields
 from vtc.methods.base import Method
@@ -364,12 +365,15 @@ def _plan(shapes: tuple[Geometry, ...], side: int, device: torch.device) -> _Pla
         steps = {
             "bin": host.first * side * side,
             "place": host.start,
-            "output": torch.tensor([0, *tokens[:-1]]).cumsum(0),
+            "output": torch.tensor(starts_of(tokens)),
             "source": host.first * host.valid.shape[1],
             "size": torch.zeros(len(parts)),
             "separators": host.start,
         }
-        moved = {k: joined([getattr(p, k) for p in parts], step) for k, step in steps.items()}
+        moved = {
+            name: joined([getattr(part, name) for part in parts], step)
+            for name, step in steps.items()
+        }
         return _Plan(
             **{name: x.to(device, non_blocking=True) for name, x in moved.items()},
             tokens=tokens,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from vtc.eval.common.timing import interleaved, spread
 from vtc.eval.kernels.bench.device import FLUSH, Replay, called
@@ -22,12 +23,15 @@ from vtc.kernels import (
     bit_packing,
     cls_attention,
     cosine_topk,
+    drop_alike,
     greedy_pick,
     lof,
     merge,
     neighbour_count,
+    pixel_surprise,
     ragged_compact,
     segmented_topk,
+    suppress,
 )
 
 #: what is timed of an operation
@@ -111,6 +115,28 @@ def _bits(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
     return normal(device, torch.float32, sizes.tiles, sizes.side**2, 16) > 0, 16, torch.int64
 
 
+def _dropped(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
+    patches, step = sizes.side**2, 8
+    front = max(patches // 8, 1)  # of the fourth that stays, half by attention
+    unit = normalize(normal(device, torch.float32, sizes.tiles, patches, sizes.vision), dim=-1)
+    left = torch.arange(front, patches, device=device).expand(sizes.tiles, -1)
+    size, wanted = ([n] * sizes.tiles for n in (patches - front, front))
+    counts = torch.tensor([size, wanted], device=device)
+    return unit @ unit.mT, left, *counts, drop_alike.rounds(size, wanted, step), step
+
+
+def _suppressed(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
+    patches = sizes.side**2
+    by = normal(device, torch.float32, sizes.tiles, patches, patches) > 1
+    return by.tril(-1), _scores(sizes, device)[1]
+
+
+def _predicted(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
+    pixels = normal(device, torch.float32, sizes.tiles, sizes.side**2, 588)
+    pixels = (pixels[:, :, :1].sigmoid() * 4).round().expand_as(pixels) / 4  # flat colours
+    return pixels.to(dtype).contiguous(), _scores(sizes, device)[1], (sizes.side, sizes.side), 0.1
+
+
 OPERATIONS: dict[str, Operation] = {
     "cls_attention": Operation(
         cls_attention.cls_attention, cls_attention.cls_attention_torch, _cls
@@ -152,6 +178,11 @@ OPERATIONS: dict[str, Operation] = {
         ragged_compact.ragged_compact, ragged_compact.ragged_compact_torch, _compacted
     ),
     "bit_packing": Operation(bit_packing.pack_bits, bit_packing.pack_bits_torch, _bits),
+    "drop_alike": Operation(drop_alike.drop_alike, drop_alike.drop_alike_torch, _dropped),
+    "suppress": Operation(suppress.suppress, suppress.suppress_torch, _suppressed),
+    "pixel_surprise": Operation(
+        pixel_surprise.pixel_surprise, pixel_surprise.pixel_surprise_torch, _predicted
+    ),
 }
 
 
@@ -161,8 +192,9 @@ def correctness(
     """The operation against its twin on the same numbers in float64.
 
     Returns:
-        `error`, the largest difference over the largest value of float results, and `agree`, the
-        share of equal whole numbers; a rank may differ where values are closer than rounding.
+        `error`, the largest difference over the largest value of finite results, and `agree`, the
+        share of equal whole numbers and of equal infinities; a rank may differ where values are closer
+        than rounding.
     """
     inputs = OPERATIONS[name].inputs(sizes, device, dtype)
     wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
@@ -174,11 +206,13 @@ def correctness(
     )
     error, agree = 0.0, 1.0
     for a, b in pairs:
-        if b.is_floating_point():
-            scale = float(b.abs().max().clamp(min=1e-12))
-            error = max(error, float((a.double() - b).abs().max()) / scale)
-        else:
-            agree = min(agree, float((a == b).double().mean()))
+        whole = ~b.isfinite() if b.is_floating_point() else torch.ones_like(b, dtype=torch.bool)
+        if whole.any():
+            agree = min(agree, float((a[whole] == b[whole]).double().mean()))
+        if not whole.all():
+            a, b = a[~whole].double(), b[~whole]
+            off = (a - b).abs().max() / b.abs().max().clamp(min=1e-12)
+            error = max(error, float(off.nan_to_num(torch.inf)))
     return {"operation": name, "dtype": str(dtype)[6:], "error": error, "agree": agree}
 
 

@@ -23,7 +23,7 @@ from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import image_runs, reading_order
 from vtc.plugins.model.fingerprint import content_seeds
 from vtc.plugins.model.inputs import PIXELS
-from vtc.plugins.model.layers import layers_read
+from vtc.plugins.model.layers import feature_layer, layers_read
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens, nothing_of
@@ -360,18 +360,17 @@ def _awake(base: Model) -> Iterator[None]:
 @contextmanager
 def _live_layers(patch: Patch, base: Model, arguments: dict[str, Any]) -> Iterator[None]:
     """Leave out the encoder layers that nobody reads, see `live_layers.py`."""
-    feature_layer = arguments.get("vision_feature_layer")
-    if feature_layer is None:
-        feature_layer = getattr(base.config, "vision_feature_layer", None)
-    if feature_layer is None:
+    found = feature_layer(base.config, arguments)
+    if found is None:
         yield
         return
-    wanted = layers_read(feature_layer, patch.depth)
+    name, layer = found
+    wanted = layers_read(layer, patch.depth)
     live = max(*wanted, patch.deepest + 1, 1)
     if live >= patch.depth:
         yield
         return
     # From the front, since counting from the back would now start at another layer
-    arguments["vision_feature_layer"] = wanted[0] if isinstance(feature_layer, int) else wanted
+    arguments[name] = wanted[0] if isinstance(layer, int) else wanted
     with only_first(live):
         yield

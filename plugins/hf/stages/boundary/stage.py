@@ -20,6 +20,7 @@ from vtc.plugins.hf.stages.base import register_stage
 from vtc.plugins.hf.stages.boundary.intercept import generate, post_hook, pre_hook
 from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.typing import Model
+from vtc.plugins.model.layers import feature_layer
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
@@ -52,7 +53,7 @@ class Boundary(EncoderStage):
     def attach(self, model: Model, patch: Patch) -> None:
         super().attach(model, patch)
         base = model.base_model
-        if getattr(base.config, "vision_feature_layer", None) is not None:
+        if feature_layer(base.config) is not None:
             for modality, layers in patch.layers.items():
                 if len(layers):
                     LiveLayers.put_on(*patch.adapter.layer_list(base, modality))
