@@ -62,7 +62,7 @@ class Adapter:
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
     #: where tokens can be cut, in the order in which they pass, see `stages.base`
-    stages: ClassVar[tuple[str, ...]] = ("boundary",)
+    stages: ClassVar[tuple[str, ...]] = ("pixels", "boundary")
     #: whether the tower pads: what `fuse` leaves out is then no part of a token
     pads: ClassVar[bool] = False
     #: how the projector makes fewer tokens of the patches, empty where it maps each by itself

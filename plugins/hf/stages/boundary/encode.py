@@ -19,11 +19,13 @@ from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.live_layers import only_first
 from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
+from vtc.plugins.hf.stages.boundary.pictures import behind, check_hidden, pictures, smaller
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import image_runs, reading_order
 from vtc.plugins.model.fingerprint import content_seeds
 from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.layers import layers_read
+from vtc.plugins.model.smaller.base import Smaller
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
 from vtc.tokens import CompressedTokens, VisualTokens, nothing_of
@@ -41,13 +43,14 @@ class Encoded:
         modality: `"image"` or `"video"`.
         output: what the model's encoder function returned, its `pooler_output` replaced by the list of
             compressed features, one `[M, D]` an image.
-        lengths: uncompressed visual tokens of each image, with those that the prompt's mask hides.
+        lengths: placeholders of each image in the caller's prompt, those that its mask hides included.
         anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
         reports: one an image.
         numbers: of each image among all images and clips of the prompts, in reading order.
         identity: True when no image lost a token that is seen.
         left: of each image that the prompt's mask hides in part, int64 `[L']`, the tokens that are seen.
         seconds: host time from the end of the encoder to the compressed tokens, signals included.
+        smaller: the pictures that were made smaller, None where no method does.
     """
 
     modality: str
@@ -59,6 +62,25 @@ class Encoded:
     identity: bool
     seconds: float
     left: dict[int, Tensor] = field(default_factory=dict)
+    smaller: Smaller | None = None
+
+    @property
+    def resized(self) -> bool:
+        """Whether a picture was made smaller."""
+        return self.smaller is not None and any(map(self.smaller.changed, range(len(self.lengths))))
+
+    @property
+    def seats(self) -> list[Tensor]:
+        """Of each image, int64: the places of the tokens that it has before any is dropped."""
+        out = []
+        for index, length in enumerate(self.lengths):
+            if index in self.left:
+                out.append(self.left[index])
+            elif self.smaller is not None and self.smaller.changed(index):
+                out.append(self.smaller.seats[index])
+            else:
+                out.append(torch.arange(length))
+        return [seat.to(self.anchors[0].device) for seat in out]
 
     def settle(self) -> None:
         """Take out what is hidden where no image lost anything else: the prompt is shortened after all,
@@ -98,22 +120,60 @@ def encode(
             hides; None where it hides none.
     """
     with _awake(base):  # behind the encoders as well, for the newline
-        calls = []
+        calls, made = [], _smaller(patch, base, kwargs, ids, placeholders, shown)
         for modality, placeholder in placeholders.items():
             if not some(kwargs.get(PIXELS[modality])):
                 continue
-            call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
+            small = made.get(modality)
+            given = kwargs if small is None else {**kwargs, **small.kwargs}
+            call = _run_encoder(patch, base, given, modality, ids, placeholder)
             began = time.perf_counter()
-            calls.append((call, patch.adapter.units(call), time.perf_counter() - began))
-        numbers = _numbers([(call.modality, units) for call, units, _ in calls], shown)
+            units = patch.adapter.units(call) if small is None else small.units
+            calls.append((call, units, small, time.perf_counter() - began))
+        full = [units if small is None else small.full for _, units, small, _ in calls]
+        names = [call.modality for call, *_ in calls]
+        numbers = _numbers(list(zip(names, full, strict=True)), shown)
         count = sum(map(len, numbers))
+        packings = {
+            number: unit.packing
+            for mine, whole in zip(numbers, full, strict=True)
+            for number, unit in zip(mine, whole, strict=True)
+        }
+        method = behind(patch, [packings[n] for n in range(count)])
         done: list[Encoded] = []
-        for (call, units, seconds), mine in zip(calls, numbers, strict=True):
-            lengths = [len(unit.layout) for unit in units]
+        for (call, units, small, seconds), mine, whole in zip(calls, numbers, full, strict=True):
+            lengths = [len(unit.layout) for unit in whole]
             left = {} if visible is None else _left(visible(call.modality, lengths))
-            done.append(compress_call(patch, call, units, questions, mine, count, left))
+            done.append(
+                compress_call(patch, call, units, questions, mine, count, left, method, small)
+            )
             done[-1].seconds += seconds
     return done
+
+
+def _smaller(
+    patch: Patch,
+    base: Model,
+    kwargs: dict[str, Any],
+    ids: Tensor | None,
+    placeholders: dict[str, Tensor],
+    shown: dict[str, Tensor],
+) -> dict[str, Smaller]:
+    """The pictures of each modality at the sizes that the plan asks for; nothing where it asks for
+    none."""
+    if patch.resize is None:
+        return {}
+    given = {
+        modality: pictures(base.config, modality, kwargs, ids, placeholder)
+        for modality, placeholder in placeholders.items()
+        if some(kwargs.get(PIXELS[modality]))
+    }
+    numbers = _numbers([(modality, each.units) for modality, each in given.items()], shown)
+    count = sum(map(len, numbers))
+    return {
+        modality: smaller(patch, each, mine, count)
+        for (modality, each), mine in zip(given.items(), numbers, strict=True)
+    }
 
 
 def _numbers(calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor]) -> list[list[int]]:
@@ -168,6 +228,8 @@ def compress_call(
     numbers: Sequence[int],
     count: int,
     left: Mapping[int, Tensor] = MappingProxyType({}),
+    method: Method | None = None,
+    small: Smaller | None = None,
 ) -> Encoded:
     """Compress what one encoder call made.
 
@@ -177,8 +239,11 @@ def compress_call(
         numbers: of each among all images and clips of the prompts, in reading order.
         count: of all calls.
         left: of each image that the prompt's mask hides in part, see `Encoded.left`.
+        method: with budgets for these images; that of the patch where it says nothing else.
+        small: the pictures that were made smaller, if any.
     """
     start = time.perf_counter()
+    method, left = patch.method if method is None else method, dict(left)
     packed = cat_views([p.flatten(0, -2) for p in call.output.pooler_output])
     layouts = [unit.layout for unit in units]
     lengths = [len(layout) for layout in layouts]
@@ -188,14 +253,18 @@ def compress_call(
             f"says {sum(lengths)}; is this a modified {type(call.base).__name__}?"
         )
     parts = list(packed.split(lengths))
-    texts = questions(call.modality, lengths) if patch.reads_text else None
+    full = units if small is None else small.full
+    resized = [i for i, unit in enumerate(units) if unit is not full[i]]
+    long = [len(unit.layout) for unit in full]
+    check_hidden(resized, left)
+    texts = questions(call.modality, long) if patch.reads_text else None
     signals = Signals(patch, call)
     tokens = _visual_tokens(patch, call, units, parts, signals.cell)
     for index, seen in left.items():
         hidden = set(range(lengths[index])) - set(seen.tolist())
         packing = replace(tokens[index].packing, hidden=tuple(sorted(hidden)))
         tokens[index] = replace(tokens[index], packing=packing)
-    methods = [patch.method.for_image(number, count) for number in numbers]
+    methods = [method.for_image(number, count) for number in numbers]
 
     changed = []
     for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
@@ -205,36 +274,48 @@ def compress_call(
         text = None if texts is None else texts[index]
         captured = signals.of(place, text, units[index], parts[index])
         tokens[index] = replace(image, signals=captured)
-    outs = _compress_all(patch.method, tokens, numbers, count)
+    outs = _compress_all(method, tokens, numbers, count)
     for index, shown in left.items():  # the method's own places do not count what is hidden
         anchor = outs[index].anchor
         outs[index] = outs[index].replace(anchor=shown.to(anchor.device)[anchor])
     anchors = [out.anchor for out in outs]
     _to_language(patch, call, units, outs, parts, changed)
     # where nothing is lost, all stays as the model packed it, what is hidden too; see `settle`
-    if changed:
+    if changed or resized:
         for index in set(left) - set(changed):
             parts[index] = parts[index][anchors[index]]
         _gather_deepstack(call.output, lengths, anchors)
+    for index in resized:
+        assert small is not None, "who else changed their size"
+        anchors[index] = small.seats[index].to(anchors[index].device)[anchors[index]]
     call.output.pooler_output = parts
     seconds = time.perf_counter() - start
     fit = patch.adapter.fit(call.base, call.modality)
+    asking = (
+        methods if patch.resize is None else [patch.resize.for_image(n, count) for n in numbers]
+    )
     reports = [
         ImageReport.from_tokens(
-            image, out, seconds / len(units), fit=fit, asked=method.asked(image)
+            image,
+            out,
+            seconds / len(units),
+            fit=fit,
+            asked=asking[i].asked(image if patch.resize is None else full[i].packing),
+            full=full[i].packing if i in resized and i not in left else None,
         )
-        for method, image, out in zip(methods, tokens, outs, strict=True)
+        for i, (image, out) in enumerate(zip(tokens, outs, strict=True))
     ]
     return Encoded(
         call.modality,
         call.output,
-        lengths,
+        long,
         anchors,
         reports,
         list(numbers),
-        not changed,
+        not (changed or resized),
         seconds,
-        dict(left),
+        left,
+        small,
     )
 
 
