@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,20 +30,24 @@ def grids(grid: tuple[int, int], frames: int = 1) -> list[Choice]:
 
     Each has the shape of the picture up to one row or column, as rounding leaves it.
     """
-    found: dict[tuple[int, int], None] = {}
     rows, cols = grid
+    found = set()
     for one in range(1, rows + 1):
-        low = max(one * cols // rows, 1)
-        found |= dict.fromkeys([(one, low), (one, min(low + 1, cols))])
+        found |= {(one, other) for other in _beside(one * cols / rows, cols)}
     for one in range(1, cols + 1):
-        low = max(one * rows // cols, 1)
-        found |= dict.fromkeys([(low, one), (min(low + 1, rows), one)])
+        found |= {(other, one) for other in _beside(one * rows / cols, rows)}
 
     def near(size: tuple[int, int]) -> tuple[int, float]:
         shape = size[0] * cols / (size[1] * rows)
         return size[0] * size[1], -max(shape, 1 / shape)
 
     return [Choice(size[0] * size[1] * frames, size) for size in sorted(found, key=near)]
+
+
+def _beside(extent: float, most: int) -> set[int]:
+    """The whole numbers in [1, `most`] around an extent, one below and one above."""
+    low = math.floor(extent + 1e-9)
+    return {min(low + 1, most), low} if low else {1}
 
 
 def choose(choices: Sequence[Choice], most: int, least: int | None = None) -> Choice:

@@ -50,7 +50,7 @@ class AnyRes:
                 found[fitted] = Choice(packing.patches, fitted)
         whole = Choice(unit.packing.patches, size)
         fewer = [c for c in found.values() if c.patches < whole.patches]
-        return [*sorted(fewer, key=lambda c: c.patches), whole]
+        return [*sorted(fewer, key=lambda c: (c.patches, c.size)), whole]
 
     def make(self, inputs: Inputs, units: list[Unit], chosen: Sequence[Choice | None]) -> Smaller:
         sizes = torch.as_tensor(inputs.kwargs["image_sizes"]).clone()

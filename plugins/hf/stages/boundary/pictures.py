@@ -11,13 +11,14 @@ from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.methods.base import Method
+from vtc.methods.resize import Resize
 from vtc.packing import Packing
 from vtc.plugins.model.compaction import Compaction
 from vtc.plugins.model.families import FAMILIES
 from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.positions import last_of, prompt_positions
 from vtc.plugins.model.smaller.base import Smaller
-from vtc.plugins.model.smaller.choose import choose
+from vtc.plugins.model.smaller.choose import Choice, choose
 from vtc.plugins.model.smaller.families import resizer
 from vtc.plugins.model.units import Unit
 
@@ -60,9 +61,10 @@ def smaller(patch: Patch, shown: Pictures, numbers: Sequence[int], count: int) -
     assert patch.resize is not None, "else nobody asks"
     make = resizer(shown.inputs.config)
     followed = patch.method.name != "none"
-    chosen = []
+    chosen: list[Choice | None] = []
     for unit, number in zip(shown.units, numbers, strict=True):
         method = patch.resize.for_image(number, count)
+        assert isinstance(method, Resize), "as every copy of one"
         if len(unit.layout) == 0 or method.is_identity(unit.packing):
             chosen.append(None)
             continue
