@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
@@ -229,6 +230,8 @@ def test_forward_is_that_of_small_pictures(name: str, video: bool, side: str) ->
 def test_generate_is_that_of_small_pictures(name: str, video: bool, mode: str) -> None:
     model, rows = tiny.built(name), rows_of(name, video)
     method = METHODS[name]
+    if mode == "beams" and transformers.__version__ < "5.19":
+        pytest.skip("the bare model repeats the images of a prompt one by one, in the wrong order")
     batch, alone = given(name, model, rows, method)
     ask = dict(ASK[mode], max_new_tokens=4, min_new_tokens=4)
     with vtc.compress(model, method):

@@ -259,6 +259,12 @@ class Method:
     # -- what `compress_batch` uses ----------------------------------------------------------------
 
     @property
+    def early(self) -> bool:
+        """Whether tokens are dropped before the vision tower encodes them; such a method reads pixels
+        alone."""
+        return False
+
+    @property
     def counts_itself(self) -> bool:
         """Whether the number of tokens is the method's own."""
         return self.tokens is None and self.retention is None and self.adaptive

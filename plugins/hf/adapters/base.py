@@ -69,6 +69,8 @@ class Adapter:
     fuses: ClassVar[str] = ""
     #: whether a layer may attend window by window, so that a tile's patches come in several calls
     windows: ClassVar[bool] = False
+    #: whether the tower can be given some of an image's patches, see `only`
+    takes_some: ClassVar[bool] = False
     #: whether the model tells a prompt from a step by a cache that nothing was ever put into
     wants_new_cache: ClassVar[bool] = False
     #: the position policies that the model allows
@@ -211,6 +213,15 @@ class Adapter:
             )
         (rows, cols), (height, width) = *grids, tiles.shape[-2:]
         return token_pixels(tiles, (rows, cols), (height // rows, width // cols)).flatten(0, 1)
+
+    def only(self, call: Call, kept: Sequence[Tensor]) -> dict[str, Any]:
+        """Arguments of the encoder with which it encodes some tokens of each image alone, where it can
+        (`takes_some`).
+
+        Args:
+            kept: of each image int64, rising, the tokens in the order in which they are packed.
+        """
+        raise NotImplementedError
 
     def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
         """The pixels of unit `index`, without tiles that only pad the batch."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.methods.resize import Resize
-from vtc.packing import Packing
 from vtc.plugins.model.compaction import Compaction
 from vtc.plugins.model.families import FAMILIES
 from vtc.plugins.model.inputs import Inputs
@@ -77,21 +76,26 @@ def smaller(patch: Patch, shown: Pictures, numbers: Sequence[int], count: int) -
     return make.make(shown.inputs, shown.units, chosen)
 
 
-def behind(patch: Patch, full: Sequence[Packing]) -> Method:
+def behind(
+    patch: Patch, full: Mapping[str, list[Unit]], numbers: Mapping[str, Sequence[int]]
+) -> Method:
     """The method behind with the budgets of the plan, which are shares of the caller's pictures.
 
     Args:
-        full: of every image and clip of the prompts, in reading order.
+        full: the caller's images and clips by modality.
+        numbers: of each among all of the prompts, in reading order.
     """
     resize, method = patch.resize, patch.method
     if resize is None or method.name == "none":
         return method
-    tokens = []
-    for number, packing in enumerate(full):
-        own = replace(method, retention=resize.retention, tokens=resize.tokens, strict=False)
-        kept = own.for_image(number, len(full)).budget(packing) if packing.length else 1
-        tokens.append(kept // packing.frames if method.video == "frame" else kept)
-    return replace(method, retention=None, tokens=[max(each, 1) for each in tokens])
+    own = replace(method, retention=resize.retention, tokens=resize.tokens, strict=False)
+    count, tokens = sum(map(len, numbers.values())), {}
+    for modality, units in full.items():
+        for unit, number in zip(units, numbers[modality], strict=True):
+            packing = unit.packing
+            kept = own.for_image(number, count).budget(packing) if packing.length else 1
+            tokens[number] = kept // packing.frames if method.video == "frame" else kept
+    return replace(method, retention=None, tokens=[max(tokens[n], 1) for n in range(count)])
 
 
 def hide(host: Tensor, done: Sequence[Smaller | None]) -> Tensor:
@@ -158,14 +162,13 @@ def _moved(given: Tensor, small: Compaction, real: Tensor) -> Tensor:
     return (given - (before - at_start))[None]
 
 
-def check_hidden(resized: Sequence[int], visible: Mapping[int, Tensor]) -> None:
+def check_hidden(made: Smaller, visible: Mapping[int, Tensor]) -> None:
     """Raise `VTCError` where a mask hides a part of a picture that is made smaller.
 
     Args:
-        resized: those that are.
         visible: of each that is hidden in part, the tokens that are seen.
     """
-    if any(len(visible[index]) for index in resized if index in visible):
+    if any(len(seen) for index, seen in visible.items() if made.changed(index)):
         raise VTCError(
             "attention_mask: hides a part of an image that 'resize' makes smaller, where nobody can say "
             "which; hide all of it or nothing"
