@@ -252,7 +252,8 @@ def test_generate_is_that_of_small_pictures(name: str, video: bool, mode: str) -
         (Early(), "original"),
     ],
 )
-@pytest.mark.parametrize("name, video", CASES)
+# of the shrunk canvas the thumbnail alone is left, which the bare model cannot be given
+@pytest.mark.parametrize("name, video", [c for c in CASES if c[0] != "llava_onevision_shrunk"])
 def test_a_method_behind(name: str, video: bool, behind: Any, positions: str) -> None:
     """One budget: the method behind leaves that many tokens of the small pictures."""
     model, rows = tiny.built(name), rows_of(name, video)
@@ -276,6 +277,44 @@ def test_a_method_behind(name: str, video: bool, behind: Any, positions: str) ->
         torch.testing.assert_close(got[row, -len(want) :], want, atol=2e-3, rtol=1e-3)
         ask = dict(max_new_tokens=3, min_new_tokens=3, do_sample=False)
         assert tokens[row, -3:].tolist() == by_hand.generate(model, short, **ask)
+
+
+@pytest.mark.parametrize("name", CROPS[:3])
+def test_the_thumbnail_alone(name: str) -> None:
+    """Below the smallest canvas, beside a picture that has crops left; features made by hand."""
+    model, rows = tiny.built(name), [[LARGE], [LARGE]]
+    batch = tiny.inputs(name, rows)
+    method, base = Resize(tokens=[16, 40]), model.model
+    with torch.no_grad(), vtc.compress(model, method) as run:
+        got = model(**batch).logits
+        tokens = model.generate(**batch, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    assert [i.patches_after for i in run.reports[0].images] == [16, 32]
+    assert base.config.image_grid_pinpoints == PINPOINTS
+    with torch.no_grad():
+        layer, default = (
+            base.config.vision_feature_layer,
+            "siglip" not in str(type(base.vision_tower)).lower(),
+        )
+        states = base.vision_tower(batch["pixel_values"][0, :1], output_hidden_states=True)
+        hidden = states.hidden_states[layer][:, int(default) :]
+        feature = torch.cat([base.multi_modal_projector(hidden)[0], base.image_newline[None]])
+        ids = batch["input_ids"][0][batch["attention_mask"][0].bool()].tolist()
+        first, last = ids.index(tiny.IMAGE), len(ids) - ids[::-1].index(tiny.IMAGE)
+        embed = model.get_input_embeddings()
+        parts = [embed(torch.tensor(ids[:first])), feature, embed(torch.tensor(ids[last:]))]
+        want = model(inputs_embeds=torch.cat(parts)[None]).logits[0]
+        said = model.generate(
+            inputs_embeds=torch.cat(parts)[None],
+            max_new_tokens=3,
+            min_new_tokens=3,
+            do_sample=False,
+        )
+        assert tokens[0, -3:].tolist() == said[0, -3:].tolist()
+        torch.testing.assert_close(got[0, -len(want) :], want, atol=2e-4, rtol=1e-4)
+        _, alone = given(name, model, [[LARGE]], Resize(tokens=40))
+        want = model(**alone[0]).logits[0]
+    if torch.equal(batch["input_ids"][1], batch["input_ids"][0]):
+        torch.testing.assert_close(got[1, -len(want) :], want, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name, video", CASES)

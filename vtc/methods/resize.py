@@ -26,7 +26,7 @@ class Resize(Method):
 
     Budget: as many patch tokens as the family can make that are no more than asked for. Qwen and Pixtral
     have grids of any size; LLaVA-NeXT, LLaVA-OneVision and InternVL have fewer crops beside the
-    thumbnail, so only a few counts, and a budget below the smallest of them is an error that names
+    thumbnail, or it alone, so only a few counts, and a budget below the smallest of them is an error that names
     them. A clip keeps its frames. Families that bring every picture to one size are refused.
 
     A method may follow, `"resize+divprune"`: the budget is what is left at the end, `share` says how

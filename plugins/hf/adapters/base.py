@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -213,6 +213,10 @@ class Adapter:
             )
         (rows, cols), (height, width) = *grids, tiles.shape[-2:]
         return token_pixels(tiles, (rows, cols), (height // rows, width // cols)).flatten(0, 1)
+
+    def encoder(self, base: Model, kwargs: Mapping[str, Any]) -> Model:
+        """What has the functions that encode the pixels in `kwargs`."""
+        return base
 
     def only(self, call: Call, kept: Sequence[Tensor]) -> dict[str, Any]:
         """Arguments of the encoder with which it encodes some tokens of each image alone, where it can

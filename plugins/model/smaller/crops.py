@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from vtc.functional.anyres import tile_grid
+from vtc.packing import Packing
 from vtc.plugins.model.inputs import PIXELS, Inputs
 from vtc.plugins.model.smaller.base import Smaller, seats
 from vtc.plugins.model.smaller.choose import Choice, grids
@@ -21,11 +22,16 @@ from vtc.plugins.model.units import Unit, uncut
 #: of CLIP's towers; the others of these families have one half for all
 _CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
+#: the size of a picture of which the thumbnail alone is left: so flat that no canvas holds any of it, so
+#: that the family's own rule takes an empty one, (0, 0), where that is among the canvases
+THUMBNAIL = 1, 10**9
+
 
 class AnyRes:
-    """LLaVA-NeXT and its kin: a picture on the best of some canvases, padded, beside its thumbnail.
+    """LLaVA-NeXT and its kin: a picture on the best of some canvases, beside its thumbnail.
 
-    What decides is the size of the picture: a smaller one gets a smaller canvas. The thumbnail stays.
+    What decides is the size of the picture: a smaller one gets a smaller canvas. The thumbnail stays, and
+    is all that is left where a budget is below the smallest canvas.
 
     Args:
         units: how the family reads its inputs.
@@ -40,7 +46,7 @@ class AnyRes:
             return [Choice(unit.packing.patches, size or (0, 0))]
         tile = inputs.config.vision_config.image_size
         pinpoints = [tuple(p) for p in inputs.config.image_grid_pinpoints]
-        found: dict[tuple[int, int], Choice] = {}
+        found = {THUMBNAIL: Choice(unit.patches, THUMBNAIL)}
         for high, wide in pinpoints:
             scale = min(high / size[0], wide / size[1])
             fitted = max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
@@ -70,15 +76,19 @@ class AnyRes:
         else:
             kwargs[PIXELS[inputs.modality]] = torch.cat(parts)
         given = replace(inputs, kwargs={**inputs.kwargs, **kwargs})
-        small = [
-            old if choice is None else new
-            for old, new, choice in zip(units, self.units(given), chosen, strict=True)
-        ]
+        small = list(units)
+        for index, (unit, choice) in enumerate(zip(self.units(given), chosen, strict=True)):
+            if choice is not None and choice.size == THUMBNAIL:
+                size = units[index].packing.image_size
+                unit = Unit(Packing(unit.patch_grid, None, size, newline=True))
+            small[index] = units[index] if choice is None else unit
         where = [seats(a.packing, b.packing) for a, b in zip(units, small, strict=True)]
         return Smaller(units, small, kwargs, where)
 
     def _fewer(self, inputs: Inputs, unit: Unit, tiles: Tensor, size: tuple[int, int]) -> Tensor:
         """Thumbnail and crops of one picture at `size`, whose canvas is the one that goes with it."""
+        if size == THUMBNAIL:
+            return tiles[:1]
         config, side = inputs.config, inputs.config.vision_config.image_size
         crops, before = unit.packing.tile_grid, unit.packing.image_size
         assert crops is not None and before is not None, "`choices` leaves the others"

@@ -34,7 +34,7 @@ def run_encoder(
     Args:
         more: arguments that the encoder is given besides, or in place of the call's.
     """
-    function = getattr(base, f"get_{modality}_features")
+    function = getattr(patch.adapter.encoder(base, kwargs), f"get_{modality}_features")
     accepted = inspect.signature(function).parameters
     arguments = {k: v for k, v in kwargs.items() if k in accepted and v is not None}
     if patch.reads_hidden:
