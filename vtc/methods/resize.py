@@ -24,10 +24,11 @@ class Resize(Method):
     The model gets what its processor makes of a smaller picture: the same patches, fewer of them, at the
     positions of a small picture. The baseline that published methods have to beat.
 
-    Budget: as many patch tokens as the family can make that are no more than asked for. Qwen and Pixtral
-    have grids of any size; LLaVA-NeXT, LLaVA-OneVision and InternVL have fewer crops beside the
-    thumbnail, or it alone, so only a few counts, and a budget below the smallest of them is an error that names
-    them. A clip keeps its frames. Families that bring every picture to one size are refused.
+    Budget: as many patch tokens as the family can make that are no more than asked for. Qwen and
+    Pixtral have grids of any size; LLaVA-NeXT, LLaVA-OneVision and InternVL have fewer crops beside
+    the thumbnail, or it alone, so only a few counts, and a budget below the smallest of them is an
+    error that names them. A clip keeps its frames. Families that bring every picture to one size are
+    refused.
 
     A method may follow, `"resize+divprune"`: the budget is what is left at the end, `share` says how
     much of the saving is made here, and what no size of the picture fits, the method behind sees to.

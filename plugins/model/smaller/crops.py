@@ -28,10 +28,10 @@ THUMBNAIL = 1, 10**9
 
 
 class AnyRes:
-    """LLaVA-NeXT and its kin: a picture on the best of some canvases, beside its thumbnail.
+    """LLaVA-NeXT and its kin: a picture on the best of some canvases, beside a thumbnail.
 
-    What decides is the size of the picture: a smaller one gets a smaller canvas. The thumbnail stays, and
-    is all that is left where a budget is below the smallest canvas.
+    What decides is the size of the picture: a smaller one gets a smaller canvas. The thumbnail
+    stays, and is all that is left where a budget is below the smallest canvas.
 
     Args:
         units: how the family reads its inputs.
