@@ -37,7 +37,7 @@ def apply(
         positions: `"original"` keeps every token's position (default), `"contiguous"` numbers the
             short prompt afresh, `"regrid"` closes the gaps, with M-RoPE on every axis by itself.
         options: the method's hyper-parameters, e.g. `retention=0.25` or `tokens=160`, when `method` is
-            a name.
+            a name; of `"resize+b"` those of `resize`, whose budget is that of both.
 
     Returns:
         A handle with `reports` (one `Report` a prefill), `compaction` (from the last short prompt to the

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError, nearest
 from vtc.registry import check_method, create_method, method_class
-from vtc.several import check_places, names_of
+from vtc.several import in_front, names_of, settled
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -50,7 +50,8 @@ class CompressionConfig:
         method: a name of `vtc.list_methods()`; `"none"` leaves a model untouched. Several that work
             one behind the other are `"a+b"`.
         retention: share of patch tokens to keep, in (0, 1], or one share per image of a call, row by
-            row and left to right, clips among them. None leaves it to the method.
+            row and left to right, clips among them. None leaves it to the method. Of several methods
+            only a plan with one that makes pictures smaller has one for all: what is left at the end.
         tokens: absolute number of patch tokens instead, or one number per image. Where an image has
             fewer all stay, with the option `strict` it is an error.
         positions: `"original"` keeps the positions of the uncompressed prompt, `"contiguous"`
@@ -76,6 +77,7 @@ class CompressionConfig:
         names = names_of(self.method)
         if len(names) > 1:
             given = [key for key in BUDGET if getattr(self, key) is not None]
+            given = given if given and in_front(names) is None else []
             given += [key for key in self.options if key not in names]
             if given or not all(isinstance(each, Mapping) for each in self.options.values()):
                 raise VTCError(f"{given[0] if given else 'options'}: {_tables(self.method)}")
@@ -105,20 +107,27 @@ class CompressionConfig:
             create_method(name, **{**(defaults or {}).get(name, {}), **fields})
             for name, fields in self.parts()
         ]
-        check_places(methods)
-        return methods
+        return settled(methods)
 
     def parts(self) -> list[tuple[str, dict[str, Any]]]:
         """The name of every method, and what is given of its fields."""
         names = names_of(self.method)
         if len(names) == 1:
             return [(self.method, self.fields())]
-        return [(name, dict(self.options.get(name, {}))) for name in names]
+        front = in_front(names)
+        return [
+            (name, {**(self.budget() if name == front else {}), **self.options.get(name, {})})
+            for name in names
+        ]
 
     def fields(self) -> dict[str, Any]:
         """What is given of the method's fields: the budget, where there is one, and the options."""
+        return {**self.budget(), **self.options}
+
+    def budget(self) -> dict[str, Any]:
+        """The budget by the name of its field, empty where there is none."""
         budget = {"retention": self.retention, "tokens": self.tokens}
-        return {**{k: v for k, v in budget.items() if v is not None}, **self.options}
+        return {k: v for k, v in budget.items() if v is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a file with them gives the same configuration."""

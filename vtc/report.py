@@ -61,6 +61,9 @@ class ImageReport(Packed):
         sample: row of the batch that the image belongs to.
         asked: patch tokens that the setting asked for, be they there or not; None where the method
             counts by itself.
+        full: how the sequence would have been made of the picture at the size that the processor gave
+            it; None where the picture was not made smaller. `packing` is of the smaller one, and the
+            counts before are of this one.
     """
 
     packing: Packing
@@ -72,6 +75,7 @@ class ImageReport(Packed):
     seconds: float = 0.0
     sample: int = 0
     asked: int | None = None
+    full: Packing | None = None
     #: patch tokens `(before, left)`, where both are known without a look at the device
     _known: tuple[int, int] | None = field(default=None, repr=False)
 
@@ -84,11 +88,13 @@ class ImageReport(Packed):
         sample: int = 0,
         fit: str = "crop",
         asked: int | None = None,
+        full: Packing | None = None,
     ) -> ImageReport:
         """The report of one call of `Method.compress`; holds no features.
 
         Args:
             asked: `Method.asked` of these tokens.
+            full: of a picture that was made smaller, see `full`.
         """
         left = out.num_patches
         return cls(
@@ -101,7 +107,8 @@ class ImageReport(Packed):
             seconds=seconds,
             sample=sample,
             asked=asked,
-            _known=None if left is None else (tokens.num_patches, left),
+            full=full,
+            _known=None if left is None else (full.patches if full else tokens.num_patches, left),
         )
 
     # -- the shape ---------------------------------------------------------------------------
@@ -116,7 +123,7 @@ class ImageReport(Packed):
     @property
     def tokens_before(self) -> int:
         """Length of the uncompressed sequence: patch tokens and separators."""
-        return self.packing.length
+        return (self.full or self.packing).length
 
     @property
     def tokens_after(self) -> int:
@@ -126,7 +133,7 @@ class ImageReport(Packed):
     @property
     def patches_before(self) -> int:
         """Patch tokens of the uncompressed sequence, without padding: the base of `retention`."""
-        return self.packing.patches
+        return (self.full or self.packing).patches
 
     @cached_property
     def patches_after(self) -> int:
@@ -242,6 +249,7 @@ class ImageReport(Packed):
             "patch": self.patch.tolist(),
             "weight": self.weight.tolist(),
             "merged": merged,
+            "full": self.full and self.full.to_dict(),
         }
 
     @classmethod
@@ -254,6 +262,7 @@ class ImageReport(Packed):
             weight=torch.tensor(data["weight"], dtype=torch.float),
             **{key: data[key] for key in ("fit", "seconds", "sample")},
             asked=data.get("asked"),  # reports were saved before they said so
+            full=Packing.from_dict(data["full"]) if data.get("full") else None,
         )
         if data["merged"] is not None:
             report.merged = MergeIndex(

@@ -10,6 +10,7 @@ from torch import nn
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.methods.base import Method
+from vtc.methods.none import NoCompression
 from vtc.plugins.hf.adapters import adapter_for
 from vtc.plugins.hf.attach import sync
 from vtc.plugins.hf.defaults import completed, create_for
@@ -21,7 +22,7 @@ from vtc.plugins.hf.stages.base import stages_for
 from vtc.plugins.hf.text_encoder import load_tokenizer
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.positions import check_policy
-from vtc.several import check_places, names_of
+from vtc.several import in_front, names_of, settled
 
 if TYPE_CHECKING:
     from vtc.plugins.backends import Plan
@@ -51,7 +52,8 @@ def apply(
             model's weights.
         positions: `"original"` (default), `"contiguous"` or `"regrid"`, see `positions.py`. A model
             that counts positions itself has only one policy, which is its default.
-        options: hyper-parameters, when `method` is a name.
+        options: hyper-parameters, when `method` is a name; of `"resize+b"` those of `resize`, and the
+            budget of both.
 
     Raises:
         VTCError: before the model is touched.
@@ -130,7 +132,8 @@ def _resolve(
     """The methods, with what the model brings for them, and the position policy."""
     if isinstance(method, str) and "+" not in method:
         return [create_for(model, method, options)], check_policy(positions or "original")
-    if options:
+    front = in_front(names_of(method)) if isinstance(method, str) else None
+    if options and front is None:
         got = repr(method) if isinstance(method, str) else type(method).__name__
         raise VTCError(
             f"{next(iter(options))}: options go with a method's name; got {got}; of several methods, "
@@ -148,9 +151,11 @@ def _resolve(
                 f"method: got {type(method).__name__}, allowed are a name, a Method, a list of them, "
                 "or a CompressionConfig"
             )
-        methods = [_one(model, part) for part in parts]
-    check_places(methods)
-    return methods, check_policy(policy)
+        methods = [
+            create_for(model, part, options) if part == front else _one(model, part)
+            for part in parts
+        ]
+    return settled(methods), check_policy(policy)
 
 
 def _one(model: Model, method: Any) -> Method:
@@ -167,8 +172,12 @@ def _one(model: Model, method: Any) -> Method:
 def _plan(model: Model, methods: Sequence[Method], positions: str, processor: Any) -> Patch:
     """Everything that can go wrong, before anything is changed."""
     adapter = adapter_for(model)
-    parts = stages_for(adapter, methods)
-    patch = Patch(tuple(m for _, m in parts), tuple(s for s, _ in parts), adapter, positions)
+    places, alone = {method.where for method in methods}, NoCompression()
+    # behind smaller pictures the stage at the boundary has the prompt to see to
+    more = [alone] if "pixels" in places and "boundary" not in places else []
+    parts = stages_for(adapter, [*methods, *more])
+    named = tuple(m for _, m in parts if m is not alone)
+    patch = Patch(named, tuple(s for s, _ in parts), adapter, positions)
     for stage, method in parts:
         stage.check(model, patch, method)
     if positions not in adapter.positions:

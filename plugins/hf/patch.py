@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from vtc.methods.base import Method
+from vtc.methods.none import NoCompression
+from vtc.methods.resize import Resize
 from vtc.plugins.hf.adapters import Adapter
 from vtc.plugins.hf.scopes import Call
 from vtc.plugins.hf.text_encoder import load_text_encoder
@@ -32,8 +34,9 @@ class Patch:
 
     Attributes:
         methods: the compression methods, in the order in which tokens pass them.
-        method: the first of them, for stages at the boundary theirs.
-        at_boundary: whether it is one for them; if not, they leave its calls alone.
+        method: the one for the stages at the boundary, `none` behind pictures that are made smaller.
+        resize: makes pictures smaller, None where nobody does.
+        at_boundary: whether stages at the boundary have something to do; if not, they leave calls alone.
         name: of all, `"a+b"`.
         stages: where each of them works.
         adapter: what is known of the model family.
@@ -67,11 +70,16 @@ class Patch:
     has_cls: bool = False
     tensors: dict[str, bool] = field(default_factory=dict)
     method: Method = field(init=False)
+    resize: Resize | None = field(init=False)
     name: str = field(init=False)
     at_boundary: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.method, self.name = self.methods[0], name_of(self.methods)
+        placed = {method.where: method for method in self.methods}
+        made = placed.get("pixels")
+        self.resize = made if isinstance(made, Resize) else None
+        alone = self.methods[0] if self.resize is None else NoCompression()
+        self.method, self.name = placed.get("boundary", alone), name_of(self.methods)
         self.at_boundary = self.method.where == "boundary"
 
     @property

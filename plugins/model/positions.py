@@ -63,6 +63,11 @@ def prompt_positions(
         return given.expand(-1, *real.shape)
     count = default_positions(real)
     if own is None:
+        if past is not None and seen:
+            # what is in the cache may have had pictures that were made smaller: go on behind it
+            after = torch.where(real[:, :seen].any(1), last_of(past) + 1, 0)
+            tail = after[:, None] + default_positions(real[:, seen:])
+            return torch.cat([past[:1], tail[None]], 2)
         return count[None]
     ids, types = kwargs.get("input_ids"), kwargs.get("mm_token_type_ids")
     if ids is None or types is None:

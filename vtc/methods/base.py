@@ -88,8 +88,9 @@ class Method:
     }
     #: "vision": works on tokens before the projector; "language": behind it
     stage: ClassVar[Literal["vision", "language"]] = "language"
-    #: "boundary": makes fewer tokens before the language model reads them; "layers": inside of it
-    where: ClassVar[Literal["boundary", "layers"]] = "boundary"
+    #: "pixels": makes pictures smaller before the vision tower sees them; "boundary": makes fewer tokens
+    #: before the language model reads them; "layers": inside of it
+    where: ClassVar[Literal["pixels", "boundary", "layers"]] = "boundary"
     #: True when `retention=None` means a count of the method's own
     adaptive: ClassVar[bool] = False
     #: True when the method draws at random and wants `VisualTokens.content_seed`
@@ -256,6 +257,12 @@ class Method:
         return out
 
     # -- what `compress_batch` uses ----------------------------------------------------------------
+
+    @property
+    def early(self) -> bool:
+        """Whether tokens are dropped before the vision tower encodes them; such a method reads pixels
+        alone."""
+        return False
 
     @property
     def counts_itself(self) -> bool:

@@ -20,7 +20,7 @@ class LayerMethod(Method):
     each, as papers have it. None means the counts of the paper.
     """
 
-    where: ClassVar[Literal["boundary", "layers"]] = "layers"
+    where: ClassVar[Literal["pixels", "boundary", "layers"]] = "layers"
     adaptive: ClassVar[bool] = True
     #: whether `choose` reads `LayerView.before`
     reads_before: ClassVar[bool] = False

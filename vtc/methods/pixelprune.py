@@ -28,9 +28,10 @@ class PixelPrune(Scored):
     Budget: `retention=None` drops what is predicted within `tau`, half of a page or none of a photo.
     With a number, the patches stay that are farthest from their prediction, of all tiles [ours].
 
-    Published as a step in front of the vision tower, which it saves as well. Here it is the same
-    decision behind it, which saves the language model alone and works with any tower. Every tile and
-    frame is predicted by itself, and padding predicts nothing.
+    Published as a step in front of the vision tower, which it saves as well: `before="tower"`, on Qwen.
+    By default it is the same decision behind the tower, which saves the language model alone, works with
+    any tower, and leaves the features of what stays as they were. Every tile and frame is predicted by
+    itself, and padding predicts nothing.
 
     Paper: "PixelPrune" (arXiv 2604.00886).
     Code: OPPO-Mente-Lab/PixelPrune at a870e31 (Apache-2.0); written from the maths.
@@ -39,9 +40,14 @@ class PixelPrune(Scored):
         tau: 0.0. The largest difference of a pixel value, from 0 to 1, that still counts as predicted
             [code]. Above 0 neighbours count as they would be rebuilt, so that errors do not add up, and
             the diagonals of a tile follow each other.
+        before: "language". What the tokens are dropped in front of: the "language" model; or the vision
+            "tower", as published, which then encodes nothing but the patches of what is left, each at
+            its place in the picture. They do not see what is dropped, so that their features differ from
+            those of the whole picture. Qwen alone.
     """
 
     tau: float = 0.0
+    before: str = "language"
 
     name: ClassVar[str] = "pixelprune"
     paper: ClassVar[str] = "arXiv 2604.00886"
@@ -50,6 +56,11 @@ class PixelPrune(Scored):
     def __post_init__(self) -> None:
         super().__post_init__()
         _fields.number("tau", self.tau, 0, 1)
+        _fields.one_of("before", self.before, ("language", "tower"))
+
+    @property
+    def early(self) -> bool:
+        return self.before == "tower"
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         return {"pixels": SignalRequest("pixels")}

@@ -25,7 +25,7 @@ def which(works: Callable[[Method], bool]) -> list[str]:
             try:
                 method = create_method(name)
                 method.check()
-                if name != "none" and works(method):
+                if name != "none" and method.where == "boundary" and works(method):
                     found.append(name)
             except (VTCError, TypeError):
                 continue

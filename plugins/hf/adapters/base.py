@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -62,13 +62,15 @@ class Adapter:
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
     #: where tokens can be cut, in the order in which they pass, see `stages.base`
-    stages: ClassVar[tuple[str, ...]] = ("boundary",)
+    stages: ClassVar[tuple[str, ...]] = ("pixels", "boundary")
     #: whether the tower pads: what `fuse` leaves out is then no part of a token
     pads: ClassVar[bool] = False
     #: how the projector makes fewer tokens of the patches, empty where it maps each by itself
     fuses: ClassVar[str] = ""
     #: whether a layer may attend window by window, so that a tile's patches come in several calls
     windows: ClassVar[bool] = False
+    #: whether the tower can be given some of an image's patches, see `only`
+    takes_some: ClassVar[bool] = False
     #: whether the model tells a prompt from a step by a cache that nothing was ever put into
     wants_new_cache: ClassVar[bool] = False
     #: the position policies that the model allows
@@ -211,6 +213,19 @@ class Adapter:
             )
         (rows, cols), (height, width) = *grids, tiles.shape[-2:]
         return token_pixels(tiles, (rows, cols), (height // rows, width // cols)).flatten(0, 1)
+
+    def encoder(self, base: Model, kwargs: Mapping[str, Any]) -> Model:
+        """What has the functions that encode the pixels in `kwargs`."""
+        return base
+
+    def only(self, call: Call, kept: Sequence[Tensor]) -> dict[str, Any]:
+        """Arguments of the encoder with which it encodes some tokens of each image alone, where it can
+        (`takes_some`).
+
+        Args:
+            kept: of each image int64, rising, the tokens in the order in which they are packed.
+        """
+        raise NotImplementedError
 
     def pixels(self, call: Call, units: Sequence[Unit], index: int) -> Tensor:
         """The pixels of unit `index`, without tiles that only pad the batch."""

@@ -47,6 +47,7 @@ class Stage(Protocol):
 
 #: `Method.where` in words
 _PLACES = {
+    "pixels": "front of the vision tower",
     "boundary": "front of the language model",
     "layers": "the layers of the language model",
 }

@@ -47,6 +47,11 @@ class EncoderStage:
         """Find the layers of the tower that the method's signals come from."""
         adapter, base = patch.adapter, model.base_model
         adapter.check(base)
+        if method.early and not adapter.takes_some:
+            raise VTCError(
+                f"before: got 'tower', but the vision tower of {type(model).__name__} takes nothing but "
+                "whole pictures; allowed here is 'language'"
+            )
         patch.has_cls = adapter.has_cls(base)
         requests = method.requests(patch.has_cls)
         modalities = [m for m in PIXELS if adapter.token_id(model.config, m) is not None]

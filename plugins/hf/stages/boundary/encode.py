@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,17 +14,19 @@ from torch import Tensor
 from vtc.errors import VTCError
 from vtc.functional.ragged import cat_views, join_indices
 from vtc.plugins.hf.adapters.base import Call
-from vtc.plugins.hf.live_layers import only_first
-from vtc.plugins.hf.probe import recording
 from vtc.plugins.hf.signals import Signals
+from vtc.plugins.hf.stages.boundary.cut import Cut, compress_seen, counted_whole, seen_alone
+from vtc.plugins.hf.stages.boundary.early import Early, decide
+from vtc.plugins.hf.stages.boundary.pictures import behind, check_hidden, pictures, smaller
+from vtc.plugins.hf.stages.boundary.tower import awake, run_encoder
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import image_runs, reading_order
 from vtc.plugins.model.fingerprint import content_seeds
 from vtc.plugins.model.inputs import PIXELS
-from vtc.plugins.model.layers import feature_layer, layers_read
+from vtc.plugins.model.smaller.base import Smaller
 from vtc.plugins.model.units import Unit, places
 from vtc.report import ImageReport
-from vtc.tokens import CompressedTokens, VisualTokens, nothing_of
+from vtc.tokens import CompressedTokens, VisualTokens
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -41,13 +41,14 @@ class Encoded:
         modality: `"image"` or `"video"`.
         output: what the model's encoder function returned, its `pooler_output` replaced by the list of
             compressed features, one `[M, D]` an image.
-        lengths: uncompressed visual tokens of each image, with those that the prompt's mask hides.
+        lengths: placeholders of each image in the caller's prompt, those that its mask hides included.
         anchors: int64 `[M]` an image, see `CompressedTokens.anchor`.
         reports: one an image.
         numbers: of each image among all images and clips of the prompts, in reading order.
         identity: True when no image lost a token that is seen.
         left: of each image that the prompt's mask hides in part, int64 `[L']`, the tokens that are seen.
         seconds: host time from the end of the encoder to the compressed tokens, signals included.
+        smaller: the pictures that were made smaller, None where no method does.
     """
 
     modality: str
@@ -59,6 +60,25 @@ class Encoded:
     identity: bool
     seconds: float
     left: dict[int, Tensor] = field(default_factory=dict)
+    smaller: Smaller | None = None
+
+    @property
+    def resized(self) -> bool:
+        """Whether a picture was made smaller."""
+        return self.smaller is not None and any(map(self.smaller.changed, range(len(self.lengths))))
+
+    @property
+    def seats(self) -> list[Tensor]:
+        """Of each image, int64: the places of the tokens that it has before any is dropped."""
+        out = []
+        for index, length in enumerate(self.lengths):
+            if index in self.left:
+                out.append(self.left[index])
+            elif self.smaller is not None and self.smaller.changed(index):
+                out.append(self.smaller.seats[index])
+            else:
+                out.append(torch.arange(length))
+        return [seat.to(self.anchors[0].device) for seat in out]
 
     def settle(self) -> None:
         """Take out what is hidden where no image lost anything else: the prompt is shortened after all,
@@ -97,22 +117,72 @@ def encode(
         visible: given the same, bool `[L]` (CPU) of each image, False for tokens that the prompt's mask
             hides; None where it hides none.
     """
-    with _awake(base):  # behind the encoders as well, for the newline
-        calls = []
-        for modality, placeholder in placeholders.items():
-            if not some(kwargs.get(PIXELS[modality])):
-                continue
-            call = _run_encoder(patch, base, kwargs, modality, ids, placeholder)
-            began = time.perf_counter()
-            calls.append((call, patch.adapter.units(call), time.perf_counter() - began))
-        numbers = _numbers([(call.modality, units) for call, units, _ in calls], shown)
-        count = sum(map(len, numbers))
-        done: list[Encoded] = []
-        for (call, units, seconds), mine in zip(calls, numbers, strict=True):
-            lengths = [len(unit.layout) for unit in units]
-            left = {} if visible is None else _left(visible(call.modality, lengths))
-            done.append(compress_call(patch, call, units, questions, mine, count, left))
-            done[-1].seconds += seconds
+    shows = {m: p for m, p in placeholders.items() if some(kwargs.get(PIXELS[m]))}
+
+    def run(modality: str) -> Call:
+        given = kwargs if modality not in small else {**kwargs, **small[modality].kwargs}
+        more = {} if modality not in early else early[modality].arguments
+        return run_encoder(patch, base, given, modality, ids, shows[modality], more)
+
+    small: dict[str, Smaller] = {}
+    early: dict[str, Early] = {}
+    with awake(base):  # behind the encoders as well, for the newline
+        ahead = patch.resize is not None or patch.method.early
+        if ahead:  # what there is has to be known before it is encoded
+            given = {m: pictures(base.config, m, kwargs, ids, p) for m, p in shows.items()}
+            full = {m: each.units for m, each in given.items()}
+        else:
+            calls = {modality: run(modality) for modality in shows}
+        began = time.perf_counter()
+        if not ahead:
+            full = {m: patch.adapter.units(call) for m, call in calls.items()}
+        numbers = dict(zip(full, _numbers(list(full.items()), shown), strict=True))
+        count = sum(map(len, numbers.values()))
+        left: dict[str, dict[int, Tensor]] = {
+            m: {} if visible is None else _left(visible(m, [len(u.layout) for u in units]))
+            for m, units in full.items()
+        }
+        method = behind(patch, full, numbers)
+        if ahead:
+            for m, each in given.items():
+                if patch.resize is not None:
+                    small[m] = smaller(patch, each, numbers[m], count)
+                    check_hidden(small[m], left[m])
+                if patch.method.early:
+                    shrunk = {} if m not in small else small[m].kwargs
+                    units = full[m] if m not in small else small[m].units
+                    early[m] = decide(
+                        patch,
+                        base,
+                        {**kwargs, **shrunk},
+                        m,
+                        units,
+                        method,
+                        numbers[m],
+                        count,
+                        left[m],
+                    )
+        seconds = time.perf_counter() - began
+        if ahead:
+            calls = {modality: run(modality) for modality in shows}
+        done = []
+        for m, call in calls.items():
+            units = full[m] if m not in small else small[m].units
+            done.append(
+                compress_call(
+                    patch,
+                    call,
+                    units,
+                    questions,
+                    numbers[m],
+                    count,
+                    left[m],
+                    method,
+                    small.get(m),
+                    early.get(m),
+                )
+            )
+            done[-1].seconds += seconds / len(calls)
     return done
 
 
@@ -130,36 +200,6 @@ def _numbers(calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor]) -> l
     return [[rank[next(left)] for _ in units] for _, units in calls]
 
 
-def _run_encoder(
-    patch: Patch,
-    base: Model,
-    kwargs: dict[str, Any],
-    modality: str,
-    ids: Tensor | None,
-    placeholder: Tensor,
-) -> Call:
-    function = getattr(base, f"get_{modality}_features")
-    accepted = inspect.signature(function).parameters
-    arguments = {k: v for k, v in kwargs.items() if k in accepted and v is not None}
-    if patch.reads_hidden:
-        arguments["output_hidden_states"] = True
-    for name, parameter in accepted.items():
-        if (
-            parameter.default is parameter.empty
-            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        ):
-            if name not in arguments:
-                raise VTCError(
-                    f"{name}: got None, {type(base).__name__} needs it beside the pixels"
-                )
-    layers = {layer for _, layer in patch.probed}
-    with recording(layers) as record, _live_layers(patch, base, arguments):
-        output = function(**arguments, return_dict=True)
-    # The model's forward wants what its encoder returned: a list of images, or one tensor
-    patch.tensors[modality] = isinstance(output.pooler_output, Tensor)
-    return Call(base.config, modality, kwargs, ids, placeholder, base, output, record)
-
-
 def compress_call(
     patch: Patch,
     call: Call,
@@ -168,6 +208,9 @@ def compress_call(
     numbers: Sequence[int],
     count: int,
     left: Mapping[int, Tensor] = MappingProxyType({}),
+    method: Method | None = None,
+    small: Smaller | None = None,
+    early: Early | None = None,
 ) -> Encoded:
     """Compress what one encoder call made.
 
@@ -177,64 +220,70 @@ def compress_call(
         numbers: of each among all images and clips of the prompts, in reading order.
         count: of all calls.
         left: of each image that the prompt's mask hides in part, see `Encoded.left`.
+        method: with budgets for these images; that of the patch where it says nothing else.
+        small: the pictures that were made smaller, if any.
+        early: what the method has decided before they were encoded, if it does.
     """
     start = time.perf_counter()
+    method, left = patch.method if method is None else method, dict(left)
+    full = units if small is None else small.full
+    resized = [] if small is None else [i for i in range(len(units)) if small.changed(i)]
+    lengths = [len(unit.layout) for unit in units] if early is None else early.encoded
     packed = cat_views([p.flatten(0, -2) for p in call.output.pooler_output])
-    layouts = [unit.layout for unit in units]
-    lengths = [len(layout) for layout in layouts]
     if sum(lengths) != len(packed):
         raise VTCError(
             f"model: packed {len(units)} {call.modality}(s) into {len(packed)} tokens, their layout "
             f"says {sum(lengths)}; is this a modified {type(call.base).__name__}?"
         )
     parts = list(packed.split(lengths))
-    texts = questions(call.modality, lengths) if patch.reads_text else None
-    signals = Signals(patch, call)
-    tokens = _visual_tokens(patch, call, units, parts, signals.cell)
-    for index, seen in left.items():
-        hidden = set(range(lengths[index])) - set(seen.tolist())
-        packing = replace(tokens[index].packing, hidden=tuple(sorted(hidden)))
-        tokens[index] = replace(tokens[index], packing=packing)
-    methods = [patch.method.for_image(number, count) for number in numbers]
-
-    changed = []
-    for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
-        if len(image.layout) == 0 or methods[index].is_identity(image):
-            continue
-        changed.append(index)
-        text = None if texts is None else texts[index]
-        captured = signals.of(place, text, units[index], parts[index])
-        tokens[index] = replace(image, signals=captured)
-    outs = _compress_all(patch.method, tokens, numbers, count)
-    for index, shown in left.items():  # the method's own places do not count what is hidden
-        anchor = outs[index].anchor
-        outs[index] = outs[index].replace(anchor=shown.to(anchor.device)[anchor])
-    anchors = [out.anchor for out in outs]
-    _to_language(patch, call, units, outs, parts, changed)
+    long = [len(unit.layout) for unit in full]
+    if early is None:
+        texts = questions(call.modality, long) if patch.reads_text else None
+        cut = _cut(patch, call, units, method, numbers, count, left, parts, texts)
+        _to_language(patch, call, units, cut.outs, parts, cut.changed)
+        kept = cut.anchors
+    else:
+        cut = early
+        whole = [torch.arange(length, device=packed.device) for length in lengths]
+        kept = [
+            left.get(i, each).to(each) if i not in cut.changed else each
+            for i, each in enumerate(whole)
+        ]
+    anchors = cut.anchors
     # where nothing is lost, all stays as the model packed it, what is hidden too; see `settle`
-    if changed:
-        for index in set(left) - set(changed):
-            parts[index] = parts[index][anchors[index]]
-        _gather_deepstack(call.output, lengths, anchors)
+    if cut.changed or resized:
+        for index in set(left) - set(cut.changed):
+            parts[index] = parts[index][kept[index]]
+        _gather_deepstack(call.output, lengths, kept)
+    for index in resized:
+        assert small is not None, "who else changed their size"
+        anchors[index] = small.seats[index].to(anchors[index].device)[anchors[index]]
     call.output.pooler_output = parts
     seconds = time.perf_counter() - start
     fit = patch.adapter.fit(call.base, call.modality)
+    asking = [(patch.resize or method).for_image(number, count) for number in numbers]
     reports = [
         ImageReport.from_tokens(
-            image, out, seconds / len(units), fit=fit, asked=method.asked(image)
+            image,
+            out,
+            seconds / len(units),
+            fit=fit,
+            asked=asking[i].asked(image if patch.resize is None else full[i].packing),
+            full=full[i].packing if i in resized and i not in left else None,
         )
-        for method, image, out in zip(methods, tokens, outs, strict=True)
+        for i, (image, out) in enumerate(zip(cut.tokens, cut.outs, strict=True))
     ]
     return Encoded(
         call.modality,
         call.output,
-        lengths,
+        long,
         anchors,
         reports,
         list(numbers),
-        not changed,
+        not (cut.changed or resized),
         seconds,
-        dict(left),
+        left,
+        small,
     )
 
 
@@ -243,20 +292,34 @@ def _left(visible: list[Tensor]) -> dict[int, Tensor]:
     return {i: v.nonzero().squeeze(1) for i, v in enumerate(visible) if not bool(v.all())}
 
 
-def _compress_all(
-    method: Method, tokens: list[VisualTokens], numbers: Sequence[int], count: int
-) -> list[CompressedTokens]:
-    """The method's outcome for every image; nothing of one that is hidden whole."""
-    seen = [i for i, image in enumerate(tokens) if len(image.layout)]
-    if len(seen) == len(tokens):
-        return method.compress_all(tokens, count=count, numbers=numbers)
-    some = method.compress_all(
-        [tokens[i] for i in seen], count=count, numbers=[numbers[i] for i in seen]
-    )
-    outs = [nothing_of(image) for image in tokens]
-    for index, out in zip(seen, some, strict=True):
-        outs[index] = out
-    return outs
+def _cut(
+    patch: Patch,
+    call: Call,
+    units: list[Unit],
+    method: Method,
+    numbers: Sequence[int],
+    count: int,
+    left: dict[int, Tensor],
+    parts: list[Tensor],
+    texts: list[str] | None,
+) -> Cut:
+    """What the method leaves of what the tower has encoded, `parts` being every image packed."""
+    signals = Signals(patch, call)
+    tokens = _visual_tokens(patch, call, units, parts, signals.cell)
+    for index, seen in left.items():
+        tokens[index] = replace(tokens[index], packing=seen_alone(units[index].packing, seen))
+    changed = []
+    for index, (image, place) in enumerate(zip(tokens, signals.places(units), strict=True)):
+        identity = method.for_image(numbers[index], count).is_identity(image)
+        if len(image.layout) == 0 or identity:
+            continue
+        changed.append(index)
+        text = None if texts is None else texts[index]
+        captured = signals.of(place, text, units[index], parts[index])
+        tokens[index] = replace(image, signals=captured)
+    outs = compress_seen(method, tokens, numbers, count)
+    counted_whole(outs, left)
+    return Cut(tokens, outs, changed)
 
 
 def _visual_tokens(
@@ -342,35 +405,3 @@ def _gather_deepstack(output: Any, lengths: list[int], anchors: list[Tensor]) ->
     output.deepstack_features = [
         list(torch.cat(list(level))[where.to(level[0].device)].split(after)) for level in levels
     ]
-
-
-@contextmanager
-def _awake(base: Model) -> Iterator[None]:
-    """Load what accelerate has off-loaded: the encoder runs outside the inner model's forward."""
-    hook = getattr(base, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(base)
-    try:
-        yield
-    finally:
-        if hook is not None:
-            hook.post_forward(base, None)
-
-
-@contextmanager
-def _live_layers(patch: Patch, base: Model, arguments: dict[str, Any]) -> Iterator[None]:
-    """Leave out the encoder layers that nobody reads, see `live_layers.py`."""
-    found = feature_layer(base.config, arguments)
-    if found is None:
-        yield
-        return
-    name, layer = found
-    wanted = layers_read(layer, patch.depth)
-    live = max(*wanted, patch.deepest + 1, 1)
-    if live >= patch.depth:
-        yield
-        return
-    # From the front, since counting from the back would now start at another layer
-    arguments[name] = wanted[0] if isinstance(layer, int) else wanted
-    with only_first(live):
-        yield

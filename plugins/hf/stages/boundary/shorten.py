@@ -21,6 +21,7 @@ from vtc.plugins.hf.scopes import Scope
 from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.encode import Encoded, encode, some
 from vtc.plugins.hf.stages.boundary.logits import short_places
+from vtc.plugins.hf.stages.boundary.pictures import hide, positions
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.hf.watch import watched
 from vtc.plugins.model.compaction import (
@@ -225,8 +226,11 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
         new["mm_encoder_outputs"] = {e.modality: e.output for e in done}
         if all(e.identity for e in done) and not compressed:
             return Short(new)
+    host = hide(host, [e.smaller for e in done])
     for e in done:
         e.settle()
+        if e.smaller is not None:
+            new.update((k, v) for k, v in e.smaller.kwargs.items() if k not in PIXELS.values())
     if generating:
         for e in done:
             _join_rows(e.output, rows_of(runs[e.modality], length))
@@ -234,7 +238,10 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
 
     local = _compact(prompt, host, shown, done, every)
     _text_side(new, prompt, local)
-    held = _place(new, prompt, local, numbers)
+    small = None
+    if any(e.resized for e in done):
+        small = _compact(prompt, host, shown, done, every, [s for e in done for s in e.seats])
+    held = _place(new, prompt, local, numbers, small)
     wanted = None
     if "logits_to_keep" in new and not generating:
         keep, wanted = short_places(new["logits_to_keep"], local, length)
@@ -249,13 +256,14 @@ def _compact(
     shown: dict[str, Tensor],
     done: list[Encoded],
     runs: list[Tensor],
+    anchors: list[Tensor] | None = None,
 ) -> Compaction:
-    """How the new places read from the caller's columns."""
+    """How the new places read from the caller's columns; `anchors` in place of those that are `done`."""
     first, length = prompt.first, prompt.length
     visual = torch.zeros_like(host)
     for e in done:
         visual |= shown[e.modality]
-    anchors = [anchor for e in done for anchor in e.anchors]
+    anchors = [a for e in done for a in e.anchors] if anchors is None else anchors
     # flat indices of the whole rows as flat indices of the columns behind `first`
     runs = [(run // length) * (length - first) + run % length - first for run in runs]
     # Padding on the user's side. Rows that needed none end together, so that logits[:, -1] are the next
@@ -295,16 +303,27 @@ def _text_side(new: dict[str, Any], prompt: Prompt, local: Compaction) -> None:
         )
 
 
-def _place(new: dict[str, Any], prompt: Prompt, local: Compaction, numbers: Tensor | None) -> Held:
-    """Positions and mask of the short call, and what its cache will hold."""
+def _place(
+    new: dict[str, Any],
+    prompt: Prompt,
+    local: Compaction,
+    numbers: Tensor | None,
+    small: Compaction | None,
+) -> Held:
+    """Positions and mask of the short call, and what its cache will hold.
+
+    `small` is a prompt around pictures that were made smaller, none of whose tokens is gone.
+    """
     model, patch, past = prompt.model, prompt.patch, prompt.past
     base, kwargs, generating = model.base_model, prompt.kwargs, prompt.generating
     # a plain forward of some families counts from one; the notes on a cache count from nought
     one = 0 if generating else patch.adapter.first_position
     known = None if past is None else past.long
-    long = prompt_positions(
-        getattr(base, "get_rope_index", None), kwargs, prompt.real, known, prompt.first
-    )
+    if small is not None:
+        long = positions(prompt, small, new, known)
+    else:
+        own = getattr(base, "get_rope_index", None)
+        long = prompt_positions(own, kwargs, prompt.real, known, prompt.first)
     if kwargs.get("position_ids") is not None:
         long = long - one
     sample = None if numbers is None else packed.sample_of_places(numbers, local)
