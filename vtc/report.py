@@ -193,7 +193,9 @@ class ImageReport(Packed):
         """Patch tokens that enter a layer of the language model, averaged over layers, as a share of
         those of the uncompressed sequence; `retention` where no cut was made."""
         patches = [int((self.patch >= 0).sum())]
-        patches += [int((self.patch[cut.left.to(self.patch.device)] >= 0).sum()) for cut in self.inside]
+        patches += [
+            int((self.patch[cut.left.to(self.patch.device)] >= 0).sum()) for cut in self.inside
+        ]
         return self._averaged(patches) / max(self.patches_before, 1)
 
     @property
@@ -238,7 +240,9 @@ class ImageReport(Packed):
 
     @property
     def _tile(self) -> Tensor:
-        return self.tile if not self.inside else self.tile[self.inside[-1].left.to(self.tile.device)]
+        return (
+            self.tile if not self.inside else self.tile[self.inside[-1].left.to(self.tile.device)]
+        )
 
     @property
     def _patch(self) -> Tensor:

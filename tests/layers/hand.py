@@ -18,7 +18,6 @@ from tests.families import tiny
 from tests.layers import methods
 from tests.layers.models import family_of
 
-
 Row = list[tuple[str, tuple[int, int]]]
 
 
@@ -30,9 +29,7 @@ class Lists:
 
     def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if self.held is not None:
-            key, value = (
-                torch.cat(pair, 2) for pair in zip(self.held, (key, value), strict=True)
-            )
+            key, value = (torch.cat(pair, 2) for pair in zip(self.held, (key, value), strict=True))
         self.held = key, value
         return key, value
 

@@ -21,7 +21,13 @@ METHODS: dict[str, Any] = {
     "steps": Steps(),
     "drop all": DropAll(),
 }
-FAMILIES = [name for name in tiny.FAMILIES if name != tiny.UNKNOWN]
+#: one of each kind that is built differently; the others are slow
+KINDS = ("llava", "llava_next", "qwen3_vl", "internvl", "idefics3", "paligemma", *models.OTHERS)
+FAMILIES = [
+    name if name in KINDS else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*tiny.FAMILIES, *models.OTHERS)
+    if name != tiny.UNKNOWN
+]
 
 
 def check(name: str, method: Any, attention: str = "sdpa", rows: tiny.Rows = tiny.MIXED) -> None:
@@ -63,7 +69,7 @@ def test_rows_of_a_batch(name: str, method: str) -> None:
     check(name, METHODS[method])
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *models.OTHERS])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str) -> None:
     check(name, Steps())
 

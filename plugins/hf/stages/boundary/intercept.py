@@ -91,7 +91,7 @@ def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         patch.note_compaction(scope.call, short.compaction)
         _PENDING.set(Pending(short.held, short.wanted, kwargs.get("labels") is not None))
     elif generating is not None:
-        # transformers hands on what was encoded with the prompt alone, and afterwards an empty dictionary
+        # transformers hands on what was encoded with the prompt alone, later an empty dictionary
         shown = generating.shown if kwargs.get("mm_encoder_outputs") else None
         if generating.gaps:
             kwargs.update(_generated_positions(model, patch.adapter, generating, kwargs))

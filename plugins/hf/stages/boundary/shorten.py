@@ -236,7 +236,11 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
             if report is not None and patch.inside is not None:
                 columns = slice(prompt.first, None)
                 whole.shown = shown_by(
-                    prompt.of(done)[:, columns], prompt.real[:, columns], _seen(prompt), report, rows
+                    prompt.of(done)[:, columns],
+                    prompt.real[:, columns],
+                    _seen(prompt),
+                    report,
+                    rows,
                 )
             return whole
     for e in done:

@@ -11,8 +11,8 @@ from torch import Tensor
 from vtc.errors import VTCError
 from vtc.plugins.hf import cache
 from vtc.plugins.hf.stages.boundary import packed
-from vtc.plugins.hf.stages.layers.masks import make_masks, of_layer
 from vtc.plugins.hf.stages.layers.later import Later
+from vtc.plugins.hf.stages.layers.masks import make_masks, of_layer
 from vtc.plugins.hf.stages.layers.notes import Notes
 from vtc.plugins.hf.stages.layers.plan import budgets_of
 from vtc.plugins.hf.stages.layers.prompt import Prompt
@@ -99,9 +99,7 @@ def enter(
     late(model, lm, notes, held_in, valid.to(inputs.device), padded)
 
 
-def late(
-    model: Model, lm: Model, notes: Notes, held_in: Any, valid: Tensor, padded: bool
-) -> Later:
+def late(model: Model, lm: Model, notes: Notes, held_in: Any, valid: Tensor, padded: bool) -> Later:
     """The masks of a call that cuts nothing, for layers that hold less than the first.
 
     Args:

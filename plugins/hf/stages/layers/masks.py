@@ -1,7 +1,7 @@
 """The attention masks of some decoder layers, made by transformers itself.
 
-It sizes masks by the first layers of a cache. Behind a cut the layers hold fewer tokens, so it is given a
-view of the cache with them alone: lengths, offsets and sliding windows come out right.
+It sizes masks by the first layers of a cache. Behind a cut the layers hold fewer tokens, so it is given
+a view of the cache with them alone: lengths, offsets and sliding windows come out right.
 """
 
 from __future__ import annotations
