@@ -64,12 +64,20 @@ class Hand:
     """One row, from its prompt on.
 
     Attributes:
+        asking: columns whose attention counts.
         columns: of the row's prompt, what each cut has left, by layer.
     """
 
     def __init__(
-        self, model: nn.Module, name: str, inputs: dict[str, Any], row: Row, method: Any
+        self,
+        model: nn.Module,
+        name: str,
+        inputs: dict[str, Any],
+        row: Row,
+        method: Any,
+        asking: Sequence[int] = (-1,),
     ) -> None:
+        self.asking = [column % inputs["input_ids"].shape[1] for column in asking]
         self.model, self.method, self.family = model, method, family_of(name)
         self.sizes = sizes(self.family, row)
         self.lm = getattr(model.model, "language_model", None) or model.model.text_model
@@ -225,7 +233,8 @@ class Hand:
             )
             for index, run in enumerate(runs):
                 count = method.counts(self.sizes[index], len(self.lm.layers))[cut]
-                ranked = sorted(run, key=lambda place: (-float(weights[-1, place]), place))
+                score = weights[[columns.index(column) for column in self.asking]].amax(0)
+                ranked = sorted(run, key=lambda place: (-float(score[place]), place))
                 gone |= set(ranked[count:])
         left = [place for place in range(len(columns)) if place not in gone]
         return hidden[:, left], left
