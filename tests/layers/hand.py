@@ -79,7 +79,7 @@ class Hand:
     ) -> None:
         self.asking = [column % inputs["input_ids"].shape[1] for column in asking]
         self.model, self.method, self.family = model, method, family_of(name)
-        self.sizes = sizes(self.family, row)
+        self.sizes = self.sizes_of(row)
         self.lm = getattr(model.model, "language_model", None) or model.model.text_model
         self.eager = copy.deepcopy(self.lm)
         self.eager.set_attn_implementation("eager")
@@ -90,7 +90,7 @@ class Hand:
         self.ids = inputs["input_ids"][0]
         self.types = inputs.get("token_type_ids")
         self.columns: dict[int, list[int]] = {}
-        given = first_call(model, inputs)
+        given = self.given(inputs)
         self.positions = self._axes(given["position_ids"], len(self.ids))
         self.prompt = self._prompt(given)
 
@@ -107,8 +107,17 @@ class Hand:
         self.asking, self.types = [len(ids) - 1], None
         if given.get("token_type_ids") is not None or self.family == "gemma3":
             self.types = (ids == tiny.IMAGE).long()[None]
-        self.positions = self._axes(given["position_ids"], len(ids))
+        axes = len(self.positions)
+        self.positions = self._axes(given["position_ids"], len(ids)).expand(axes, -1, -1)
         self.prompt = self._prompt(given)
+
+    def given(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the bare language model is given for the prompt."""
+        return first_call(self.model, inputs)
+
+    def sizes_of(self, row: Row) -> list[int]:
+        """The visual tokens of each image."""
+        return sizes(self.family, row)
 
     def _axes(self, positions: Tensor | None, length: int) -> Tensor:
         if positions is None:
