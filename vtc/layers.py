@@ -78,7 +78,7 @@ class LayerView(Protocol):
 
     @property
     def before(self) -> Tensor:
-        """`[B, S, D]`, what entered the layer in front of the cut; for methods that say `reads_before`."""
+        """`[B, S, D]`, what entered the layer in front of the cut; for methods with `reads_before`."""
 
     def normed(self) -> Tensor:
         """`hidden` through the language model's final norm."""
@@ -88,7 +88,13 @@ class LayerView(Protocol):
         rotary embedding."""
 
     def attention(
-        self, rows: Tensor, layer: Which, *, rotary: bool = True, among: Tensor | None = None
+        self,
+        rows: Tensor,
+        layer: Which,
+        *,
+        rotary: bool = True,
+        among: Tensor | None = None,
+        mean: bool = False,
     ) -> Tensor:
         """Float32 `[B, H, R, S]`, the attention probabilities of some rows.
 
@@ -97,4 +103,5 @@ class LayerView(Protocol):
             layer: whose.
             rotary: whether with rotary embedding.
             among: bool `[B, S]`, the keys of the softmax; None for all that a row may see.
+            mean: give the mean over heads, `[B, R, S]`.
         """
