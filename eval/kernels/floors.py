@@ -92,6 +92,18 @@ def _attention_received(tiles: int) -> Work:
     )
 
 
+def _row_attention(tiles: int) -> Work:
+    heads, prompt = 32, tiles * PATCHES
+    keys = prompt * LM_WIDTH  # all heads side by side
+    return Work(
+        keys * HALF + prompt * FLAG,
+        prompt * FLOAT,
+        2 * keys,
+        False,
+        f"a row, keys [1, {heads}, {prompt}, {LM_WIDTH // heads}]",
+    )
+
+
 def _neighbour_count(tiles: int) -> Work:
     pairs = tiles * PATCHES * (PATCHES - 1) // 2  # cosines are symmetric
     return Work(
@@ -192,6 +204,7 @@ def _bit_packing(tiles: int) -> Work:
 WORK: dict[str, Callable[[int], Work]] = {
     "cls_attention": _cls_attention,
     "attention_received": _attention_received,
+    "row_attention": _row_attention,
     "segmented_topk": _segmented_topk,
     "lof": _lof,
     "neighbour_count": _neighbour_count,
