@@ -3,9 +3,9 @@
 The S x S map is never made: R rows of it are, 2 * B * H * R * S * d FLOPs. Heads that share keys read
 them together, and sequences are cut into blocks of keys, so that one row fills a GPU too.
 
-Bytes: reads the keys once, B * G * S * d elements, for every 16 rows of a group; writes 4 * B * H * R * S,
-or 4 * B * R * S of means. On the way the logits are written and read once, 8 * B * H * R * S. For one row
-the floor is the time to read the keys.
+Bytes: reads the keys once, B * G * S * d elements, for every 16 rows of a group; writes 4 * B * H * R * S
+bytes, or 4 * B * R * S of means. On the way the logits are written and read once, 8 * B * H * R * S. For
+one row the floor is the time to read the keys.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ def _mean_probabilities(
     tl.store(out + row * length + j, total * share, mask=j < length)
 
 
-def launch(
-    query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, mean: bool
-) -> Tensor:
+def launch(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, mean: bool) -> Tensor:
     """The Triton path: 3 launches (logits, normalisers of whole rows, probabilities)."""
     batch, heads, rows, width = query.shape
     groups, length = keys.shape[1:3]
@@ -160,9 +158,7 @@ def launch(
     return out
 
 
-def fake(
-    query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, mean: bool
-) -> Tensor:
+def fake(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, mean: bool) -> Tensor:
     """The result not yet filled."""
     batch, heads, rows, _ = query.shape
     shape = (batch, rows) if mean else (batch, heads, rows)

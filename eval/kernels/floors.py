@@ -93,14 +93,13 @@ def _attention_received(tiles: int) -> Work:
 
 
 def _row_attention(tiles: int) -> Work:
-    heads, prompt = 32, tiles * PATCHES
-    keys = prompt * LM_WIDTH  # all heads side by side
+    heads, keys = 32, tiles * PATCHES * LM_WIDTH  # all heads side by side
     return Work(
-        keys * HALF + prompt * FLAG,
-        prompt * FLOAT,
+        keys * HALF + tiles * PATCHES * FLAG,
+        tiles * PATCHES * FLOAT,
         2 * keys,
         False,
-        f"a row, keys [1, {heads}, {prompt}, {LM_WIDTH // heads}]",
+        f"a row, keys [{tiles}, {heads}, {PATCHES}, {LM_WIDTH // heads}]",
     )
 
 

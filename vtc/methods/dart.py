@@ -49,6 +49,7 @@ class Dart(OneCut):
     name: ClassVar[str] = "dart"
     paper: ClassVar[str] = "arXiv 2502.11494"
     paper_layers: ClassVar[tuple[int, ...]] = (2,)
+    reads_before: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

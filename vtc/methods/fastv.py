@@ -32,6 +32,7 @@ class FastV(OneCut):
     name: ClassVar[str] = "fastv"
     paper: ClassVar[str] = "arXiv 2403.06764"
     paper_layers: ClassVar[tuple[int, ...]] = (2,)
+    reads_before: ClassVar[bool] = True
 
     def shares(self) -> tuple[Share, ...]:
         return (0.5,)

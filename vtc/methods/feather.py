@@ -46,6 +46,7 @@ class Feather(SeveralCuts):
     name: ClassVar[str] = "feather"
     paper: ClassVar[str] = "arXiv 2412.13180"
     paper_layers: ClassVar[tuple[int, ...]] = (8, 16)
+    reads_before: ClassVar[bool] = True
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class LayerMethod(Method):
     #: the paper's cuts, and the depth of the language model that they are for
     paper_layers: ClassVar[tuple[int, ...]] = ()
     paper_depth: ClassVar[int] = 32
-    #: whether `choose` reads `LayerView.before`
+    #: whether `choose` reads what entered the layer in front of the cut: its hidden states, queries or keys
     reads_before: ClassVar[bool] = False
     #: whether `choose` looks at the tokens that ask, so that the prompt has to come in one piece
     reads_question: ClassVar[bool] = True
@@ -222,23 +222,22 @@ class LayerMethod(Method):
         """Whether the budget asks for every token of this image in every layer."""
         if self.layer_retention is not None:
             return self.layer_retention == 1
-        return super().is_identity(image)
+        return not self.counts_itself and self.budget(image) >= self.length(image)
 
     def budget(self, image: Packing | VisualTokens) -> int:
-        """Tokens of an image that enter a layer, the mean over layers, rounded down. All of them, the
-        bound, where the mean follows from the depth of the language model: see `counts`."""
+        """Tokens of an image that enter a layer, separators too: the mean over layers, rounded down. All
+        of them, the bound, where the mean hangs on the depth of the language model: see `counts`."""
         if self.counts_itself or self.layer_retention is not None:
-            return image.geometry.patches
-        return super().budget(image)
+            return self.length(image)
+        return self._share(self.length(image))
 
     def asked(self, image: Packing | VisualTokens) -> int | None:
         """The mean over layers that the setting asks for; None where it says something else."""
         return None if self.layer_retention is not None else super().asked(image)
 
-    def length(self, image: Packing | VisualTokens) -> int | None:
+    def length(self, image: Packing | VisualTokens) -> int:
         """Tokens of an image in the prompt: all, since none goes in front of the language model."""
-        packing = image if isinstance(image, Packing) else image.packing
-        return packing.length
+        return len((image if isinstance(image, Packing) else image.packing).layout)
 
     def select(self, batch: ImageBatch) -> Selection:
         raise VTCError(

@@ -81,6 +81,7 @@ class SparseVLM(SeveralCuts):
     name: ClassVar[str] = "sparsevlm"
     paper: ClassVar[str] = "arXiv 2410.04417"
     paper_layers: ClassVar[tuple[int, ...]] = (3, 7, 16)
+    reads_before: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

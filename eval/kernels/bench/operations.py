@@ -70,10 +70,10 @@ def _received(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
 
 
 def _row(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
-    """The last row of a prompt of all tiles, in the language model."""
-    heads, prompt = 2 * sizes.heads, sizes.tiles * sizes.side**2
-    keys = normal(device, dtype, 1, prompt, heads, sizes.width // heads).transpose(1, 2)
-    allowed = torch.ones(1, 1, prompt, dtype=torch.bool, device=device)
+    """The last row of a prompt of each tile, in the language model."""
+    heads, prompt = 2 * sizes.heads, sizes.side**2
+    keys = normal(device, dtype, sizes.tiles, prompt, heads, sizes.width // heads).transpose(1, 2)
+    allowed = torch.ones(sizes.tiles, 1, prompt, dtype=torch.bool, device=device)
     return keys[:, :, -1:].flip(3), keys, keys.shape[-1] ** -0.5, allowed, True
 
 
