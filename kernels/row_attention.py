@@ -3,9 +3,9 @@
 The S x S map is never made: R rows of it are, 2 * B * H * R * S * d FLOPs. Heads that share keys read
 them together, and sequences are cut into blocks of keys, so that one row fills a GPU too.
 
-Bytes: reads the keys once, B * G * S * d elements, for every 16 rows of a group; writes 4 * B * H * R * S
-bytes, or 4 * B * R * S of means. On the way the logits are written and read once, 8 * B * H * R * S. For
-one row the floor is the time to read the keys.
+Bytes: reads the keys once, B * G * S * d elements, for every 16 rows of a group, and writes
+4 * B * H * R * S, or 4 * B * R * S of means. On the way the logits are written and read once,
+8 * B * H * R * S. For one row the floor is the time to read the keys.
 """
 
 from __future__ import annotations

@@ -50,11 +50,11 @@ class Feather(SeveralCuts):
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         _fields.number("attended", self.attended, 0, 1)
         _fields.whole("stride", self.stride, 1)
         if not 0 < self.attended < 1:
             raise VTCError(f"attended: got {self.attended!r}, allowed are numbers in (0, 1)")
+        super().__post_init__()
 
     def shares(self) -> tuple[Share, ...]:
         united = self.attended + (1 - self.attended) / self.stride**2

@@ -57,7 +57,7 @@ class LayerMethod(Method):
     #: the paper's cuts, and the depth of the language model that they are for
     paper_layers: ClassVar[tuple[int, ...]] = ()
     paper_depth: ClassVar[int] = 32
-    #: whether `choose` reads what entered the layer in front of the cut: its hidden states, queries or keys
+    #: whether `choose` reads what entered the layer in front of the cut, or its queries and keys
     reads_before: ClassVar[bool] = False
     #: whether `choose` looks at the tokens that ask, so that the prompt has to come in one piece
     reads_question: ClassVar[bool] = True
@@ -237,7 +237,7 @@ class LayerMethod(Method):
 
     def length(self, image: Packing | VisualTokens) -> int:
         """Tokens of an image in the prompt: all, since none goes in front of the language model."""
-        return len((image if isinstance(image, Packing) else image.packing).layout)
+        return (image if isinstance(image, Packing) else image.packing).length
 
     def select(self, batch: ImageBatch) -> Selection:
         raise VTCError(
