@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from vtc.errors import VTCError
 from vtc.layers import Choice, LayerView
+from vtc.methods._layers import of_group
 from vtc.methods.layer_method import OneCut
 from vtc.registry import register_method
 
@@ -63,5 +64,5 @@ class VTW(OneCut):
         return (tokens,) if whole else (0,)
 
     def choose(self, view: LayerView) -> Choice:
-        seen = view.seen
-        return Choice(self.best(seen, seen.image.float()))
+        group, counts = self.groups(view.seen)  # none, or all at retention 1.0
+        return Choice(view.seen.valid & ((group < 0) | (of_group(counts, group) > 0)))
