@@ -62,8 +62,8 @@ class Handle:
 
     @property
     def method(self) -> Method:
-        """The method on the model."""
-        return self._patch.method
+        """The method on the model, of several the first that tokens pass."""
+        return self._patch.methods[0]
 
     @property
     def text_encoder(self) -> Any:

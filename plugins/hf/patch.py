@@ -23,6 +23,7 @@ from vtc.several import name_of, settings_of
 from vtc.tokens import SignalRequest
 
 if TYPE_CHECKING:
+    from vtc.methods.layer_method import LayerMethod
     from vtc.plugins.hf.stages.base import Stage
 
 
@@ -32,8 +33,9 @@ class Patch:
 
     Attributes:
         methods: the compression methods, in the order in which tokens pass them.
-        method: the first of them, for stages at the boundary theirs.
-        at_boundary: whether it is one for them; if not, they leave its calls alone.
+        method: that of the stages at the boundary.
+        at_boundary: whether there is one; if not, they leave its calls alone.
+        inside: that of the layers of the language model, None for none.
         name: of all, `"a+b"`.
         stages: where each of them works.
         adapter: what is known of the model family.
@@ -69,10 +71,15 @@ class Patch:
     method: Method = field(init=False)
     name: str = field(init=False)
     at_boundary: bool = field(init=False)
+    inside: LayerMethod | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.method, self.name = self.methods[0], name_of(self.methods)
         self.at_boundary = self.method.where == "boundary"
+
+    def lead(self, stage: Stage, method: Method) -> None:
+        """Have a stage at the boundary that nobody asked for."""
+        self.stages, self.method, self.at_boundary = (stage, *self.stages), method, True
 
     @property
     def depth(self) -> int:
@@ -107,7 +114,7 @@ class Patch:
 
     def add_report(
         self, call: Call | None, images: list[ImageReport], rows: list[int], seconds: float
-    ) -> None:
+    ) -> Report:
         """Report one prefill, `rows` being the row of the batch that each image belongs to."""
         report = Report(
             images=[replace(image, sample=row) for image, row in zip(images, rows, strict=True)],
@@ -121,6 +128,7 @@ class Patch:
         del self.reports[:-1000]  # a long-running server must not grow for ever
         if call is not None:
             call.reports.append(report)
+        return report
 
     def note_compaction(self, call: Call | None, compaction: Compaction | None) -> None:
         """Remember how the prompt of a call was shortened."""
