@@ -16,12 +16,12 @@ class Cut(NamedTuple):
     """What is left of a batch of sequences.
 
     Attributes:
-        index: int64 `[B, S]`, which places of the sequence in front of the cut are left.
+        places: int64 `[B, S]`, which places of the sequence in front of the cut are left.
         valid: bool `[B, S]`, False for padding.
         padded: whether there is padding.
     """
 
-    index: Tensor
+    places: Tensor
     valid: Tensor
     padded: bool
 
@@ -125,9 +125,9 @@ def visible(
     here = (rows + past)[..., None]
     keys = torch.arange(valid.shape[1], device=valid.device)
     seen = keys <= here
-    if window is not None:
-        seen = seen & (keys > here - window)
     if blocks is not None:
         mine = blocks.gather(1, (rows + past).clamp(min=0))[..., None]
         seen = seen | ((blocks[:, None] == mine) & (mine >= 0))
+    if window is not None:
+        seen = seen & (keys > here - window)
     return seen & valid[:, None] & (rows >= 0)[..., None]

@@ -94,6 +94,22 @@ class Hand:
         self.positions = self._axes(given["position_ids"], len(self.ids))
         self.prompt = self._prompt(given)
 
+    @torch.no_grad()
+    def turn(self, given: dict[str, Any], ids: Tensor, row: Row) -> None:
+        """Another turn behind what is in the lists; `prompt` is its output then.
+
+        Args:
+            given: what the bare language model is given for it.
+            ids: the new tokens.
+            row: what they show.
+        """
+        self.ids, self.sizes = ids, sizes(self.family, row)
+        self.asking, self.types = [len(ids) - 1], None
+        if given.get("token_type_ids") is not None or self.family == "gemma3":
+            self.types = (ids == tiny.IMAGE).long()[None]
+        self.positions = self._axes(given["position_ids"], len(ids))
+        self.prompt = self._prompt(given)
+
     def _axes(self, positions: Tensor | None, length: int) -> Tensor:
         if positions is None:
             return torch.arange(length)[None, None]
@@ -119,11 +135,11 @@ class Hand:
         window = self._window(number)
         q, k = torch.arange(held, held + fresh)[:, None], torch.arange(held + fresh)
         near = k <= q
-        if window is not None:
-            near &= k > q - window
         for a in range(fresh if types is not None else 0):
             for b in range(fresh):
                 near[a, held + b] |= self._one_block(types.tolist(), a, b)
+        if window is not None:
+            near &= k > q - window
         out = torch.full(near.shape, torch.finfo(torch.float32).min).masked_fill(near, 0)
         return out[None, None].to(self.lm.dtype)
 
@@ -145,15 +161,18 @@ class Hand:
         )
         return out[0] if isinstance(out, tuple) else out
 
-    def _map(self, number: int, hidden: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
-        """`[S, S]`, the attention of a layer, mean over heads."""
-        layer = self.eager.layers[number]
+    def _map(
+        self, number: int, hidden: Tensor, positions: Tensor, types: Tensor | None, held: Lists
+    ) -> Tensor:
+        """`[S, S]`, the attention of a layer to this turn's tokens, mean over heads."""
+        layer, past, fresh = self.eager.layers[number], held.get_seq_length(), hidden.shape[1]
         _, weights = layer.self_attn(
             hidden_states=layer.input_layernorm(hidden),
-            attention_mask=self._mask(number, hidden.shape[1], 0, types),
+            attention_mask=self._mask(number, fresh, past, types),
             position_embeddings=self._rotary(hidden, positions, number),
+            **({self.name: held} if past else {}),
         )
-        return weights[0].detach().float().mean(0)
+        return weights[0, ..., past:].detach().float().mean(0)
 
     def _prompt(self, given: dict[str, Any]) -> Tensor:
         """`[1, S, D]`, what leaves the last layer of the prompt."""
@@ -173,9 +192,10 @@ class Hand:
                 positions = positions[..., left]
                 types = None if types is None else types[left]
                 self.columns[number] = columns
-            before = (hidden, positions, types)
-            mask = self._mask(number, hidden.shape[1], 0, types)
-            hidden = self._layer(number, hidden, positions, mask, self.lists[number])
+            held = self.lists[number]
+            before = (hidden, positions, types, copy.copy(held))
+            mask = self._mask(number, hidden.shape[1], held.get_seq_length(), types)
+            hidden = self._layer(number, hidden, positions, mask, held)
             if number < len(levels):
                 hidden = hidden.clone()
                 for place, column in enumerate(columns):
@@ -229,7 +249,7 @@ class Hand:
             weights = (
                 self._map(number - 1, *before)
                 if isinstance(method, methods.Last)
-                else self._map(number, hidden, positions, types)
+                else self._map(number, hidden, positions, types, copy.copy(self.lists[number]))
             )
             for index, run in enumerate(runs):
                 count = method.counts(self.sizes[index], len(self.lm.layers))[cut]

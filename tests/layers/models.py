@@ -50,6 +50,7 @@ def gemma3(window: int, *full: int) -> Any:
 
 #: name -> family of inputs, what builds it
 OTHERS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "llava_mistral": ("llava", functools.partial(mistral, 512)),
     "mistral": ("llava", functools.partial(mistral, 20)),
     "gemma3_short": ("gemma3", functools.partial(gemma3, 14, 2)),
     "gemma3_full_first": ("gemma3", functools.partial(gemma3, 14, 0, 3)),

@@ -90,7 +90,7 @@ class Part:
         keep = keep & front.valid
         left = cut(keep)
         device = seen.image.device
-        step, valid = left.index.to(device), left.valid.to(device)
+        step, valid = left.places.to(device), left.valid.to(device)
         image = gathered(seen.image, step).masked_fill(~valid, -1)
         marks = seen.marks
         after = replace(
@@ -112,8 +112,8 @@ class Part:
             left.padded,
             choice.values is not None,
             Looked(
-                gathered(front.image, left.index).masked_fill(~left.valid, -1),
+                gathered(front.image, left.places).masked_fill(~left.valid, -1),
                 left.valid,
-                gathered(front.columns, left.index),
+                gathered(front.columns, left.places),
             ),
         )

@@ -109,7 +109,7 @@ class Prompt:
         """What the method remembers of each token."""
         self._started = True
         part = self.parts[0]
-        marks = self.method.start(part.seen, embeds)
+        marks = self.method.start(part.seen, embeds.detach())
         if marks is not None and marks.shape[:2] != embeds.shape[:2]:
             raise VTCError(
                 f"method {self.method.name!r} returned {list(marks.shape)} from start, expected "
@@ -187,8 +187,11 @@ class Prompt:
                 if past is not None:
                     valid = torch.cat([past.to(valid.device), valid], 1)
             types = part.types
-            if past is not None and self.adapter.wants_new_cache:
-                types = None  # the model masks by them at the start of a conversation alone
+            if past is not None and types is not None:
+                # what is in the cache counts as text; some models mask by types at its start alone
+                ahead = (past.shape[1], 0)
+                types = torch.nn.functional.pad(types, ahead)
+                types = None if self.adapter.wants_new_cache else types
             part.masks[edge[0]] = make_masks(
                 self.model, self.lm, hidden, valid, held_in, edge, types
             )

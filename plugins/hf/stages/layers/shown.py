@@ -100,16 +100,16 @@ def shown(
     device = visual.device
     counts = torch.tensor([image.tokens for image in images], dtype=torch.long)
     numbers = torch.tensor([image.number for image in images], dtype=torch.long)
-    number = numbers.repeat_interleave(counts).to(device)
-    tokens = [_places(report_of).to(device) for report_of in report.images]
-    here = (visual & valid).flatten()
-    if not len(number):
+    of_token = numbers.repeat_interleave(counts).to(device)
+    if not len(of_token):
         none = torch.full(visual.shape, -1, device=device)
         return Shown(none, none[..., None].expand(-1, -1, 3), valid, past, tuple(images), report)
-    nth = (here.cumsum(0) - 1).clamp(0, len(number) - 1)
-    image = torch.where(here, number[nth], -1).view(visual.shape)
-    place = torch.where(here[:, None], torch.cat(tokens)[nth], -1).view(*visual.shape, 3)
-    return Shown(image, place, valid, past, tuple(images), report)
+    places = torch.cat([_places(each).to(device) for each in report.images])
+    here = (visual & valid).flatten()
+    nth = (here.cumsum(0) - 1).clamp(0, len(of_token) - 1)
+    of_column = torch.where(here, of_token[nth], -1).view(visual.shape)
+    place = torch.where(here[:, None], places[nth], -1).view(*visual.shape, 3)
+    return Shown(of_column, place, valid, past, tuple(images), report)
 
 
 def _places(image: ImageReport) -> Tensor:
