@@ -225,14 +225,16 @@ def list_methods(pattern: str = "*") -> list[str]:
     return doors.usable(doors.METHODS, _METHODS, names(_METHODS, pattern))
 
 
-def compared_methods(every: bool = True) -> list[str]:
+def compared_methods(every: bool = True, where: str | None = None) -> list[str]:
     """Names of vtc's own methods but "none", as tables show them: baselines, then what is published.
 
     Args:
         every: False for those alone that are `shown` where nobody names any.
+        where: those of one place alone, see `Method.where`.
     """
     own = {name: _METHODS[name] for name in _METHODS.own if name != "none"}
     own = {name: cls for name, cls in own.items() if every or cls.shown}
+    own = {name: cls for name, cls in own.items() if where in (None, cls.where)}
     return sorted(own, key=lambda name: (bool(own[name].paper), name))
 
 

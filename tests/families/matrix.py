@@ -46,7 +46,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 SIDES = ("left", "right")
 POSITIONS = ("original", "contiguous", "regrid")
-METHODS = compared_methods()
+METHODS = compared_methods(where="boundary")
 #: those that run in every way of `ways.py`: one that selects, one that merges, one that reads signals
 WAY_METHODS = ("uniform", "pool", "globalcom2")
 

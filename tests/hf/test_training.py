@@ -14,6 +14,7 @@ from tests import asking
 from tests.families.tiny import projector
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS
+from tests.methods.images import METHODS
 
 POLICIES = pytest.mark.parametrize("positions", ["original", "contiguous"])
 
@@ -162,7 +163,7 @@ class Words:
 
 REPORTED = [
     *((method, {}) for method in KINDS.values()),
-    *((name, asking.options(name, 32)) for name in vtc.list_methods()),
+    *((name, asking.options(name, 32)) for name in ("none", *METHODS)),
     ("recoverable", {"text_score": "similarity", "text_k": 3}),
 ]
 

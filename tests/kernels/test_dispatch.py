@@ -21,6 +21,7 @@ from vtc.kernels.lof import local_outlier_factor
 from vtc.kernels.merge import weighted_merge
 from vtc.kernels.neighbour_count import neighbour_count
 from vtc.kernels.ragged_compact import ragged_compact
+from vtc.kernels.row_attention import row_attention
 from vtc.kernels.segmented_topk import segmented_topk
 
 INDEX = torch.tensor([0, 1])
@@ -35,6 +36,7 @@ CALLS = {
     "neighbour_count": lambda x: neighbour_count(x, 0.1),
     "pack_bits": lambda x: pack_bits(x > 0, 2),
     "ragged_compact": lambda x: ragged_compact(x[0], INDEX, torch.tensor([0, 2]), 3),
+    "row_attention": lambda x: row_attention(x[None, :, :2], x[None, :1], 0.5),
     "segmented_topk": lambda x: segmented_topk(x[0], torch.tensor([1] * 6)),
     "unpack_bits": lambda x: unpack_bits((x > 0).long(), 2),
     "weighted_merge": lambda x: weighted_merge(x[0], INDEX, INDEX, torch.ones(2), 2),

@@ -14,7 +14,7 @@ from vtc.packing import Packing
 from vtc.registry import compared_methods, method_class
 
 WIDTH = 16
-METHODS = compared_methods()
+METHODS = compared_methods(where="boundary")
 #: signals of the question and what the projector reads, and their shapes (behind tiles and patches)
 MORE = {
     "text_segments": (2, 12),
