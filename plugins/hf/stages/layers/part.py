@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.layers import Choice, Seen
-from vtc.plugins.model.cuts import cut, gathered, moved
+from vtc.plugins.model.cuts import cut as cut_short
+from vtc.plugins.model.cuts import gathered, moved
 
 
 @dataclass
@@ -65,12 +66,13 @@ class Part:
             known = self.rotary[id(embeddings[0])] = (embeddings[0], made)
         return known[1]
 
-    def behind(self, choice: Choice, layer: int, counts: Tensor, name: str) -> Part:
+    def behind(self, choice: Choice, cut: int, layer: int, counts: Tensor, name: str) -> Part:
         """The part behind a cut; looks at the device once.
 
         Args:
             choice: what the cut leaves.
-            layer: the next cut is in front of it.
+            cut: the number of the next one.
+            layer: that it is in front of.
             counts: what that one has to leave, see `Seen`.
             name: of the method.
 
@@ -88,14 +90,14 @@ class Part:
         if bool((~keep & front.valid & (front.image < 0)).any()):
             raise VTCError(f"method {name!r} dropped text, which has to stay")
         keep = keep & front.valid
-        left = cut(keep)
+        left = cut_short(keep)
         device = seen.image.device
         step, valid = left.places.to(device), left.valid.to(device)
         image = gathered(seen.image, step).masked_fill(~valid, -1)
         marks = seen.marks
         after = replace(
             seen,
-            cut=seen.cut + 1,
+            cut=cut,
             layer=layer,
             image=image,
             place=gathered(seen.place, step, 1).masked_fill(~valid[..., None], -1),

@@ -35,6 +35,7 @@ class Prompt:
         model, lm, adapter: the model, its language model, and what is known of both.
         method: decides what the cuts leave.
         shown: the prompt.
+        cuts: layers that have one in front of them, also those where nothing has to go.
         budgets: layer -> tokens to leave behind the cut in front of it, of each image of the prompt.
         notes: what the cache of the call holds of earlier turns, None for no cuts.
         parts: layer -> the sequence from there on to the next cut.
@@ -58,10 +59,11 @@ class Prompt:
         self.model, self.lm, self.adapter = model, lm, adapter
         self.method, self.shown, self.notes = method, shown, notes
         self.budgets = dict(sorted(budgets.items()))
+        self.cuts = method.cuts(len(lm.layers))
         self.edges = edges(notes, [*budgets], len(lm.layers))
         first = min(budgets)
         seen = Seen(
-            cut=0,
+            cut=self.cuts.index(first),
             layer=first,
             image=shown.image,
             place=shown.place,
@@ -132,7 +134,8 @@ class Prompt:
                 later = [layer for layer in self.budgets if layer > number]
                 ahead = min(later, default=len(self.lm.layers))
                 counts = self._counts(ahead) if later else front.seen.counts
-                known = front.behind(choice, ahead, counts, self.method.name)
+                cut = self.cuts.index(ahead) if later else len(self.cuts)
+                known = front.behind(choice, cut, ahead, counts, self.method.name)
                 self.parts[number] = known
             if not (known.merged and hidden.requires_grad):
                 self._entered.pop(number, None)
