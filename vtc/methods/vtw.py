@@ -45,7 +45,7 @@ class VTW(OneCut):
             raise VTCError(
                 f"retention: got {self.retention!r}, but the layer of 'vtw' is the same for all images"
             )
-        if self.retention is not None and self.retention < 1 and self.layer is not None:
+        if self.retention is not None and self.ratio < 1 and self.layer is not None:
             raise VTCError(
                 f"retention: got {self.retention!r} beside layer={self.layer!r}, from which the average "
                 "of 'vtw' follows; give only one"
