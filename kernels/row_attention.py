@@ -31,7 +31,12 @@ if TYPE_CHECKING:
 
 
 def row_attention(
-    query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None = None, mean: bool = False
+    query: Tensor,
+    keys: Tensor,
+    scale: float,
+    allowed: Tensor | None = None,
+    mean: bool = False,
+    softcap: float | None = None,
 ) -> Tensor:
     """Probabilities of some rows, softmax in float32 over the keys that each may see.
 
@@ -42,18 +47,24 @@ def row_attention(
         scale: factor on the logits, normally `d ** -0.5`.
         allowed: bool `[B, R, S]`, the keys that a row may see; None for all. A row that sees none is 0.
         mean: whether to give the mean over heads.
+        softcap: the bound c that logits x are squashed to, `c tanh(x / c)`; None for none.
 
     Returns:
         Float32 `[B, H, R, S]`, or `[B, R, S]` of means. Gradients flow to query and keys, through the
         twin.
     """
     if use_triton(keys):
-        return torch.ops.vtc.row_attention(query, keys, scale, allowed, mean)
-    return row_attention_torch(query, keys, scale, allowed, mean)
+        return torch.ops.vtc.row_attention(query, keys, scale, allowed, mean, softcap)
+    return row_attention_torch(query, keys, scale, allowed, mean, softcap)
 
 
 def row_attention_torch(
-    query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None = None, mean: bool = False
+    query: Tensor,
+    keys: Tensor,
+    scale: float,
+    allowed: Tensor | None = None,
+    mean: bool = False,
+    softcap: float | None = None,
 ) -> Tensor:
     """The PyTorch twin; float64 is computed and returned in float64."""
     groups = keys.shape[1]
@@ -61,6 +72,8 @@ def row_attention_torch(
     rows = (widened(query) * scale).unflatten(1, (groups, -1))
     logits = rows.flatten(2, 3) @ widened(keys).mT
     logits = logits.unflatten(2, rows.shape[2:4]).flatten(1, 2)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     if allowed is None:
         out = torch.softmax(logits, dim=-1)
     else:
@@ -72,9 +85,10 @@ def row_attention_torch(
 
 @Kernel
 def _row_logits(
-    query, keys, allowed, logits, normaliser, scale, groups, rows, members, length, blocks,
+    query, keys, allowed, logits, normaliser, scale, cap, groups, rows, members, length, blocks,
     query_b, query_h, query_r, keys_b, keys_g, keys_s, allowed_b, allowed_r, allowed_s,
     WIDTH: tl.constexpr, UNIT: tl.constexpr, UPCAST: tl.constexpr, MASKED: tl.constexpr,
+    CAPPED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Logits of `members` rows, those of all heads of a group, with one block of keys; -inf where a row
@@ -93,6 +107,8 @@ def _row_logits(
     k_rows = keys + (b * keys_b + g * keys_g + j.to(tl.int64) * keys_s) * UNIT
     k = load_rows(k_rows, j < length, d, WIDTH, UPCAST)
     x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if CAPPED:  # tanh
+        x = cap * (2 * tl.sigmoid(2 * x / cap) - 1)
     both = inside[:, None] & (j[None, :] < length)
     seen = both
     if MASKED:
@@ -127,7 +143,14 @@ def _mean_probabilities(
     tl.store(out + row * length + j, total * share, mask=j < length)
 
 
-def launch(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, mean: bool) -> Tensor:
+def launch(
+    query: Tensor,
+    keys: Tensor,
+    scale: float,
+    allowed: Tensor | None,
+    mean: bool,
+    softcap: float | None,
+) -> Tensor:
     """The Triton path: 3 launches (logits, normalisers of whole rows, probabilities)."""
     batch, heads, rows, width = query.shape
     groups, length = keys.shape[1:3]
@@ -135,7 +158,7 @@ def launch(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, me
         query, keys = query.float(), keys.float()
     query = query if query.stride(-1) == 1 else query.contiguous()
     keys = keys if keys.stride(-1) == 1 else keys.contiguous()
-    out = fake(query, keys, scale, allowed, mean)
+    out = fake(query, keys, scale, allowed, mean, softcap)
     wide = next_power(width) > 128
     block = 32 if keys.dtype == torch.float32 or wide else 64
     blocks = -(-length // block)
@@ -144,10 +167,12 @@ def launch(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, me
     unit = stride_unit(query, keys)
     members = heads // groups * rows
     _row_logits[(batch * groups * -(-members // 16), blocks)](
-        query, keys, allowed, logits, normaliser, scale, groups, rows, members, length, blocks,
+        query, keys, allowed, logits, normaliser, scale, softcap or 1.0,
+        groups, rows, members, length, blocks,
         *(n // unit for n in (*query.stride()[:3], *keys.stride()[:3])),
         *(allowed.stride() if allowed is not None else (0, 0, 0)),
         WIDTH=width, UNIT=unit, UPCAST=interpreted(), MASKED=allowed is not None,
+        CAPPED=softcap is not None,
         BLOCK_M=16, BLOCK_K=block, BLOCK_D=max(next_power(width), 16), num_warps=4, num_stages=1,
     )  # fmt: skip
     total = torch.logsumexp(normaliser, -1)
@@ -158,7 +183,14 @@ def launch(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, me
     return out
 
 
-def fake(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, mean: bool) -> Tensor:
+def fake(
+    query: Tensor,
+    keys: Tensor,
+    scale: float,
+    allowed: Tensor | None,
+    mean: bool,
+    softcap: float | None,
+) -> Tensor:
     """The result not yet filled."""
     batch, heads, rows, _ = query.shape
     shape = (batch, rows) if mean else (batch, heads, rows)
@@ -167,7 +199,7 @@ def fake(query: Tensor, keys: Tensor, scale: float, allowed: Tensor | None, mean
 
 register(
     "row_attention",
-    "(Tensor query, Tensor keys, float scale, Tensor? allowed, bool mean) -> Tensor",
+    "(Tensor query, Tensor keys, float scale, Tensor? allowed, bool mean, float? softcap) -> Tensor",
     launch,
     fake,
     row_attention_torch,

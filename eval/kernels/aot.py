@@ -110,9 +110,9 @@ def _row_attention(dtype: torch.dtype) -> None:
 
     keys = heads(LM_HEADS, PROMPT, LM_HEAD_WIDTH)
     allowed = _meta(1, 1, PROMPT, dtype=torch.bool)
-    row_attention.launch(heads(LM_HEADS, 1, LM_HEAD_WIDTH), keys, 1.0, allowed, True)
+    row_attention.launch(heads(LM_HEADS, 1, LM_HEAD_WIDTH), keys, 1.0, allowed, True, None)
     # Gemma 3's grouped heads, and 20 words that rate
-    row_attention.launch(heads(8, 20, 256), heads(4, 320, 256), 1.0, None, False)
+    row_attention.launch(heads(8, 20, 256), heads(4, 320, 256), 1.0, None, False, 50.0)
 
 
 def _merge(dtype: torch.dtype) -> None:

@@ -137,7 +137,7 @@ SMALLEST = {
     "cls_attention": lambda m: m.launch(_ones(dim=3), _ones(dim=4), 1.0),
     "attention_received": lambda m: m.launch(_ones(dim=4), _ones(dim=4), 1.0),
     "row_attention": lambda m: m.launch(
-        _ones(dim=4), _ones(dim=4), 1.0, _ones(torch.bool, dim=3), True
+        _ones(dim=4), _ones(dim=4), 1.0, _ones(torch.bool, dim=3), True, 50.0
     ),
     "segmented_topk": lambda m: m.launch(_ones(), _ones(torch.int64, 1), _ones(torch.bool)),
     "lof": lambda m: m.launch(_ones(), 1, _ones(torch.bool)),

@@ -39,7 +39,8 @@ def number(name: str, value: Any, low: float, high: float = float("inf")) -> Non
 
 def share(name: str, value: Any) -> None:
     """`value` is a number in (0, 1]."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value <= 1:
+    good = isinstance(value, Real) and not isinstance(value, bool)
+    if not good or not 0 < value <= 1:
         raise VTCError(f"{name}: got {value!r}, allowed are numbers in (0, 1]")
 
 

@@ -217,9 +217,8 @@ class SparseVLM(SeveralCuts):
         source = row[:, None] + sets.members.clamp(min=0)
         output = source.gather(1, sets.centre)
         flat = view.hidden.flatten(0, 1)
-        merged = weighted_merge(
-            flat, *(x.flatten() for x in (output, source, weight)), num_outputs=len(flat)
-        )
+        entries = output.flatten(), source.flatten(), weight.flatten()
+        merged = weighted_merge(flat, *entries, num_outputs=len(flat))
         own = torch.arange(real.shape[1], device=real.device)
         places_of = torch.where(real & (sets.centre == own), sets.members, -1)
         centre = marked(places_of.unflatten(0, (batch, -1)).flatten(1), size) & asked

@@ -19,8 +19,8 @@ class VTW(OneCut):
     """Drops all image tokens in front of one layer.
 
     Without a budget that is layer 15 of 32, 46.9 % on average. `retention` moves the layer: the deepest
-    one whose average is no larger. `python -m vtc.eval vtw-layer` searches the first layer at which a
-    model's answers hardly change, as the paper does.
+    one whose average is no larger. The paper's search of a layer for a model is not here: it takes the
+    first one from 5 on at which the divergence of the last token's logits is below a threshold.
 
     Paper: Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid
     Inference" (arXiv 2405.05803, AAAI 2025).
@@ -45,7 +45,7 @@ class VTW(OneCut):
             raise VTCError(
                 f"retention: got {self.retention!r}, but the layer of 'vtw' is the same for all images"
             )
-        if self.retention is not None and self.retention < 1 and self.layer is not None:
+        if self.retention is not None and self.ratio < 1 and self.layer is not None:
             raise VTCError(
                 f"retention: got {self.retention!r} beside layer={self.layer!r}, from which the average "
                 "of 'vtw' follows; give only one"

@@ -24,15 +24,16 @@ from vtc.kernels.row_attention import row_attention, row_attention_torch
     size=st.sampled_from([0.0, 1.0, 20.0]),  # all ties; usual; peaked
     share=st.sampled_from([None, 0.0, 0.1, 0.7]),
     mean=st.booleans(),
+    softcap=st.sampled_from([None, 2.0, 50.0]),
 )
 def test_values(
-    seed, batch, groups, shared, rows, length, width, dtype, strided, size, share, mean
+    seed, batch, groups, shared, rows, length, width, dtype, strided, size, share, mean, softcap
 ):
     keys = normal(seed, batch, groups, length, width, dtype=dtype, strided=strided) * size
     query = normal(seed + 1, batch, groups * shared, rows, width, dtype=dtype, strided=strided)
     allowed = None if share is None else mask(seed, batch, rows, length, share=share)
-    got = row_attention(query, keys, 0.3, allowed, mean)
-    want = row_attention_torch(query.double(), keys.double(), 0.3, allowed, mean)
+    got = row_attention(query, keys, 0.3, allowed, mean, softcap)
+    want = row_attention_torch(query.double(), keys.double(), 0.3, allowed, mean, softcap)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
     if allowed is not None:
@@ -68,7 +69,7 @@ def test_no_sequences():
 def test_operator_and_gradients():
     query, keys = normal(0, 1, 4, 3, 8).requires_grad_(), normal(1, 1, 2, 9, 8).requires_grad_()
     allowed = mask(0, 1, 3, 9)
-    for each in ((allowed, True), (None, False)):
+    for each in ((allowed, True, 50.0), (None, False, None)):
         torch.library.opcheck(torch.ops.vtc.row_attention, (query, keys, 0.3, *each))
     weight = normal(2, 1, 3, 9)
     (row_attention(query, keys, 0.3, allowed, True) * weight).sum().backward()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.kernels.row_attention import row_attention
 from vtc.layers import Heads, Seen, Which
 from vtc.plugins.hf.stages.layers.read import Read, read, unrotated
 from vtc.plugins.hf.typing import Model
-from vtc.plugins.model.attention import row_probabilities
 from vtc.plugins.model.cuts import visible
 
 
@@ -93,7 +93,7 @@ class View:
             allowed = allowed & among[:, None]
         where = rows.clamp(min=0)[:, None, :, None]
         asked = query.gather(2, where.expand(-1, query.shape[1], -1, query.shape[3]))
-        out: Tensor = row_probabilities(asked, key, scale, allowed, found.softcap, mean)
+        out = row_attention(asked, key, scale, allowed, mean, found.softcap)
         return out[..., past:]
 
     def _of(self, layer: Which, rotary: bool) -> Read:
