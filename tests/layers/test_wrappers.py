@@ -105,6 +105,7 @@ def breaks_of_a_step(model: Any, batch: dict[str, Any], method: Any) -> tuple[in
                 found = sum(torch._dynamo.utils.counters["graph_break"].values())
                 if step == 0:
                     breaks = found
+                    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
         finally:
             lm._compiled_call_impl = None
             torch._dynamo.reset()

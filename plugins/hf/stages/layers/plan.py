@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError
 from vtc.plugins.hf.stages.layers.shown import Shown
@@ -38,7 +38,8 @@ def budgets_of(method: LayerMethod, shown: Shown, depth: int) -> dict[int, list[
     now = [image.tokens for image in shown.images]
     every = []
     for number, tokens in enumerate(now):
-        counts = method.for_image(number, len(now)).counts(tokens, depth)
+        mine: Any = method.for_image(number, len(now))
+        counts = mine.counts(tokens, depth)
         if len(counts) != len(cuts) or any(not 0 <= count <= tokens for count in counts):
             raise VTCError(
                 f"method {method.name!r} has the counts {counts} of an image of {tokens} tokens, "

@@ -23,14 +23,14 @@ class Entered(NamedTuple):
     Attributes:
         layer: the layer.
         hidden: `[B, S, D]`.
-        rotary: its cosines and sines, `[B, S, d]` each.
+        rotary: its cosines and sines, `[B, S, d]` each; None where it is given none.
         keys: gives those that its cache holds of earlier turns, `[B, G, P, d]`, or None.
         past: bool `[B, P]`, False for padding among them.
     """
 
     layer: Model
     hidden: Tensor
-    rotary: tuple[Tensor, Tensor]
+    rotary: tuple[Tensor, Tensor] | None
     keys: Callable[[], Tensor | None]
     past: Tensor | None
 
@@ -99,6 +99,11 @@ class View:
     def _of(self, layer: Which, rotary: bool) -> Read:
         if (layer, rotary) not in self._read:
             entered = self._entered(layer)
+            if entered.rotary is None:
+                raise VTCError(
+                    f"model: {type(entered.layer).__name__} is given no position embeddings, so no "
+                    "queries and keys can be read of it; methods that look at no attention work"
+                )
             turned = entered.rotary if rotary else unrotated(entered.rotary)
             self._read[layer, rotary] = read(entered.layer, entered.hidden, turned)
         return self._read[layer, rotary]
