@@ -218,9 +218,9 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
     )
     runs = {e.modality: image_runs(shown[e.modality], e.lengths) for e in done}
     every = [run for of_one in runs.values() for run in of_one]
-    report, rows = None, rows_of(every, length)
+    report, rows = None, []
     if done:
-        reports = [report for e in done for report in e.reports]
+        reports, rows = [each for e in done for each in e.reports], rows_of(every, length)
         order = reading_order(every)
         rows = [rows[i] for i in order]
         report = patch.add_report(
