@@ -35,6 +35,7 @@ matrix: $(VENV)/.ready       ## every family, method and way to run, and the tab
 golden: $(VENV)/.ready       ## expected outputs of the official implementations
 	$(RUN) -m tests.golden tests/golden
 	$(RUN) -m tests.golden tests/golden/discrete
+	$(RUN) -m tests.golden tests/golden/inside_lm
 
 report: $(VENV)/.ready       ## the page of the committed results
 	$(RUN) -m vtc.eval report docs/results/reference docs/results/efficiency/reference \

@@ -18,7 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vtc.functional.anyres",),  # how tiles are cut, strung together and laid out
     ("vtc.packing",),
     ("vtc.functional",),
-    ("vtc.tokens", "vtc.selection", "vtc.batch", "vtc.batch_tables"),
+    ("vtc.tokens", "vtc.selection", "vtc.batch", "vtc.batch_tables", "vtc.layers"),
     ("vtc.report", "vtc.rgb", "vtc.panels", "vtc.pictures"),
     ("vtc.doors", "vtc.published", "vtc.registry"),
     ("vtc.methods",),

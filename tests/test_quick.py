@@ -39,7 +39,7 @@ VTC = [
     (["run", *ASK, "--positions", "none"], 1, "--positions: got 'none'"),
     (["run", *ASK, "--option", "tau"], 1, "expected KEY=VALUE"),
     (["run", *ASK, "--method", "globalcom"], 1, "did you mean 'globalcom2'?"),
-    (["run", *ASK, "--method", "FastV"], 1, "vtc knows FastV"),
+    (["run", *ASK, "--method", "TopV"], 1, "vtc knows TopV"),
     (["run", *ASK, "--config", "no.yaml"], 1, "cannot read 'no.yaml'"),
     (["run", *ASK, "--import", "no.py"], 1, "--import: cannot import 'no.py': No such file"),
     (["run", "--image", "no.png", "--prompt", "x", "--method", "pool"], 1, "cannot read 'no.png'"),

@@ -45,13 +45,15 @@ class Seen:
     Attributes:
         cut: number of the cut, from 0.
         layer: the layer that the cut is in front of.
-        image: long `[B, S]`, the number of the image within its row, -1 for text and padding.
-        place: long `[B, S, 3]`, tile, row and column of an image's token within it, -1 for others.
+        image: long `[B, S]`, the number of the image within its row, -1 for text and padding. What
+            separates an image's rows and tiles (newlines) is part of it.
+        place: long `[B, S, 3]`, tile, row and column of an image's patch token within it, -1 for others.
         valid: bool `[B, S]`, False for padding.
         counts: long `[B, I]`, the tokens of each image of a row that have to be left, 0 where a row
             has fewer images.
-        asking: long `[B, R]`, columns of the tokens that ask: the last one of the prompt, and under
-            labels each in front of an answer; -1 where a row has fewer.
+        asking: long `[B, R]`, places of the tokens that ask: the last one of the prompt; under labels
+            each in front of an answer, last one first; -1 where a row has fewer. One that was dropped
+            is stood for by what is left in front of it.
         marks: what `LayerMethod.start` gave for the tokens that are still there, `[B, S, ...]`.
     """
 
@@ -78,7 +80,8 @@ class LayerView(Protocol):
 
     @property
     def before(self) -> Tensor:
-        """`[B, S, D]`, what entered the layer in front of the cut; methods say `reads_before`."""
+        """`[B, S, D]`, what entered the layer in front of the cut; as everything of that layer, for
+        methods that say `reads_before`."""
 
     def normed(self) -> Tensor:
         """`hidden` through the language model's final norm."""
@@ -88,13 +91,23 @@ class LayerView(Protocol):
         rotary embedding."""
 
     def attention(
-        self, rows: Tensor, layer: Which, *, rotary: bool = True, among: Tensor | None = None
+        self,
+        rows: Tensor,
+        layer: Which,
+        *,
+        rotary: bool = True,
+        among: Tensor | None = None,
+        mean: bool = False,
     ) -> Tensor:
         """Float32 `[B, H, R, S]`, the attention probabilities of some rows.
+
+        Keys of earlier turns that a cache holds take part in the softmax, unless `among` says which do
+        or rotary embedding is left out, which cached keys carry.
 
         Args:
             rows: long `[B, R]`, columns of queries; -1 gives a row of zeros.
             layer: whose.
             rotary: whether with rotary embedding.
             among: bool `[B, S]`, the keys of the softmax; None for all that a row may see.
+            mean: over heads, `[B, R, S]`.
         """

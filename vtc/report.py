@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,13 +35,31 @@ COUNTS = (
         for when in ("before", "after")
     ),
     "retention",
+    "average_retention",
+    "kv_retention",
+    "cuts",
     "per_tile_retention",
     "asked",
     "note",
     "seconds",
 )
+#: what is worked out once of an image's tokens
+_CACHED = ("patches_after", "kept", "kept_at", "per_tile", "share", "group")
 #: most lines that images add to the notes of a report
 MOST_NOTES = 4
+
+
+@dataclass(frozen=True)
+class LayerCut:
+    """What a cut inside the language model has left of an image.
+
+    Attributes:
+        layer: the one that it is in front of, counted from 0.
+        left: int64 `[M']`, which of the image's tokens in front of any cut, ascending.
+    """
+
+    layer: int
+    left: Tensor = field(repr=False)
 
 
 @dataclass(eq=False)
@@ -51,7 +69,7 @@ class ImageReport(Packed):
     Attributes:
         packing: how the uncompressed sequence was made of tiles; what the prompt's attention mask hides
             is no part of it, nor of the counts.
-        tile: int64 `[M]`, source tile of what is left, -1 for a separator.
+        tile: int64 `[M]`, source tile of what went on to the language model, -1 for a separator.
         patch: int64 `[M]`, source patch, -1 for a separator; of a merged token its main source.
         weight: float `[M]`, how many source tokens it stands for.
         merged: the sources of merged tokens, None when tokens were only selected.
@@ -64,6 +82,9 @@ class ImageReport(Packed):
         full: how the sequence would have been made of the picture at the size that the processor gave
             it; None where the picture was not made smaller. `packing` is of the smaller one, and the
             counts before are of this one.
+        inside: what the cuts between layers of the language model have left, in their order; none
+            where none was made.
+        depth: layers of the language model, 0 where no method works inside it.
     """
 
     packing: Packing
@@ -76,6 +97,8 @@ class ImageReport(Packed):
     sample: int = 0
     asked: int | None = None
     full: Packing | None = None
+    inside: tuple[LayerCut, ...] = ()
+    depth: int = 0
     #: patch tokens `(before, left)`, where both are known without a look at the device
     _known: tuple[int, int] | None = field(default=None, repr=False)
 
@@ -111,6 +134,12 @@ class ImageReport(Packed):
             _known=None if left is None else (full.patches if full else tokens.num_patches, left),
         )
 
+    def cut(self, depth: int, cuts: Sequence[LayerCut]) -> None:
+        """Note what was left inside a language model of `depth` layers; counts follow."""
+        self.depth, self.inside = depth, tuple(cuts)
+        for name in _CACHED:
+            vars(self).pop(name, None)
+
     # -- the shape ---------------------------------------------------------------------------
 
     @property
@@ -127,7 +156,12 @@ class ImageReport(Packed):
 
     @property
     def tokens_after(self) -> int:
-        """Length of what went on to the language model."""
+        """Tokens that are left, behind the last cut."""
+        return int(self._tile.numel())
+
+    @property
+    def tokens_entering(self) -> int:
+        """Length of what went on to the language model, in front of any cut."""
         return int(self.tile.numel())
 
     @property
@@ -137,8 +171,8 @@ class ImageReport(Packed):
 
     @cached_property
     def patches_after(self) -> int:
-        """Patch tokens that are left, merged ones included."""
-        return int((self.patch >= 0).sum())
+        """Patch tokens that are left, merged ones included; behind the last cut."""
+        return int((self._patch >= 0).sum())
 
     @property
     def separators_before(self) -> int:
@@ -156,18 +190,72 @@ class ImageReport(Packed):
         return self.patches_after / max(self.patches_before, 1)
 
     @property
+    def cuts(self) -> list[tuple[int, int]]:
+        """`(layer, tokens)` of every cut inside the language model: in front of which layer, counted
+        from 0, and what it has left of the image, separators included."""
+        return [(cut.layer, len(cut.left)) for cut in self.inside]
+
+    @property
+    def average_retention(self) -> float:
+        """Patch tokens that enter a layer of the language model, averaged over layers, as a share of
+        those of the uncompressed sequence; `retention` where no cut was made."""
+        patches = [int((self.patch >= 0).sum())]
+        patches += [
+            int((self.patch[cut.left.to(self.patch.device)] >= 0).sum()) for cut in self.inside
+        ]
+        return self._averaged(patches) / max(self.patches_before, 1)
+
+    @property
+    def kv_retention(self) -> float:
+        """The same of all its tokens: the share of their keys and values that the caches of the layers
+        hold."""
+        tokens = [self.tokens_entering, *(tokens for _, tokens in self.cuts)]
+        return self._averaged(tokens) / max(self.tokens_before, 1)
+
+    def _averaged(self, counts: Sequence[int]) -> float:
+        """A count in front of the cuts and behind each, averaged over layers."""
+        if not self.inside:
+            return counts[0]
+        edges = [0, *(cut.layer for cut in self.inside), self.depth]
+        spans = zip(counts, edges[:-1], edges[1:], strict=True)
+        return sum(count * (last - first) for count, first, last in spans) / self.depth
+
+    @property
     def note(self) -> str:
-        """What became of a budget that was not met to the token; empty where it was."""
-        return _note(self.asked, self.patches_before, self.patches_after)
+        """What became of a budget in front of the language model that was not met to the token; empty
+        where it was."""
+        return _note(self.asked, self.patches_before, int((self.patch >= 0).sum()))
 
     @cached_property
     def kept(self) -> list[tuple[int, int, int]]:
-        """`(tile, row, col)` of every patch token that is left, in the order of the sequence."""
+        """`(tile, row, col)` of every patch token that is left, in the order of the sequence; behind
+        the last cut."""
+        return self._places(self._tile, self._patch)
+
+    @cached_property
+    def kept_at(self) -> list[list[tuple[int, int, int]]]:
+        """The same behind each cut inside the language model."""
         tile, patch = self.tile.cpu(), self.patch.cpu()
+        return [self._places(tile[cut.left], patch[cut.left]) for cut in self.inside]
+
+    def _places(self, tile: Tensor, patch: Tensor) -> list[tuple[int, int, int]]:
+        tile, patch = tile.cpu(), patch.cpu()
         real = patch >= 0
         cols = self.patch_grid[1]
         rows = torch.stack([tile[real], patch[real] // cols, patch[real] % cols], 1)
         return [(t, r, c) for t, r, c in rows.tolist()]
+
+    @property
+    def _tile(self) -> Tensor:
+        return (
+            self.tile if not self.inside else self.tile[self.inside[-1].left.to(self.tile.device)]
+        )
+
+    @property
+    def _patch(self) -> Tensor:
+        if not self.inside:
+            return self.patch
+        return self.patch[self.inside[-1].left.to(self.patch.device)]
 
     @cached_property
     def per_tile(self) -> list[tuple[int, int]]:
@@ -175,7 +263,7 @@ class ImageReport(Packed):
         after, before = (
             torch.bincount(tile[patch >= 0], minlength=self.num_tiles).tolist()
             for tile, patch in (
-                (self.tile.cpu(), self.patch.cpu()),
+                (self._tile.cpu(), self._patch.cpu()),
                 (self.layout.tile, self.layout.patch),
             )
         )
@@ -198,10 +286,10 @@ class ImageReport(Packed):
         tiles, patches = self.num_tiles, self.patch_grid[0] * self.patch_grid[1]
         share = torch.zeros(tiles * patches)
         if self.merged is None:
-            real = self.patch.cpu() >= 0
-            share[self.tile.cpu()[real] * patches + self.patch.cpu()[real]] = 1.0
+            tile, patch = self._tile.cpu(), self._patch.cpu()
+            share[(tile * patches + patch)[patch >= 0]] = 1.0
         else:
-            share.index_add_(0, self.merged.source.cpu(), self._parts)
+            share.index_add_(0, self.merged.source.cpu(), self._parts * self._left[self._output])
         share = share.clamp(max=1.0).reshape(tiles, patches)
         return share.masked_fill(~self.packing.valid, -1.0)
 
@@ -211,13 +299,28 @@ class ImageReport(Packed):
         tiles, patches = self.num_tiles, self.patch_grid[0] * self.patch_grid[1]
         group = torch.full((tiles * patches,), -1)
         if self.merged is not None:
-            output, source = self.merged.output.cpu(), self.merged.source.cpu()
+            output, source = self._output, self.merged.source.cpu()
             several = torch.bincount(output, minlength=self.merged.num_outputs)[output] > 1
+            several &= self._left[output]
             # ascending, so that the entry with the largest part is written last
             for entry in torch.argsort(self._parts, stable=True).tolist():
                 if several[entry]:
                     group[source[entry]] = output[entry]
         return group.reshape(tiles, patches)
+
+    @property
+    def _output(self) -> Tensor:
+        """Int64 `[K]`: the token of each merge entry."""
+        assert self.merged is not None
+        return self.merged.output.cpu()
+
+    @property
+    def _left(self) -> Tensor:
+        """Bool `[M]`: which of the tokens are left behind the last cut."""
+        left = torch.ones(self.tokens_entering, dtype=torch.bool)
+        if self.inside:
+            left.zero_()[self.inside[-1].left] = True
+        return left
 
     @cached_property
     def _parts(self) -> Tensor:
@@ -250,6 +353,8 @@ class ImageReport(Packed):
             "weight": self.weight.tolist(),
             "merged": merged,
             "full": self.full and self.full.to_dict(),
+            "depth": self.depth,
+            "inside": [[cut.layer, cut.left.tolist()] for cut in self.inside],
         }
 
     @classmethod
@@ -263,6 +368,11 @@ class ImageReport(Packed):
             **{key: data[key] for key in ("fit", "seconds", "sample")},
             asked=data.get("asked"),  # reports were saved before they said so
             full=Packing.from_dict(data["full"]) if data.get("full") else None,
+            depth=data.get("depth", 0),
+            inside=tuple(
+                LayerCut(layer, torch.tensor(left, dtype=torch.long))
+                for layer, left in data.get("inside", ())
+            ),
         )
         if data["merged"] is not None:
             report.merged = MergeIndex(
@@ -334,6 +444,11 @@ class Report:
             return [(self.method, self.settings)]
         return [(name, self.settings[name]) for name in names]
 
+    @property
+    def cut_inside(self) -> bool:
+        """Whether tokens were dropped inside the language model."""
+        return any(image.inside for image in self.images)
+
     def __len__(self) -> int:
         return len(self.images)
 
@@ -351,8 +466,10 @@ class Report:
         separators = self.total("separators_after")
         also = f" + {separators} separators" if separators else ""
         count = f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}"
+        inside = sum(i.average_retention * i.patches_before for i in self.images) / max(before, 1)
+        average = f", {inside:.1%} on average over the layers" if self.cut_inside else ""
         return (
-            f"{self.method}: {after} of {before} patch tokens{share}{also}, {count}, "
+            f"{self.method}: {after} of {before} patch tokens{share}{also}{average}, {count}, "
             f"selection {1e3 * self.seconds:.1f} ms"
         )
 

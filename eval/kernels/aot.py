@@ -37,6 +37,7 @@ from vtc.kernels import (
     neighbour_count,
     pixel_surprise,
     ragged_compact,
+    row_attention,
     segmented_topk,
     suppress,
 )
@@ -55,6 +56,8 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 # LLaVA-NeXT-7B: a thumbnail and four crops through CLIP-L/14 at 336 pixels
 TILES, PATCHES, HEADS, HEAD_WIDTH, WIDTH, LM_WIDTH = 5, 576, 16, 64, 1024, 4096
 SIDE, PIXELS = 24, 588  # rows and columns of a tile, numbers of a patch's pixels
+# its language model, and a prompt of 64 words around the picture
+LM_HEADS, LM_HEAD_WIDTH, PROMPT = 32, 128, TILES * PATCHES + 64
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -103,6 +106,17 @@ def _attention_received(dtype: torch.dtype) -> None:
     attention_received.launch(heads, heads, HEAD_WIDTH**-0.5)
     siglip = _meta(TILES, 729, HEADS, 72, dtype=dtype).transpose(1, 2)
     attention_received.launch(siglip, siglip, 72**-0.5)
+
+
+def _row_attention(dtype: torch.dtype) -> None:
+    def heads(number: int, rows: int, width: int) -> Tensor:
+        return _meta(1, rows, number, width, dtype=dtype).transpose(1, 2)
+
+    keys = heads(LM_HEADS, PROMPT, LM_HEAD_WIDTH)
+    allowed = _meta(1, 1, PROMPT, dtype=torch.bool)
+    row_attention.launch(heads(LM_HEADS, 1, LM_HEAD_WIDTH), keys, 1.0, allowed, True, None)
+    # Gemma 3's grouped heads, and 20 words that rate
+    row_attention.launch(heads(8, 20, 256), heads(4, 320, 256), 1.0, None, False, 50.0)
 
 
 def _merge(dtype: torch.dtype) -> None:
@@ -157,6 +171,7 @@ def _pixel_surprise(dtype: torch.dtype) -> None:
 OPERATIONS: dict[str, Callable[[torch.dtype], Any]] = {
     "cls_attention": _cls_attention,
     "attention_received": _attention_received,
+    "row_attention": _row_attention,
     "segmented_topk": _segmented_topk,
     "lof": _lof,
     "neighbour_count": _neighbour_count,

@@ -93,6 +93,17 @@ def _attention_received(tiles: int) -> Work:
     )
 
 
+def _row_attention(tiles: int) -> Work:
+    heads, keys = 32, tiles * PATCHES * LM_WIDTH  # all heads side by side
+    return Work(
+        keys * HALF + tiles * PATCHES * FLAG,
+        tiles * PATCHES * FLOAT,
+        2 * keys,
+        False,
+        f"a row, keys [{tiles}, {heads}, {PATCHES}, {LM_WIDTH // heads}]",
+    )
+
+
 def _neighbour_count(tiles: int) -> Work:
     pairs = tiles * PATCHES * (PATCHES - 1) // 2  # cosines are symmetric
     return Work(
@@ -229,6 +240,7 @@ def _pixel_surprise(tiles: int) -> Work:
 WORK: dict[str, Callable[[int], Work]] = {
     "cls_attention": _cls_attention,
     "attention_received": _attention_received,
+    "row_attention": _row_attention,
     "segmented_topk": _segmented_topk,
     "lof": _lof,
     "neighbour_count": _neighbour_count,

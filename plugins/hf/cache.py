@@ -6,10 +6,10 @@ and were `past_key_values` before; remote code may keep the old name. Everything
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from vtc.errors import VTCError
 from vtc.plugins.hf import arguments
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.compaction import Compaction
+
+if TYPE_CHECKING:
+    from vtc.plugins.hf.stages.layers.notes import Notes
 
 #: what the argument may be called, the new name first
 NAMES = ("cache", "past_key_values")
@@ -153,9 +156,18 @@ def note(cache: Any, held: Held) -> None:
     if batch and batch > rows and batch % rows == 0:  # beams
         held.rows(torch.arange(rows).repeat_interleave(batch // rows))
     cache._vtc_held = held
-    for method in _FOLLOWED:
-        if hasattr(type(cache), method):
-            setattr(cache, method, partial(_followed, cache, method))
+    _follow(cache)
+
+
+def note_inside(cache: Any, notes: Notes) -> None:
+    """Keep on a cache what its layers hold where a prompt was cut between them."""
+    cache._vtc_inside = notes
+    _follow(cache)
+
+
+def inside(cache: Any) -> Notes | None:
+    """What `note_inside` has left on a cache; None for no cache and for nothing."""
+    return getattr(cache, "_vtc_inside", None)
 
 
 def held(cache: Any) -> Held | None:
@@ -176,7 +188,7 @@ def held(cache: Any) -> Held | None:
 
 def forget(cache: Any) -> None:
     """Take the notes off a cache."""
-    for attribute in ("_vtc_held", *_FOLLOWED):
+    for attribute in ("_vtc_held", "_vtc_inside", *_FOLLOWED):
         vars(cache).pop(attribute, None)
 
 
@@ -214,14 +226,37 @@ def _rows(cache: Any) -> int:
     return 0 if keys is None or keys.dim() != 4 else len(keys)
 
 
+def _follow(cache: Any) -> None:
+    for method in _FOLLOWED:
+        if hasattr(type(cache), method):
+            setattr(cache, method, partial(_followed, cache, method))
+
+
 def _followed(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
     """A method of a cache that moves its contents; our notes move with them."""
     out = getattr(type(cache), method)(cache, *args, **kwargs)
+    value = args[0] if args else next(iter(kwargs.values()), None)
+    layers = inside(cache)
+    if layers is not None:
+        rows = _rows_after(method, layers.rows, value)
+        if rows is not None:
+            layers.select(rows)
     known: Held | None = getattr(cache, "_vtc_held", None)
     if known is not None:
-        value = args[0] if args else next(iter(kwargs.values()), None)
         _FOLLOWED[method](cache, known, value)
+    elif method == "reset":
+        forget(cache)
     return out
+
+
+def _rows_after(method: str, rows: int, value: Any) -> Tensor | None:
+    """The rows that a cache has behind one of its methods, by their old numbers; None for the same."""
+    if method == "batch_repeat_interleave":
+        return torch.arange(rows).repeat_interleave(int(value))
+    if method in ("batch_select_indices", "reorder_cache"):
+        index = torch.as_tensor(value)
+        return index.nonzero().squeeze(1) if index.dtype == torch.bool else index.long()
+    return None
 
 
 def _reset(cache: Any, known: Held, value: Any) -> None:
@@ -237,19 +272,20 @@ def _crop(cache: Any, known: Held, value: Any) -> None:
     known.length = left
 
 
-def _repeat(cache: Any, known: Held, value: Any) -> None:
-    known.rows(torch.arange(len(known.visual)).repeat_interleave(int(value)))
+def _move(method: str) -> Callable[[Any, Held, Any], None]:
+    def moved(cache: Any, known: Held, value: Any) -> None:
+        rows = _rows_after(method, len(known.visual), value)
+        assert rows is not None
+        known.rows(rows)
+
+    return moved
 
 
-def _select(cache: Any, known: Held, value: Any) -> None:
-    index = torch.as_tensor(value)
-    known.rows(index.nonzero().squeeze(1) if index.dtype == torch.bool else index.long())
-
-
-_FOLLOWED = {
+_FOLLOWED: dict[str, Callable[[Any, Held, Any], None]] = {
     "reset": _reset,
     "crop": _crop,
-    "batch_repeat_interleave": _repeat,
-    "batch_select_indices": _select,
-    "reorder_cache": _select,
+    **{
+        method: _move(method)
+        for method in ("batch_repeat_interleave", "batch_select_indices", "reorder_cache")
+    },
 }

@@ -62,7 +62,7 @@ class Handle:
 
     @property
     def method(self) -> Method:
-        """The method on the model; of several the first that tokens pass."""
+        """The method on the model, of several the first that tokens pass."""
         return self._patch.methods[0]
 
     @property

@@ -25,6 +25,7 @@ from vtc.several import name_of, settings_of
 from vtc.tokens import SignalRequest
 
 if TYPE_CHECKING:
+    from vtc.methods.layer_method import LayerMethod
     from vtc.plugins.hf.stages.base import Stage
 
 
@@ -37,6 +38,7 @@ class Patch:
         method: the one for the stages at the boundary, `none` behind pictures that are made smaller.
         resize: makes pictures smaller, None where nobody does.
         at_boundary: whether stages at the boundary have something to do; if not, they leave calls alone.
+        inside: that of the layers of the language model, None for none.
         name: of all, `"a+b"`.
         stages: where each of them works.
         adapter: what is known of the model family.
@@ -73,6 +75,7 @@ class Patch:
     resize: Resize | None = field(init=False)
     name: str = field(init=False)
     at_boundary: bool = field(init=False)
+    inside: LayerMethod | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         placed = {method.where: method for method in self.methods}
@@ -81,6 +84,10 @@ class Patch:
         alone = self.methods[0] if self.resize is None else NoCompression()
         self.method, self.name = placed.get("boundary", alone), name_of(self.methods)
         self.at_boundary = self.method.where == "boundary"
+
+    def lead(self, stage: Stage, method: Method) -> None:
+        """Have a stage at the boundary that nobody asked for."""
+        self.stages, self.method, self.at_boundary = (stage, *self.stages), method, True
 
     @property
     def depth(self) -> int:
@@ -115,7 +122,7 @@ class Patch:
 
     def add_report(
         self, call: Call | None, images: list[ImageReport], rows: list[int], seconds: float
-    ) -> None:
+    ) -> Report:
         """Report one prefill, `rows` being the row of the batch that each image belongs to."""
         report = Report(
             images=[replace(image, sample=row) for image, row in zip(images, rows, strict=True)],
@@ -129,6 +136,7 @@ class Patch:
         del self.reports[:-1000]  # a long-running server must not grow for ever
         if call is not None:
             call.reports.append(report)
+        return report
 
     def note_compaction(self, call: Call | None, compaction: Compaction | None) -> None:
         """Remember how the prompt of a call was shortened."""

@@ -1,4 +1,4 @@
-"""Every registered method runs inside every family."""
+"""Every method in front of the language model runs in every family."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import vtc
 from tests import asking
 from tests.families.tiny import projector
 from tests.hf import tiny
+from tests.methods.images import METHODS
 from vtc.registry import method_class
-
-AT_BOUNDARY = [n for n in vtc.list_methods() if method_class(n).where == "boundary"]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("name", AT_BOUNDARY)
+@pytest.mark.parametrize("name", ["none", *METHODS])
 def test_method_runs(name: str, family: str) -> None:
     """Half of the patches, a ragged batch: right counts, finite logits, batch equals rows alone."""
     model, batch = tiny.build(family), tiny.inputs(family, tiny.MIXED)

@@ -39,10 +39,10 @@ REFUSED: dict[str, tuple[str, Callable[[nn.Module], Any]]] = {
     "two by name": ("both work at the same place", lambda m: vtc.apply(m, "uniform+random")),
     "none": ("method: got an empty list", lambda m: vtc.apply(m, [])),
     "inside": (
-        "method: 'inside_the_model' works in the layers of the language model.*no stage",
+        "method: 'inside_the_model' works inside the language model and is no LayerMethod",
         lambda m: vtc.compress(m, [Norms(0.5), Inside(0.5)]),
     ),
-    "inside alone": ("no stage", lambda m: vtc.apply(m, Inside(0.5))),
+    "inside alone": ("is no LayerMethod", lambda m: vtc.apply(m, Inside(0.5))),
     "a list of something else": ("method: got a list with int", lambda m: vtc.apply(m, [7])),
     "options beside a list": (
         "retention: options go with a method's name; got list",
@@ -106,7 +106,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(Made, "seen", [])
     monkeypatch.setattr(base, "_STAGES", dict(base._STAGES))
     base.register_stage(Made)
-    monkeypatch.setattr(Llava, "stages", (*Llava.stages, "made_up"))
+    monkeypatch.setattr(Llava, "stages", ("boundary", "made_up"))
     yield Made.seen
 
 

@@ -14,7 +14,7 @@ from tests import asking
 from tests.families.tiny import projector
 from tests.hf import by_hand, tiny
 from tests.hf.methods import KINDS
-from vtc.registry import method_class
+from tests.methods.images import METHODS
 
 POLICIES = pytest.mark.parametrize("positions", ["original", "contiguous"])
 
@@ -161,10 +161,9 @@ class Words:
         return {"input_ids": [5, 6]}
 
 
-AT_BOUNDARY = [n for n in vtc.list_methods() if method_class(n).where == "boundary"]
 REPORTED = [
     *((method, {}) for method in KINDS.values()),
-    *((name, asking.options(name, 32)) for name in AT_BOUNDARY),
+    *((name, asking.options(name, 32)) for name in ("none", *METHODS)),
     ("recoverable", {"text_score": "similarity", "text_k": 3}),
 ]
 

@@ -138,6 +138,9 @@ def _ones(dtype: torch.dtype = torch.float16, dim: int = 2) -> torch.Tensor:
 SMALLEST = {
     "cls_attention": lambda m: m.launch(_ones(dim=3), _ones(dim=4), 1.0),
     "attention_received": lambda m: m.launch(_ones(dim=4), _ones(dim=4), 1.0),
+    "row_attention": lambda m: m.launch(
+        _ones(dim=4), _ones(dim=4), 1.0, _ones(torch.bool, dim=3), True, 50.0
+    ),
     "segmented_topk": lambda m: m.launch(_ones(), _ones(torch.int64, 1), _ones(torch.bool)),
     "lof": lambda m: m.launch(_ones(), 1, _ones(torch.bool)),
     "neighbour_count": lambda m: m.launch(_ones(dim=3), 1.0, _ones(torch.bool)),
@@ -194,6 +197,7 @@ def test_sizes_of_one(operation):
 STATED = {
     "cls_attention": 2,
     "attention_received": 3,
+    "row_attention": 3,
     "segmented_topk": 1,
     "lof": 1,
     "neighbour_count": 3,

@@ -23,6 +23,7 @@ from vtc.kernels.merge import weighted_merge
 from vtc.kernels.neighbour_count import neighbour_count
 from vtc.kernels.pixel_surprise import pixel_surprise
 from vtc.kernels.ragged_compact import ragged_compact
+from vtc.kernels.row_attention import row_attention
 from vtc.kernels.segmented_topk import segmented_topk
 from vtc.kernels.suppress import suppress
 
@@ -47,6 +48,7 @@ CALLS = {
     "pack_bits": lambda x: pack_bits(x > 0, 2),
     "pixel_surprise": lambda x: pixel_surprise(x, x[..., 0] > -9, (2, 3), 0.5),
     "ragged_compact": lambda x: ragged_compact(x[0], INDEX, torch.tensor([0, 2]), 3),
+    "row_attention": lambda x: row_attention(x[None, :, :2], x[None, :1], 0.5),
     "segmented_topk": lambda x: segmented_topk(x[0], torch.tensor([1] * 6)),
     "suppress": lambda x: suppress((x @ x.mT > 0).tril(-1), x[..., 0] > 0),
     "unpack_bits": lambda x: unpack_bits((x > 0).long(), 2),

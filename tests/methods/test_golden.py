@@ -11,11 +11,13 @@ from tests import golden
 
 FOLDER = Path(golden.__file__).with_name("golden")
 CASES = sorted(path.stem for path in FOLDER.glob("*.json"))
+INSIDE = sorted(f"inside_lm/{path.stem}" for path in (FOLDER / "inside_lm").glob("*.json"))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES + INSIDE)
 def test_case(name):
     case = golden.Case(FOLDER / f"{name}.json")
+    name = case.name
     golden.RUNNERS[golden.family(name)](case)
     if "KNOWN_BUG" not in name:
         assert case.unread() == []

@@ -31,7 +31,7 @@ def distances(tokens: Tensor, valid: Tensor) -> Tensor:
     )
 
 
-def peak_scores(distance: Tensor, valid: Tensor, neighbours: int) -> Tensor:
+def peak_scores(distance: Tensor, valid: Tensor, neighbours: int | Tensor) -> Tensor:
     """Density times distance to the nearest denser token, float32 `[R, N]`; 0 for what is masked.
 
     The density is `exp(-mean squared distance)` to the nearest neighbours, a token itself among them;
@@ -40,13 +40,18 @@ def peak_scores(distance: Tensor, valid: Tensor, neighbours: int) -> Tensor:
     Args:
         distance: `[R, N, N]`.
         valid: bool `[R, N]`.
-        neighbours: how many, or all where there are fewer.
+        neighbours: how many, or all where there are fewer; or int64 `[R]`, of each set.
     """
     size = distance.shape[-1]
     here = valid[:, :, None] & valid[:, None]
     far = distance.masked_fill(~here, torch.inf)
-    near = far.topk(min(neighbours, size), largest=False).values.square()
-    known = near.isfinite()
+    if isinstance(neighbours, int):
+        near = far.topk(min(neighbours, size), largest=False).values.square()
+        known = near.isfinite()
+    else:
+        near = far.sort(dim=-1).values.square()
+        nth = torch.arange(size, device=near.device)
+        known = near.isfinite() & (nth < neighbours[:, None, None])
     density = torch.exp(-near.masked_fill(~known, 0).sum(-1) / known.sum(-1).clamp(min=1))
     density = density.masked_fill(~valid, -1)
     order = torch.sort(density, dim=-1, descending=True, stable=True).indices
@@ -59,7 +64,7 @@ def peak_scores(distance: Tensor, valid: Tensor, neighbours: int) -> Tensor:
 
 
 def clusters(
-    tokens: Tensor, valid: Tensor, counts: Tensor, neighbours: int
+    tokens: Tensor, valid: Tensor, counts: Tensor, neighbours: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Each set in so many clusters, around its best peaks.
 

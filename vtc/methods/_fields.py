@@ -37,6 +37,13 @@ def number(name: str, value: Any, low: float, high: float = float("inf")) -> Non
         raise VTCError(f"{name}: got {value!r}, allowed are numbers {span}")
 
 
+def share(name: str, value: Any) -> None:
+    """`value` is a number in (0, 1]."""
+    good = isinstance(value, Real) and not isinstance(value, bool)
+    if not good or not 0 < value <= 1:
+        raise VTCError(f"{name}: got {value!r}, allowed are numbers in (0, 1]")
+
+
 def layer(name: str, value: Any) -> None:
     """`value` names an encoder layer: an int, a share of the depth in (0, 1), or "read"."""
     if value == "read":
@@ -45,3 +52,13 @@ def layer(name: str, value: Any) -> None:
         raise VTCError(f"{name}: got {value!r}, allowed are an int, a number in (0, 1) and 'read'")
     if isinstance(value, float) and not 0 < value < 1:
         raise VTCError(f"{name}: got {value!r}, allowed are an int, a number in (0, 1) and 'read'")
+
+
+def rising(name: str, value: Any, least: int, number: int) -> None:
+    """`value` is a list of `number` rising ints, the first at least `least`."""
+    good = isinstance(value, (list, tuple)) and len(value) == number
+    good = good and all(isinstance(x, Integral) and not isinstance(x, bool) for x in value)
+    if not good or value[0] < least or any(a >= b for a, b in zip(value, value[1:], strict=False)):
+        raise VTCError(
+            f"{name}: got {value!r}, allowed are {number} rising whole numbers >= {least}"
+        )

@@ -13,7 +13,8 @@ _ASKING: ContextVar[bool] = ContextVar("vtc_which", default=False)
 
 
 def which(works: Callable[[Method], bool]) -> list[str]:
-    """Names of the methods, with their default options, that `works` holds for.
+    """Names of the methods in front of the language model, with their default options, that `works`
+    holds for.
 
     `"none"`, methods that need an option, and those for which `works` raises `VTCError` are left out.
     """

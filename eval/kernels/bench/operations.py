@@ -30,6 +30,7 @@ from vtc.kernels import (
     neighbour_count,
     pixel_surprise,
     ragged_compact,
+    row_attention,
     segmented_topk,
     suppress,
 )
@@ -70,6 +71,14 @@ def _cls(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
 def _received(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
     heads = _heads(sizes, 0, device, dtype)
     return heads, heads.flip(2), sizes.head_width**-0.5
+
+
+def _row(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
+    """The last row of a prompt of each tile, in the language model."""
+    heads, prompt = 2 * sizes.heads, sizes.side**2
+    keys = normal(device, dtype, sizes.tiles, prompt, heads, sizes.width // heads).transpose(1, 2)
+    allowed = torch.ones(sizes.tiles, 1, prompt, dtype=torch.bool, device=device)
+    return keys[:, :, -1:].flip(3), keys, keys.shape[-1] ** -0.5, allowed, True
 
 
 def _topk(sizes: Sizes, device: Any, dtype: Any) -> tuple[Any, ...]:
@@ -145,6 +154,9 @@ OPERATIONS: dict[str, Operation] = {
         attention_received.attention_received,
         attention_received.attention_received_torch,
         _received,
+    ),
+    "row_attention": Operation(
+        row_attention.row_attention, row_attention.row_attention_torch, _row
     ),
     "segmented_topk": Operation(
         segmented_topk.segmented_topk, segmented_topk.segmented_topk_torch, _topk

@@ -18,7 +18,7 @@ from vtc.eval.kernels.bench.sizes import LAYERS, Sizes, normal
 from vtc.kernels import attention_received, cls_attention
 from vtc.methods.base import Method
 from vtc.methods.tokenflex import TokenFlexProjector
-from vtc.registry import create_method, list_methods
+from vtc.registry import create_method, list_methods, method_class
 from vtc.tokens import OF_THE_QUESTION, CompressedTokens, VisualTokens
 
 #: of a question
@@ -153,8 +153,9 @@ class Encoded:
 
 
 def methods() -> list[str]:
-    """The methods that select."""
-    return [name for name in list_methods("*") if name != "none"]
+    """The methods that select in front of the language model."""
+    names = [name for name in list_methods("*") if name != "none"]
+    return [name for name in names if method_class(name).where == "boundary"]
 
 
 def method_of(

@@ -35,6 +35,7 @@ A = TypeVar("A", bound="type[Adapter]")
 
 # Where transformers' models keep the parts of their vision side; the first that exists is taken
 _TOWERS = ("vision_tower", "visual", "vision_model", "image_tower")
+_LANGUAGE_MODELS = ("language_model", "text_model")
 _PROJECTORS = ("multi_modal_projector", "connector", "visual.merger")
 _LAYERS = ("encoder.layers", "encoder.layer", "transformer.layers", "blocks")
 _NORMS = ("post_layernorm", "layernorm_post", "ln_post")
@@ -62,7 +63,9 @@ class Adapter:
     #: what a plain forward (not `generate`) adds to a running count of tokens to get positions
     first_position: ClassVar[int] = 0
     #: where tokens can be cut, in the order in which they pass, see `stages.base`
-    stages: ClassVar[tuple[str, ...]] = ("pixels", "boundary")
+    stages: ClassVar[tuple[str, ...]] = ("pixels", "boundary", "layers")
+    #: why they are not cut at other places, where somebody might look for it
+    unstaged: ClassVar[str] = ""
     #: whether the tower pads: what `fuse` leaves out is then no part of a token
     pads: ClassVar[bool] = False
     #: how the projector makes fewer tokens of the patches, empty where it maps each by itself
@@ -124,6 +127,22 @@ class Adapter:
     def token_id(self, config: Any, modality: str) -> int | None:
         """The id of the placeholder, None when the family has no such modality."""
         return getattr(config, f"{modality}_token_id", None)
+
+    def language_model(self, base: Model) -> Model:
+        """The decoder behind the projector: its `layers`, and the `norm` behind them.
+
+        Raises:
+            VTCError: none is found.
+        """
+        lm = find(base, _LANGUAGE_MODELS, "language model")[2]
+        for part in ("layers", "norm"):
+            find(lm, (part,), f"language model's {part}")
+        return lm
+
+    def blocks(self, types: Tensor) -> Tensor | None:
+        """Int64 `[B, L]` of token types: tokens of one block see each other, -1 for none; None where the
+        language model looks back alone."""
+        return None
 
     # -- how a call's outcome is to be read ----------------------------------------------------
 

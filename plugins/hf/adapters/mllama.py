@@ -19,6 +19,9 @@ class Mllama(Adapter):
     behind. All its CLS tokens look at all tiles, so attention received is read in place of theirs."""
 
     stages: ClassVar[tuple[str, ...]] = ("cross_attention",)
+    unstaged: ClassVar[str] = (
+        "but this model reads images by cross-attention: no visual tokens stand among its text"
+    )
     pads: ClassVar[bool] = True
 
     def has_cls(self, base: Model) -> bool:

@@ -32,6 +32,10 @@ class DocOwl(Adapter):
     """
 
     stages: ClassVar[tuple[str, ...]] = ("docowl",)
+    unstaged: ClassVar[str] = (
+        "but this model's code comes with its checkpoint: it puts visual tokens among the text itself, "
+        "and nothing is known of its layers"
+    )
     fuses: ClassVar[str] = "which fuses rows of patches"
     positions: ClassVar[tuple[str, ...]] = ("contiguous",)
 

@@ -66,17 +66,27 @@ def register_stage(cls: S) -> S:
     return cls
 
 
+def stage_named(name: str) -> Stage:
+    """The stage of that name.
+
+    Raises:
+        VTCError: there is none.
+    """
+    return entry(_STAGES, "stage", name)
+
+
 def stages_for(adapter: Adapter, methods: Sequence[Method]) -> list[tuple[Stage, Method]]:
     """The stage of each method, in the order in which tokens pass them.
 
     Raises:
         VTCError: the family has no stage for one of them.
     """
-    stages = [entry(_STAGES, "stage", name) for name in adapter.stages]
+    stages = [stage_named(name) for name in adapter.stages]
     for method in methods:
         if all(stage.where != method.where for stage in stages):
             place = _PLACES.get(method.where, method.where)
             raise VTCError(
-                f"method: {method.name!r} works in {place}, and this version has no stage for that"
+                f"method: {method.name!r} works in {place}, "
+                f"{adapter.unstaged or 'and this version has no stage for that'}"
             )
     return [(s, method) for s in stages for method in methods if s.where == method.where]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtc.errors import VTCError
 from vtc.plugins.hf import arguments, cache, scopes
 from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.attach import running
@@ -28,6 +29,8 @@ from vtc.plugins.hf.stages.boundary.shorten import (
     has_pixels,
     shorten,
 )
+from vtc.plugins.hf.stages.layers import call as inside
+from vtc.plugins.hf.stages.layers.shown import Shown
 from vtc.plugins.hf.typing import Model
 
 
@@ -39,11 +42,15 @@ class Generating:
         gaps: whether its positions have gaps.
         held: the prompt, None when nothing was dropped.
         front: tokens that somebody (PEFT) has put in front of it.
+        shown: what it shows, for a method inside the language model; None for nothing.
+        mask: of the conversation `[B, L]`, None where there is none.
     """
 
     gaps: bool
     held: Held | None
     front: int = 0
+    shown: Shown | None = None
+    mask: Tensor | None = None
 
 
 @dataclass
@@ -76,14 +83,16 @@ def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         return None
     patch = scope.patch
     kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
-    generating = _GENERATING.get()
+    generating, shown = _GENERATING.get(), None
     if has_pixels(kwargs):
         with running(model, scope):
             short = shorten(model, scope, kwargs, generating=False)
-        kwargs = short.kwargs
+        kwargs, shown = short.kwargs, short.shown
         patch.note_compaction(scope.call, short.compaction)
         _PENDING.set(Pending(short.held, short.wanted, kwargs.get("labels") is not None))
     elif generating is not None:
+        # transformers hands on what was encoded with the prompt alone, later an empty dictionary
+        shown = generating.shown if kwargs.get("mm_encoder_outputs") else None
         if generating.gaps:
             kwargs.update(_generated_positions(model, patch.adapter, generating, kwargs))
             kwargs.update(packed.one_sample(model, kwargs))
@@ -93,6 +102,9 @@ def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         features = getattr(encoded, "pooler_output", None)
         if patch.tensors.get(modality) and isinstance(features, (list, tuple)):
             encoded.pooler_output = torch.cat(list(features))[None]
+    if patch.inside is not None:
+        mask = None if generating is None else generating.mask
+        inside.enter(model, patch, kwargs, shown, generating is not None, mask)
     return (), kwargs
 
 
@@ -140,8 +152,17 @@ def _generate(model: Model, scope: scopes.Scope, original: Any, kwargs: dict[str
     assert patch is not None
     if kwargs.get("inputs") is not None and kwargs.get("input_ids") is None:
         kwargs["input_ids"] = kwargs.pop("inputs")
+    if patch.inside is not None:
+        _refuse_chunks(model, kwargs)
     if not has_pixels(kwargs) and cache.held(cache.given(kwargs)) is None:
-        return original(**kwargs)
+        if cache.inside(cache.given(kwargs)) is None:
+            return original(**kwargs)
+        mask = kwargs.get("attention_mask")
+        token = _GENERATING.set(Generating(False, None, mask=mask))
+        try:
+            return original(**kwargs)
+        finally:
+            _GENERATING.reset(token)
 
     prompt = kwargs.get("input_ids") if kwargs.get("inputs_embeds") is None else None
     with torch.no_grad():
@@ -150,7 +171,8 @@ def _generate(model: Model, scope: scopes.Scope, original: Any, kwargs: dict[str
     if short.dropped:
         _shift_lengths(model, short.kwargs, short.dropped)
     gaps = short.held is not None and patch.positions != "contiguous"
-    token = _GENERATING.set(Generating(gaps, short.held))
+    mask = short.kwargs.get("attention_mask")
+    token = _GENERATING.set(Generating(gaps, short.held, shown=short.shown, mask=mask))
     try:
         out = original(**short.kwargs)
     finally:
@@ -161,6 +183,15 @@ def _generate(model: Model, scope: scopes.Scope, original: Any, kwargs: dict[str
     if held_in is not None and prompt is not None:
         cache.note(held_in, short.held)
     return _with_prompt(out, prompt, short.compaction.slot.shape[1])
+
+
+def _refuse_chunks(model: Model, kwargs: dict[str, Any]) -> None:
+    size = generation_setting(model, kwargs, "prefill_chunk_size")
+    if size is not None:
+        raise VTCError(
+            f"prefill_chunk_size: got {size}, but inside the language model tokens are chosen of the "
+            "whole prompt, before its last part is read; allowed is None"
+        )
 
 
 def _generated_positions(

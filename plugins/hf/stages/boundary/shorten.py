@@ -22,6 +22,8 @@ from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.encode import Encoded, encode, some
 from vtc.plugins.hf.stages.boundary.logits import short_places
 from vtc.plugins.hf.stages.boundary.pictures import hide, positions
+from vtc.plugins.hf.stages.layers.shown import Shown
+from vtc.plugins.hf.stages.layers.shown import shown as shown_by
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.hf.watch import watched
 from vtc.plugins.model.compaction import (
@@ -60,6 +62,7 @@ class Short:
         dropped: columns that are gone.
         held: what a cache holds behind the call, None when nothing was dropped.
         wanted: which logits each row wants, see `logits.short_places`.
+        shown: what its new columns show, for a method inside the language model; None for nothing.
     """
 
     kwargs: dict[str, Any]
@@ -67,6 +70,7 @@ class Short:
     dropped: int = 0
     held: Held | None = None
     wanted: Tensor | None = None
+    shown: Shown | None = None
 
 
 @dataclass
@@ -165,6 +169,11 @@ class Prompt:
             out[modality] = here
         return out
 
+    def of(self, done: list[Encoded]) -> Tensor:
+        """Bool `[B, L]`: the placeholders of what was encoded."""
+        none = torch.zeros_like(self.real)
+        return torch.stack([none, *(self.placeholders[e.modality] for e in done)]).any(0)
+
     @cached_property
     def visual(self) -> Tensor:
         """Bool `[B, L]`: every placeholder among the new columns, whatever its modality."""
@@ -210,14 +219,13 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
     )
     runs = {e.modality: image_runs(shown[e.modality], e.lengths) for e in done}
     every = [run for of_one in runs.values() for run in of_one]
+    report, rows = None, []
     if done:
-        reports, rows = [report for e in done for report in e.reports], rows_of(every, length)
+        reports, rows = [each for e in done for each in e.reports], rows_of(every, length)
         order = reading_order(every)
-        patch.add_report(
-            scope.call,
-            [reports[i] for i in order],
-            [rows[i] for i in order],
-            sum(e.seconds for e in done),
+        rows = [rows[i] for i in order]
+        report = patch.add_report(
+            scope.call, [reports[i] for i in order], rows, sum(e.seconds for e in done)
         )
 
     new = {k: v for k, v in kwargs.items() if k not in PIXELS.values()}
@@ -225,7 +233,17 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
     if done:
         new["mm_encoder_outputs"] = {e.modality: e.output for e in done}
         if all(e.identity for e in done) and not compressed:
-            return Short(new)
+            whole = Short(new)
+            if report is not None and patch.inside is not None:
+                columns = slice(prompt.first, None)
+                whole.shown = shown_by(
+                    prompt.of(done)[:, columns],
+                    prompt.real[:, columns],
+                    _seen(prompt),
+                    report,
+                    rows,
+                )
+            return whole
     host = hide(host, [e.smaller for e in done])
     for e in done:
         e.settle()
@@ -247,7 +265,16 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
         keep, wanted = short_places(new["logits_to_keep"], local, length)
         new["logits_to_keep"] = keep
     compaction = held.compaction if generating else local
-    return Short(new, compaction, length - compaction.slot.shape[1], held, wanted)
+    short = Short(new, compaction, length - compaction.slot.shape[1], held, wanted)
+    if report is not None and patch.inside is not None:
+        visual = local.gather(prompt.of(done), False)
+        short.shown = shown_by(visual, local.valid, _seen(prompt), report, rows)
+    return short
+
+
+def _seen(prompt: Prompt) -> Tensor | None:
+    """Which tokens of the cache are real, `[B, C]`; None where it holds none."""
+    return None if prompt.past is None else prompt.past.compaction.valid
 
 
 def _compact(

@@ -1,0 +1,1 @@
+"""Tokens dropped between the layers of the language model."""
