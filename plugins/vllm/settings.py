@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ KEYS = ("vtc_method", "vtc_retention", "vtc_tokens", "vtc_options", "vtc_questio
 SPEC = "vtc_spec"
 #: options that name files or hold modules: the operator's alone
 OPERATORS = frozenset({"projector", "text_encoder"})
+_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ class Limits:
             raise VTCError(
                 f"vtc_retention: {budget} of {patches} tokens are {share:.3f}, "
                 f"this server allows no less than {self.least:g}"
+            )
+
+
+    def check_whole(self) -> None:
+        """Raise `VTCError` where images may not be left as they are."""
+        if self.most < 1:
+            raise VTCError(
+                f"vtc_method: got 'none', this server allows at most {self.most:g} of an image's tokens; "
+                "give a method and a budget"
             )
 
 
@@ -163,8 +174,9 @@ class Settings:
                     )
         if not ours:
             return self.default
-        for name in ours.get("vtc_options") or {} if isinstance(ours.get("vtc_options"), Mapping) else ():
-            if name in OPERATORS and ours["vtc_options"][name] != self.config.options.get(name):
+        options = ours.get("vtc_options")
+        for name, value in options.items() if isinstance(options, Mapping) else ():
+            if name in OPERATORS and value != self.config.options.get(name):
                 raise VTCError(
                     f"vtc_options: {name!r} names files of the server, which its operator alone may set"
                 )
@@ -219,6 +231,23 @@ def split(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return ours, theirs
 
 
+def server_settings(mm_config: Any) -> dict[str, Any]:
+    """The server's processor keywords; what is for `vtc` is taken out of vLLM's configuration, which
+    hands all that is left to the model's own processor.
+
+    Args:
+        mm_config: vLLM's `MultiModalConfig`.
+    """
+    with _LOCK:
+        if not hasattr(mm_config, "vtc_defaults"):
+            given = dict(mm_config.mm_processor_kwargs or {})
+            ours, theirs = split(given)
+            mm_config.vtc_defaults = given
+            if ours:
+                mm_config.mm_processor_kwargs = theirs or None
+        return mm_config.vtc_defaults
+
+
 def check_method(method: Method) -> None:
     """Raise `VTCError` for a method whose number of tokens does not follow from an image's shape, or
     that needs what no server has."""
@@ -229,8 +258,8 @@ def check_method(method: Method) -> None:
         )
     if method.counts_itself:
         raise VTCError(
-            f"vtc_method: {method.name!r} without a number keeps as many tokens as an image needs, which "
-            "is known too late for a server; give vtc_retention or vtc_tokens"
+            f"vtc_method: {method.name!r} without a number keeps as many tokens as an image needs, "
+            "which is known too late for a server; give vtc_retention or vtc_tokens"
         )
     kinds = {request.kind for request in method.requests(True).values()}
     if kinds & ENCODED:
@@ -252,8 +281,3 @@ def _question(value: Any) -> str | None:
     if not isinstance(value, (str, type(None))):
         raise VTCError(f"vtc_question: got {value!r}, allowed are text and None")
     return value
-
-
-def words(names: Iterable[str]) -> str:
-    """Names with commas between them."""
-    return ", ".join(names)
