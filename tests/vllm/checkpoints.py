@@ -7,7 +7,7 @@ is said. Special tokens have a row of zeros in the head, so that no placeholder 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,14 @@ class Made:
         processor: reads prompts with pictures.
         image: what stands for a picture in a prompt.
         positions: what transformers is told, so that it numbers tokens as vLLM does.
+        two: whether transformers and vLLM cut several pictures of a prompt in the same way.
     """
 
     model: Any
     processor: Any
     image: str = "<image>"
     positions: str = "contiguous"
+    two: bool = True
 
 
 def scaled(model: Any, factor: float = 3.0) -> Any:
@@ -134,3 +136,10 @@ def save(family: str, folder: Path) -> Made:
         weights = {level[name]: weight for name, weight in weights.items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return made
+
+
+def load(family: str, folder: Path) -> Made:
+    """A checkpoint as it was written, the model with the weights that vLLM reads."""
+    made = FAMILIES[family]()
+    model = type(made.model).from_pretrained(folder).eval()
+    return replace(made, model=model)
