@@ -7,11 +7,10 @@ own, which is given queries and keys behind their rotary positions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vtc.errors import VTCError
@@ -60,12 +59,10 @@ class Record:
     Attributes:
         attention: layer -> its calls in order, of this rank's heads.
         projector_input: what the projector was given, call after call.
-        projector_output: what it made of it.
     """
 
     attention: dict[int, list[Heads]] = field(default_factory=dict)
     projector_input: list[Tensor] = field(default_factory=list)
-    projector_output: list[Tensor] = field(default_factory=list)
 
 
 class NextLayer:
@@ -136,9 +133,8 @@ def recording(
                 hung.append(layers[-1].register_forward_hook(hook))
             else:
                 raise VTCError(f"layer: got {layer}, vLLM built {len(layers)} layers of the tower")
-        if projector:
-            hung.append(projector_of(model).register_forward_hook(_projector_hook(record)))
-        yield record
+        with _watched(projector_of(model), record) if projector else nullcontext():
+            yield record
     finally:
         for handle in hung:
             handle.remove()
@@ -183,12 +179,20 @@ def _last_hook(record: Record, layer: int, following: NextLayer) -> Any:
     return note
 
 
-def _projector_hook(record: Record) -> Any:
-    def note(module: Any, args: Any, output: Any) -> None:
-        record.projector_input.append(args[0])
-        record.projector_output.append(output)
+@contextmanager
+def _watched(projector: nn.Module, record: Record) -> Iterator[None]:
+    """Note what a projector is given. Classes that vLLM may compile call `forward` around hooks."""
+    forward = projector.forward
 
-    return note
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        record.projector_input.append(args[0] if args else next(iter(kwargs.values())))
+        return forward(*args, **kwargs)
+
+    projector.forward = watched
+    try:
+        yield
+    finally:
+        del projector.forward
 
 
 def gathered(values: Tensor, kind: str, sharded: bool) -> Tensor:
@@ -207,7 +211,3 @@ def gathered(values: Tensor, kind: str, sharded: bool) -> Tensor:
     if kind in ("keys", "cls_query"):  # heads side by side
         return tensor_model_parallel_all_gather(values.contiguous(), dim=-1)
     return tensor_model_parallel_all_reduce(values.float().contiguous()).div(size).to(values.dtype)
-
-
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

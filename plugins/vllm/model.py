@@ -85,7 +85,7 @@ class PruningModel:
                 specs,
                 rows,
                 batches.tiles_of(kwargs, specs),
-                lambda index: self._vtc_pixels(kwargs, specs, index),
+                lambda index: batches.pixels_of(kwargs, specs, index),
                 record,
             )
             return compress(self._vtc_view, images, self._vtc_failed)
@@ -98,11 +98,6 @@ class PruningModel:
     def _vtc_failed(self, index: int) -> None:
         self.vtc_fallbacks += 1
         metrics.fallbacks().inc()
-
-    def _vtc_pixels(self, kwargs: dict[str, Any], specs: Sequence[Spec], index: int) -> Tensor:
-        pixels = batches.pixels_of(kwargs, specs, index)
-        norm = getattr(getattr(self, "visual", None), "input_norm", None)
-        return pixels if norm is None else norm(pixels, torch.float32)
 
     def _vtc_row(self, kept: Kept, spec: Spec) -> Tensor:
         return kept.rows

@@ -22,10 +22,11 @@ def test_every_answer_is_transformers(
     requests = main_requests(made.two) + other_requests()
     job = [request.job(made, pictures) for request in requests]
     found = engine(path, [job, job], count=True)
+    expected = [answer(made, pictures, request) for request in requests]
     wrong = []
     for number, answers in enumerate(found["rounds"]):
-        for request, got in zip(requests, answers, strict=True):
-            wrong += differences(number, request, got, answer(made, pictures, request))
+        for request, got, want in zip(requests, answers, expected, strict=True):
+            wrong += differences(number, request, got, want)
     assert not wrong, "\n".join(wrong)
     assert found["fallbacks"] == [0]
 
