@@ -450,7 +450,9 @@ def _keywords(keywords: Mapping[str, Any], prefix: str = "") -> Iterator[Entry]:
             continue
         if name == "options":
             if not isinstance(value, Mapping):
-                raise VTCError(f"{prefix}options: got {value!r}, expected a mapping of names to values")
+                raise VTCError(
+                    f"{prefix}options: got {value!r}, expected a mapping of names to values"
+                )
             for option in value.items():
                 yield "option", "options", option
         elif name in VARIABLES.values():

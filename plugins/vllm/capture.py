@@ -34,7 +34,9 @@ def find(module: Any, paths: Sequence[str], what: str) -> Any:
             found = getattr(found, name, None)
         if found is not None:
             return found
-    raise VTCError(f"model: {type(module).__name__} of this vLLM has no {what} under {', '.join(paths)}")
+    raise VTCError(
+        f"model: {type(module).__name__} of this vLLM has no {what} under {', '.join(paths)}"
+    )
 
 
 def layers_of(model: Any) -> nn.ModuleList:

@@ -124,7 +124,8 @@ def compress(view: View, images: Images, failed: Callable[[int], None]) -> list[
 
 def _log(spec: Spec) -> None:
     logger.exception(
-        "vtc: method %r failed on an image, whose tokens are now taken at even distances", spec.method
+        "vtc: method %r failed on an image, whose tokens are now taken at even distances",
+        spec.method,
     )
 
 
@@ -134,9 +135,7 @@ def stand_in(rows: Tensor, spec: Spec) -> Kept:
     return Kept(rows[anchor], anchor)
 
 
-def _together(
-    view: View, images: Images, signals: _Signals, members: Sequence[int]
-) -> list[Kept]:
+def _together(view: View, images: Images, signals: _Signals, members: Sequence[int]) -> list[Kept]:
     """The rows of images of one method.
 
     Raises:

@@ -70,13 +70,16 @@ def units(
     if kind in TAGGED:
         grid = (families.grid_side(config) // config.scale_factor,) * 2
         assert grids is not None, "the processor's own count"
-        return [Unit(uncut(grid, g if all(g) else None, order="thumbnail_last"), fused=True) for g in grids]
+        return [
+            Unit(uncut(grid, g if all(g) else None, order="thumbnail_last"), fused=True)
+            for g in grids
+        ]
     if isinstance(pixels, (list, tuple)):
         values["pixel_values"] = _joined(pixels)
-    if kind == "gemma3" and any(int(n) != 1 for n in values.get("num_patches", ())):
+    if kind == "gemma3":
         raise VTCError(
-            "do_pan_and_scan: got True, which cuts an image into crops with words between them; "
-            "Gemma 3 is pruned without"
+            "model: vLLM's own attention over Gemma 3's image tokens is not transformers', so nothing "
+            "could be proven; it is served without pruning"
         )
     if kind == "llava_onevision":  # vLLM crops all images and knows one limit
         values["vision_aspect_ratio"] = "anyres_max_9"
@@ -148,7 +151,9 @@ def placed(method: Method, tower: Tower) -> dict[str, SignalRequest]:
             )
         layer = 0
         if request.kind in ATTENTION:
-            layer = tower.read if request.layer == "read" else layer_index(request.layer, tower.depth)  # type: ignore[arg-type]
+            layer = (
+                tower.read if request.layer == "read" else layer_index(request.layer, tower.depth)
+            )  # type: ignore[arg-type]
             if layer > min(tower.built, tower.depth - 1):
                 raise VTCError(
                     f"vtc_options: {method.name!r} reads layer {layer} of the vision tower, of whose "

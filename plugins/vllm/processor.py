@@ -127,7 +127,9 @@ class PruningProcessor:
         data = super()._postprocess_hf_mm_data(mm_data, hf_kwargs, processed_data)  # type: ignore[misc]
         key = _WISHED.get()
         if key is not None and data.get("pixel_values") is not None:
-            data[SPEC] = [each.to_tensor() for each in self._vtc_specs(key, mm_data, hf_kwargs, data)]
+            data[SPEC] = [
+                each.to_tensor() for each in self._vtc_specs(key, mm_data, hf_kwargs, data)
+            ]
         return data
 
     def _vtc_specs(self, key: str, mm_data: Any, hf_kwargs: Any, data: Any) -> list[spec.Spec]:
@@ -196,7 +198,9 @@ class _Cut:
         item = self.items[item_idx]
         if item is None or SPEC not in item:
             return found
-        details = found if isinstance(found, PromptUpdateDetails) else PromptUpdateDetails.from_seq(found)
+        details = (
+            found if isinstance(found, PromptUpdateDetails) else PromptUpdateDetails.from_seq(found)
+        )
         ids = details.full
         embed = [True] * len(ids) if details.is_embed is None else details.is_embed(ids).tolist()
         left = spec.cut(ids, embed, spec.Spec.from_tensor(item[SPEC].data))

@@ -73,13 +73,12 @@ class Limits:
                 f"this server allows no less than {self.least:g}"
             )
 
-
     def check_whole(self) -> None:
         """Raise `VTCError` where images may not be left as they are."""
         if self.most < 1:
             raise VTCError(
-                f"vtc_method: got 'none', this server allows at most {self.most:g} of an image's tokens; "
-                "give a method and a budget"
+                f"vtc_method: got 'none', this server allows at most {self.most:g} of an image's "
+                "tokens; give a method and a budget"
             )
 
 
@@ -153,7 +152,7 @@ class Settings:
         base = CompressionConfig.from_sources(env=env)
         self.config = _over(base, ours)
         self.question = _question(ours.get("vtc_question"))
-        self.default = self._wish(self.config, self.question, named=self.config.method != "none")
+        self.default = self._wish(self.config, self.question, budget=_has_budget(ours))
 
     def request(self, keywords: Mapping[str, Any]) -> Wish:
         """What a request asks for.
@@ -182,19 +181,19 @@ class Settings:
                 )
         config = _over(self.config, ours)
         question = _question(ours.get("vtc_question", self.question))
-        wish = self._wish(config, question, named=bool(set(ours) - {"vtc_question"}))
+        wish = self._wish(config, question, budget=_has_budget(ours))
         if "vtc_question" in ours and ours["vtc_question"] is not None and not wish.asks:
             raise VTCError(
                 f"vtc_question: got {question!r}, but method {wish.method!r} reads no question"
             )
         return wish
 
-    def _wish(self, config: CompressionConfig, question: str | None, named: bool) -> Wish:
-        budget = config.retention is not None or config.tokens is not None
+    def _wish(self, config: CompressionConfig, question: str | None, budget: bool) -> Wish:
         if config.method == "none":
-            if budget and named:
+            if budget:
                 raise VTCError(
-                    "vtc_method: got 'none' beside a budget; name a method, this server has no default"
+                    "vtc_method: got 'none' beside a budget, allowed are a method that meets it, "
+                    "or neither"
                 )
             return Wish()
         for field in ("retention", "tokens"):
@@ -275,6 +274,10 @@ def _over(config: CompressionConfig, ours: Mapping[str, Any]) -> CompressionConf
     """A configuration with a request's keywords over it; errors name the keyword."""
     fields = {key.removeprefix("vtc_"): ours[key] for key in ours if key != "vtc_question"}
     return config.overlaid(fields, prefix="vtc_")
+
+
+def _has_budget(ours: Mapping[str, Any]) -> bool:
+    return any(ours.get(key) is not None for key in ("vtc_retention", "vtc_tokens"))
 
 
 def _question(value: Any) -> str | None:

@@ -79,7 +79,9 @@ class Spec:
 
     def runs(self) -> list[int] | None:
         """Rows of each tile in the order in which they are packed; None where no tag stands between."""
-        return [self.shares[nth] for nth in [*range(1, len(self.shares)), 0]] if self.shares else None
+        return (
+            [self.shares[nth] for nth in [*range(1, len(self.shares)), 0]] if self.shares else None
+        )
 
     # -- on its way --------------------------------------------------------------------------------
 
@@ -164,9 +166,7 @@ def make(
         available = torch.tensor(packing.geometry.available)
         shares = tuple(apportion(available[None], available[None], [budget])[0].tolist())
         tile = Packing(packing.patch_grid)
-        lengths = [
-            replace(exact, tokens=share).length(tile) if share else 0 for share in shares
-        ]
+        lengths = [replace(exact, tokens=share).length(tile) if share else 0 for share in shares]
         length = None if None in lengths else sum(lengths)  # type: ignore[arg-type]
         if length is not None and lengths != list(shares):
             length = None

@@ -116,6 +116,7 @@ def llava() -> Made:
     )
     return Made(tf.LlavaForConditionalGeneration(config), processor)
 
+
 def _clip() -> Any:
     return tf.CLIPVisionConfig(**VISION)
 
@@ -228,7 +229,7 @@ def qwen3_vl() -> Made:
     return _qwen("Qwen3VL", vision, {"mrope_interleaved": True}, "Qwen3VLProcessor")
 
 
-# -- tiles with pixel shuffle, and Gemma -------------------------------------------------------
+# -- tiles with pixel shuffle ------------------------------------------------------------------
 
 
 def internvl() -> Made:
@@ -294,31 +295,8 @@ def smolvlm() -> Made:
     return _idefics("SmolVLM")
 
 
-def gemma3() -> Made:
-    names = ["<pad>", "<bos>", "<eos>", "<image_soft_token>", "<start_of_image>", "<end_of_image>"]
-    names += ["\n\n", "\n\n\n", "\n\n\n\n", "<s>", "</s>", "\n"]
-    roles = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>"}
-    words = tokenizer(names, extra_special_tokens={**roles, "eoi_token": "<end_of_image>"})
-    text = {**TEXT, "pad_token_id": 0, "sliding_window": 512, "vocab_size": len(words)}
-    config = tf.Gemma3Config(
-        text_config=tf.Gemma3TextConfig(**text),
-        vision_config=_siglip(),
-        mm_tokens_per_image=16,
-        image_token_index=3,
-        image_token_id=3,
-        boi_token_index=4,
-        eoi_token_index=5,
-        tie_word_embeddings=False,
-    )
-    pictures = tf.Gemma3ImageProcessor(size={"height": TILE, "width": TILE})
-    processor = tf.Gemma3Processor(pictures, words, image_seq_length=16)
-    model = tf.Gemma3ForConditionalGeneration(config)
-    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.2)
-    return Made(model, processor, "<start_of_image>")
-
-
 _ALL = (llava, llava_next, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl)
-_ALL += (internvl, idefics3, smolvlm, gemma3)
+_ALL += (internvl, idefics3, smolvlm)
 FAMILIES: dict[str, Callable[[], Made]] = {make.__name__: make for make in _ALL}
 
 

@@ -14,12 +14,19 @@ from tests.vllm.engine.requests import Request, answer, main_requests, other_req
 
 @pytest.mark.parametrize("family", sorted(checkpoints.FAMILIES))
 def test_every_answer_is_transformers(
-    family: str, folder: Callable[[str], Path], pictures: dict[str, Path], engine: Callable[..., Any]
+    family: str,
+    folder: Callable[[str], Path],
+    pictures: dict[str, Path],
+    engine: Callable[..., Any],
 ) -> None:
     """All requests in one batch, and once more over what the caches hold."""
     path = folder(family)
     made = checkpoints.load(family, path)
     requests = main_requests(made.two) + other_requests()
+    if (
+        "qwen" in family
+    ):  # pixels are normalised in the worker, so their hash and the draw are others
+        requests = [request for request in requests if request.method != "random"]
     job = [request.job(made, pictures) for request in requests]
     found = engine(path, [job, job], count=True)
     expected = [answer(made, pictures, request) for request in requests]
