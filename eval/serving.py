@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 VLLM = [sys.executable, "-m", "vllm.entrypoints.cli.main"]
-HEAD = "| pruning | in flight | requests/s | first token, median ms | first token, p99 ms | input tokens |"
+HEAD = "| share kept | in flight | requests/s | first token, median ms | p99 ms | input tokens |"
 
 
 @contextmanager
@@ -93,15 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=64, help="requests of a setting")
     parser.add_argument("--side", type=int, default=672, help="height and width of the images")
     parser.add_argument("--port", type=int, default=8199)
-    parser.add_argument("more", nargs="*", help="behind --: arguments of `vllm serve`")
-    args = parser.parse_args(argv)
+    parser.epilog = "what stands behind -- goes to `vllm serve`"
+    given = list(sys.argv[1:] if argv is None else argv)
+    cut = given.index("--") if "--" in given else len(given)
+    args, more = parser.parse_args(given[:cut]), given[cut + 1 :]
     print(HEAD + "\n|" + " --- |" * 6, flush=True)
     settings: list[tuple[str, str, dict[str, Any]]] = [("0", "off", {})]
     for share in args.shares:
         keywords = {"vtc_method": args.method, "vtc_retention": share}
         settings.append(("1", f"{share:g}", keywords))
     for on in ("0", "1"):
-        with server(args.model, args.port, args.more, {"VTC_VLLM": on}):
+        with server(args.model, args.port, more, {"VTC_VLLM": on}):
             measured(args.model, args.port, 1, 2, args.side, {})  # what is done once
             for _, name, keywords in (each for each in settings if each[0] == on):
                 for flight in args.in_flight:

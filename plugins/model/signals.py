@@ -55,7 +55,7 @@ def of_attention(
 
     Args:
         kind: one of `ATTENTION`.
-        calls: of the layer, in order; a tower may attend image by image, tile by tile or window by window.
+        calls: of the layer, in order; a tower may go image by image, tile by tile or window by window.
         skip: tokens in front of a tile's patches: 1 where there is a CLS token.
         fuse: values of patches `[S0, ...]` as means over the tokens made of them, `[S, ...]`.
         windows: whether calls may be windows of different size.

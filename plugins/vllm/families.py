@@ -151,9 +151,8 @@ def placed(method: Method, tower: Tower) -> dict[str, SignalRequest]:
             )
         layer = 0
         if request.kind in ATTENTION:
-            layer = (
-                tower.read if request.layer == "read" else layer_index(request.layer, tower.depth)
-            )  # type: ignore[arg-type]
+            at = tower.read if isinstance(request.layer, str) else request.layer
+            layer = layer_index(at, tower.depth)
             if layer > min(tower.built, tower.depth - 1):
                 raise VTCError(
                     f"vtc_options: {method.name!r} reads layer {layer} of the vision tower, of whose "

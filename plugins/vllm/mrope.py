@@ -24,8 +24,8 @@ def restored(ids: Sequence[int], gaps: Sequence[tuple[int, int, int]]) -> tuple[
 
     Args:
         ids: of the short prompt.
-        gaps: `(offset, left, full)` of each pruned image in rising order: where its placeholders begin in
-            the short prompt, how many there are and how many there were.
+        gaps: `(offset, left, full)` of each pruned image in rising order: where its placeholders begin
+            in the short prompt, how many there are and how many there were.
 
     Returns:
         Ids of the long prompt, and int64 `[L]`: the place in it of each token of the short one.

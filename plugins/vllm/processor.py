@@ -41,7 +41,7 @@ class PruningProcessor:
 
     def __init__(self, info: Any, dummy_inputs: Any, **kwargs: Any) -> None:
         defaults = server_settings(info.ctx.get_mm_config())
-        super().__init__(info, dummy_inputs, **kwargs)
+        super().__init__(info, dummy_inputs, **kwargs)  # type: ignore[call-arg]
         self._vtc_config = info.ctx.get_hf_config()
         self._vtc = Settings(defaults, os.environ)
         self._vtc_tower = families.tower_of(self._vtc_config)

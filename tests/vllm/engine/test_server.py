@@ -1,4 +1,4 @@
-"""The server that people run: bad requests are a 400 each, good ones are pruned, counts are in /metrics."""
+"""The server that people run: bad requests are a 400 each, good ones pruned and counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.vllm.engine.conftest import ENV, ROOT
+from tests.vllm.engine.conftest import ENV
 from tests.vllm.test_settings import BAD
 
 TEMPLATE = (
