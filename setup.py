@@ -85,6 +85,7 @@ setup(
     entry_points={
         "console_scripts": ["vtc=vtc.cli:main"],
         "lmms_eval.models": ["vtc=vtc.eval.harnesses.lmms:manifest"],
+        "vllm.general_plugins": ["vtc=vtc.plugins.vllm:register"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -24,7 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vtc.methods",),
     ("vtc.config", "vtc.several"),
     ("vtc.plugins", "vtc.plugins.model"),
-    ("vtc.plugins.hf",),
+    ("vtc.plugins.hf", "vtc.plugins.vllm"),
     ("vtc.discrete",),  # a branch of its own, see below
     ("vtc", "vtc.api", "vtc.plugins.backends"),
     ("vtc.eval",),

@@ -35,7 +35,10 @@ VARIABLES = {
     "VTC_OPTIONS": "options",
 }
 #: variables of other parts of `vtc`, never taken for a misspelling
-OTHER_VARIABLES = ("VTC_KERNELS", "VTC_CHECK", "VTC_IMPORT")
+OTHER_VARIABLES = (
+    *("VTC_KERNELS", "VTC_CHECK", "VTC_IMPORT"),
+    *("VTC_VLLM", "VTC_MIN_RETENTION", "VTC_MAX_RETENTION", "VTC_ALLOW_PROCESSOR_KWARGS"),
+)
 #: the two ways to state a budget; setting one replaces the other
 BUDGET = {"retention": "tokens", "tokens": "retention"}
 # PyYAML follows YAML 1.1, where 1e-3 without a dot is a string
@@ -128,6 +131,28 @@ class CompressionConfig:
         """The budget by the name of its field, empty where there is none."""
         budget = {"retention": self.retention, "tokens": self.tokens}
         return {k: v for k, v in budget.items() if v is not None}
+
+    def overlaid(self, keywords: Mapping[str, Any], prefix: str = "") -> CompressionConfig:
+        """This configuration with a request's keywords over it, merged as the sources of
+        `from_sources` are.
+
+        Args:
+            keywords: fields of this class; None counts as not given.
+            prefix: what stands in front of their names in errors.
+        """
+        for key in keywords:
+            if key not in VARIABLES.values():
+                raise VTCError(
+                    f"{prefix}{key}: unknown, allowed are "
+                    f"{', '.join(prefix + name for name in VARIABLES.values())}"
+                )
+        mine = {name: getattr(self, name) for name in VARIABLES.values()}
+        merged = _Merged()
+        merged.add(list(_keywords(mine)))
+        merged.add(
+            [(name, prefix + where, value) for name, where, value in _keywords(keywords, prefix)]
+        )
+        return CompressionConfig(**merged.finish())
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values; a file with them gives the same configuration."""
@@ -428,13 +453,15 @@ def _flags(args: argparse.Namespace | None) -> Iterator[Entry]:
         yield "option", f"--{prefix}option", (key.strip(), FlagText(value))
 
 
-def _keywords(keywords: Mapping[str, Any]) -> Iterator[Entry]:
+def _keywords(keywords: Mapping[str, Any], prefix: str = "") -> Iterator[Entry]:
     for name, value in keywords.items():
         if value is None:
             continue
         if name == "options":
             if not isinstance(value, Mapping):
-                raise VTCError(f"options: got {value!r}, expected a mapping of names to values")
+                raise VTCError(
+                    f"{prefix}options: got {value!r}, expected a mapping of names to values"
+                )
             for option in value.items():
                 yield "option", "options", option
         elif name in VARIABLES.values():

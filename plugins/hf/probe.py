@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vtc.plugins.hf.hooks import Hook, hang, take_off
 from vtc.plugins.hf.typing import Model
-
-
-class Heads(NamedTuple):
-    """What one call of an attention function was given.
-
-    Attributes:
-        query, key: `[B, H, L, d]`.
-        scale: factor on the logits.
-        mask: what the function got as a mask, None when every query sees every key.
-    """
-
-    query: Tensor
-    key: Tensor
-    scale: float
-    mask: Tensor | None = None
+from vtc.plugins.model.signals import Heads
 
 
 @dataclass

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.functional.similarity import token_similarity
-from vtc.kernels.attention_received import attention_received
-from vtc.kernels.cls_attention import cls_attention
 from vtc.plugins.hf.adapters.base import Call
-from vtc.plugins.hf.probe import Heads
 from vtc.plugins.hf.text_encoder import TextEncoder, fits, fits_one_space
 from vtc.plugins.model.question import worded
-from vtc.plugins.model.signals import HIDDEN, POOLED, TEXT, WORDS, masked_attention_received
+from vtc.plugins.model.signals import HIDDEN, POOLED, TEXT, WORDS, of_attention, of_words
 from vtc.plugins.model.units import Place, Unit, places
 from vtc.tokens import SignalRequest
 
@@ -72,7 +68,7 @@ class Signals:
             if request.kind in WORDS:
                 words = self._words(text, packed)
                 similar = request.kind == "text_similarity"
-                out[name] = _similarity(unit.unpack(packed), words) if similar else words
+                out[name] = of_words(unit.unpack(packed), words) if similar else words
                 continue
             if request.kind in TEXT:
                 out[name], embedded = self._encoded(request.kind, text or ""), True
@@ -122,26 +118,8 @@ class Signals:
             return self._projector_input(), False
         if kind == "pixels":
             return self.patch.adapter.token_pixels(self.call, self.units).float(), False
-        calls = self.call.record.attention[int(request.layer)]
-        if kind == "cls_query":
-            return _joined([c.query[:, :, 0].flatten(1) for c in calls]), True
-        if kind in ("keys", "key_mean"):
-            joined = kind == "keys"
-            keys = [c.key.transpose(1, 2).flatten(2) if joined else c.key.mean(1) for c in calls]
-            if not self.skip:
-                return self.fuse(_joined([k.flatten(0, 1) for k in keys])), False
-            whole = _joined(keys)
-            patches = whole[:, 1:].flatten(0, 1)
-            fused = self.fuse(patches)
-            if fused is patches:
-                return whole, True
-            return torch.cat([whole[:, :1], fused.unflatten(0, (len(whole), -1))], 1), True
-        patches = _joined([self._attention(kind, c)[:, self.skip :].flatten() for c in calls])
-        values = self.fuse(patches[:, None])[:, 0]
-        fewer = not self.patch.adapter.pads and len(values) < len(patches)
-        if kind != "cls_logits" and fewer:
-            values = values * (len(patches) / len(values))
-        return values, False
+        calls, adapter = self.call.record.attention[int(request.layer)], self.patch.adapter
+        return of_attention(kind, calls, self.skip, self.fuse, adapter.windows, adapter.pads)
 
     def _hidden(self, request: SignalRequest) -> tuple[Tensor, bool]:
         """The output of an encoder layer: of patches, of CLS, or projected into the shared space."""
@@ -188,27 +166,3 @@ class Signals:
         rows = given[:, lead:].flatten(0, 1) if given.dim() == 3 else given
         tokens = sum(unit.tiles * unit.patches for unit in self.units)
         return rows if len(rows) == tokens else self.fuse(rows)
-
-    def _attention(self, kind: str, heads: Heads) -> Tensor:
-        """`[B, L]` of one call."""
-        if kind == "attention_received":
-            query, key, scale, mask = heads
-            if mask is not None:
-                return masked_attention_received(query, key, scale, mask)
-            received = attention_received(query, key, scale)
-            # of windows: sums over queries, so that a tile's windows weigh by their size
-            return received * received.shape[1] if self.patch.adapter.windows else received
-        logits, probabilities = cls_attention(heads.query[:, :, 0], heads.key, heads.scale)
-        return logits if kind == "cls_logits" else probabilities
-
-
-def _similarity(image: Tensor, words: Tensor) -> Tensor:
-    """`[T, N]` of tiles `[T, N, D]` and words `[L, D]`."""
-    if not len(words):
-        return image.new_zeros(image.shape[:2])  # nothing is asked, so no patch fits better
-    flat = image.detach().flatten(0, 1)[None].float()
-    return token_similarity(flat, words.float())[0].mean(-1).view(image.shape[:2])
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -15,6 +15,8 @@ from tests.families.matrix import cases
 from tests.hf.methods import Spy
 from vtc.plugins.hf.adapters.base import Call
 from vtc.plugins.hf.stages.boundary.encode import _run_encoder
+from vtc.plugins.model.families import units_of
+from vtc.plugins.model.fusing import window_order
 from vtc.plugins.model.layers import layers_read
 from vtc.plugins.model.mosaic import arrangement
 from vtc.plugins.model.signals import masked_attention_received
@@ -129,11 +131,10 @@ def test_window_order_is_transformers() -> None:
     """Qwen2.5: the order of tokens in the tower."""
     model = tiny.build("qwen2_5_vl")
     batch = tiny.inputs("qwen2_5_vl", [[("image", (96, 160)), tiny.A], [tiny.C]])
-    adapter = patched(model).adapter
     theirs, _ = get_vision_window_index(
         batch["image_grid_thw"], spatial_merge_size=2, window_size=32, patch_size=tiny.PATCH
     )
-    assert torch.equal(adapter.window_order(call_of(model, batch, "image")), theirs)
+    assert torch.equal(window_order(model.config, units_of(model.config, batch)), theirs)
 
 
 @pytest.mark.parametrize("grid", [(1, 2), (2, 1), (2, 2), (3, 1), (1, 6), (2, 3), (3, 4), (4, 3)])

@@ -49,6 +49,14 @@ def test_an_absolute_budget_is_met_exactly(name, data, tokens):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@given(data=st.data(), tokens=images())
+def test_the_length_is_known_before_anything_is_encoded(name, data, tokens):
+    """Of an absolute budget, from the packing alone; what servers reserve places by."""
+    method = make(name, tokens=data.draw(st.integers(1, tokens.num_patches + 3)))
+    assert method.length(tokens.packing) == len(method.compress(tokens))
+
+
+@pytest.mark.parametrize("name", METHODS)
 @given(tokens=images(), retention=st.floats(0.001, 1))
 def test_a_retention_keeps_that_share(name, tokens, retention):
     out = make(name, retention=retention).compress(tokens)

@@ -17,7 +17,7 @@ from vtc.functional.ragged import joined, starts_of, true_places
 from vtc.methods import _fields
 from vtc.methods.base import Method
 from vtc.methods.scored import keep_best
-from vtc.packing import Geometry, tables
+from vtc.packing import Geometry, Packing, tables
 from vtc.registry import register_method
 from vtc.selection import Selection
 from vtc.tokens import SignalRequest, VisualTokens
@@ -97,6 +97,15 @@ class GlobalCom2(Method):
         more; `single_tile="official"` leaves some images as they are."""
         return self.tokens is not None and self.single_tile == "compress"
 
+    def length(self, image: Packing | VisualTokens) -> int | None:
+        packing = image if isinstance(image, Packing) else image.packing
+        length = super().length(packing)
+        if length is None or self.is_identity(packing) or not _on_canvas(packing):
+            return length
+        canvas_rows = packing.patch_grid[0] * packing.tile_grid[0]  # type: ignore[index]
+        newlines, _ = _newlines(packing.geometry, self.newline_rows, canvas_rows)
+        return self.budget(packing) + len(newlines)
+
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         kind = "cls_logits" if self.score == "logits" else "cls_attention"
         kind = kind if has_cls else self.without_cls[kind]
@@ -141,9 +150,9 @@ class GlobalCom2(Method):
             return keep_best(batch, self.scores(batch))
         chosen = self._choose(batch)
         kept = chosen.counts.sum(1).tolist()
-        if packing.order != "canvas" or packing.shrink is not None:
-            return batch.keep(batch.unpadded(chosen.keep.flatten(1)), kept)
-        return self._assemble(batch, chosen, kept)
+        if _on_canvas(packing):
+            return self._assemble(batch, chosen, kept)
+        return batch.keep(batch.unpadded(chosen.keep.flatten(1)), kept)
 
     def _assemble(self, batch: ImageBatch, chosen: Choice, kept: list[int]) -> Selection:
         """Thumbnail tokens, then the canvas row by row with its newlines."""
@@ -167,6 +176,12 @@ class GlobalCom2(Method):
     def region(tokens: VisualTokens) -> tuple[int, int, int, int]:
         """`(top, bottom, left, right)`: the part of the canvas that is not padding."""
         return tokens.geometry.region
+
+
+def _on_canvas(packing: Packing) -> bool:
+    """Whether crops lie on a canvas of full size, row by row, as the official code's do."""
+    full = packing.order == "canvas" and packing.shrink is None
+    return packing.tile_grid is not None and full
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from transformers import vision_utils
 
 from vtc.plugins.hf.adapters.base import Adapter, Call, register_adapter
-from vtc.plugins.model import families
+from vtc.plugins.model import families, fusing
 from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.units import Unit
 
@@ -45,26 +45,7 @@ class QwenVL(Adapter):
         return families.qwen_vl(call)
 
     def fuse(self, call: Call, values: Tensor) -> Tensor:
-        tower = self.tower(call.base)
-        fused = values.unflatten(0, (-1, tower.spatial_merge_size**2)).float().mean(1)
-        if hasattr(tower, "fullatt_block_indexes"):
-            fused = fused[torch.argsort(self.window_order(call)).to(fused.device)]
-        return fused.to(values.dtype)
-
-    def window_order(self, call: Call) -> Tensor:
-        """Int64 `[S]`: the raster place of each token in the order that Qwen2.5's tower works in."""
-        tower = self.tower(call.base)
-        size = tower.window_size // tower.spatial_merge_size // tower.patch_size
-        order, start = [], 0
-        for unit in self.units(call):
-            (rows, cols), frames = unit.patch_grid, unit.tiles
-            frame = torch.arange(frames)[:, None, None]
-            y, x = torch.arange(rows)[None, :, None], torch.arange(cols)[None, None, :]
-            windows_across = -(-cols // size)
-            window = (frame * -(-rows // size) + y // size) * windows_across + x // size
-            order.append(start + torch.argsort(window.flatten(), stable=True))
-            start += frames * rows * cols
-        return torch.cat(order)
+        return fusing.qwen_vl(call.base.config, self.units(call), values)
 
     def only(self, call: Call, kept: Sequence[Tensor]) -> dict[str, Any]:
         """transformers takes ready-made places, borders and windows beside the pixels

@@ -1,0 +1,59 @@
+"""Runs one engine in a process of its own: `python -m tests.vllm.engine.run JOB.json OUT.json`.
+
+A job names a checkpoint, arguments of `vllm.LLM`, and rounds of requests with pictures as files. Beside
+each answer stand the log probabilities of its tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(job: Path, out: Path) -> None:
+    work = json.loads(job.read_text())
+    for module in work.get("import", ()):
+        __import__(module)
+    from PIL import Image
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(model=work["model"], dtype="float32", enforce_eager=True, **work["engine"])
+    sampling = SamplingParams(temperature=0, max_tokens=work["steps"], ignore_eos=True, logprobs=0)
+    rounds = []
+    for requests in work["rounds"]:
+        prompts = [
+            {
+                "prompt": request["prompt"],
+                "multi_modal_data": {"image": [Image.open(file) for file in request["images"]]},
+                "mm_processor_kwargs": request["keywords"],
+            }
+            for request in requests
+        ]
+        answers = llm.generate(prompts, sampling, use_tqdm=False)
+        rounds.append([_plain(answer) for answer in answers])
+    found: dict[str, Any] = {"rounds": rounds}
+    found["fallbacks"] = llm.apply_model(_fallbacks) if work.get("count") else None
+    out.write_text(json.dumps(found))
+
+
+def _fallbacks(model: Any) -> int:
+    return model.vtc_fallbacks
+
+
+def _plain(answer: Any) -> dict[str, Any]:
+    said = answer.outputs[0]
+    ids = list(said.token_ids)
+    return {
+        "length": len(answer.prompt_token_ids),
+        "ids": ids,
+        "logs": [step[token].logprob for step, token in zip(said.logprobs, ids, strict=True)],
+        "cached": answer.num_cached_tokens,
+    }
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

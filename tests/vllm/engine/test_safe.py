@@ -1,0 +1,74 @@
+"""Nothing that a method does ends an engine, and no request is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.vllm import checkpoints
+from tests.vllm.engine.requests import Request, answer
+from tests.vllm.engine.test_equal import differences
+
+BROKEN = ("broken_raises", "broken_count", "broken_nan")
+
+
+def test_a_broken_method_loses_no_request(
+    folder: Callable[[str], Path], pictures: dict[str, Path], engine: Callable[..., Any]
+) -> None:
+    """They get tokens at even distances; what is beside them in the batch is as ever."""
+    path = folder("llava")
+    made = checkpoints.load("llava", path)
+    good = Request(("wide",), "globalcom2", 0.25)
+    requests = [good, *[Request(("tall",), name, tokens=16) for name in BROKEN], good]
+    job = [request.job(made, pictures) for request in requests]
+    env = {"VTC_IMPORT": "tests.vllm.engine.broken"}
+    found = engine(path, [job], env=env, count=True)
+    (answers,) = found["rounds"]
+    assert found["fallbacks"] == [3]
+    assert found["log"].count("whose tokens are now taken at even distances") == 3
+    want = answer(made, pictures, good)
+    assert not differences(0, good, answers[0], want) + differences(0, good, answers[-1], want)
+    short = answer(made, pictures, Request(("tall",), "uniform", tokens=16))["length"]
+    assert [each["length"] for each in answers[1:4]] == [short] * 3
+    assert answers[1]["ids"] == answers[2]["ids"] == answers[3]["ids"]
+
+
+def test_an_image_in_chunks_and_in_slices(
+    folder: Callable[[str], Path], pictures: dict[str, Path], engine: Callable[..., Any]
+) -> None:
+    """Qwen2.5-VL with pixels as transformers has them, 32 tokens a step: prefills split images, and the
+    encoder never runs more images than it was measured with."""
+    path = folder("qwen2_5_vl")
+    made = checkpoints.load("qwen2_5_vl", path)
+    requests = [
+        *(Request(("wide", "tall"), name, 0.375) for name in ("random", "globalcom2", "uniform")),
+        Request(("tall",), "random", 0.5),
+        Request(("wide",)),
+    ]
+    job = [request.job(made, pictures) for request in requests]
+    steps = {"max_num_batched_tokens": 64, "enable_chunked_prefill": True}
+    found = engine(path, [job, job], engine={**steps, "mm_device_do_normalize": False}, count=True)
+    wrong = []
+    for number, answers in enumerate(found["rounds"]):
+        for request, got in zip(requests, answers, strict=True):
+            wrong += differences(number, request, got, answer(made, pictures, request))
+    assert not wrong, "\n".join(wrong)
+    assert found["fallbacks"] == [0]
+
+
+def test_two_ranks_select_the_same(
+    folder: Callable[[str], Path], pictures: dict[str, Path], engine: Callable[..., Any]
+) -> None:
+    """Tensor parallel 2, with heads of the tower sharded but for the layer that vLLM leaves out."""
+    path = folder("llava_next")
+    made = checkpoints.load("llava_next", path)
+    names = ("uniform", "globalcom2", "token_correlation", "visionzip", "prumerge", "hiprune")
+    requests = [Request(("wide", "tall"), name, 0.375) for name in names]
+    job = [request.job(made, pictures) for request in requests]
+    found = engine(path, [job], engine={"tensor_parallel_size": 2})
+    wrong = []
+    for request, got in zip(requests, found["rounds"][0], strict=True):
+        wrong += differences(0, request, got, answer(made, pictures, request))
+    assert not wrong, "\n".join(wrong)
+    assert "vtc: method" not in found["log"]
