@@ -18,6 +18,7 @@ from vtc.eval.common.settings import FULL, Setting
 from vtc.eval.suites.base import Item, Suite
 from vtc.methods.base import Method
 from vtc.pictures import load_image
+from vtc.plugins.hf.remember import Remembered, remembering
 from vtc.report import Report
 
 #: `(setting key, item id)` of answers that are there
@@ -54,6 +55,7 @@ class Runner:
     notes: dict[str, list[str]] = field(default_factory=dict, init=False)
     _fits: dict[str, int] = field(default_factory=dict, init=False)  # rows, after running out
     _inputs: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False)  # of one batch
+    _layers: Sequence[Remembered] = field(default=(), init=False)  # of the vision tower
     _held: dict[str, Any] = field(default_factory=dict, init=False)  # text encoders between batches
 
     def check(self, settings: Sequence[Setting]) -> None:
@@ -71,20 +73,22 @@ class Runner:
     def ask(
         self, batch: Sequence[Item], settings: Sequence[Setting], done: Done
     ) -> Iterator[list[Answer]]:
-        """The answers of a batch, one list a setting, without those that are `done`."""
+        """The answers of a batch, one list a setting, without those that are `done`. Its pictures are
+        encoded once for all settings."""
         opened = _open(batch)
         self._inputs.clear()
-        for setting in settings:
-            todo = [item for item in batch if (setting.key, item.id) not in done]
-            rows, found = [], []
-            for item in todo:
-                row = opened[item.id]
-                if isinstance(row, str):
-                    found.append(_failed(setting, item, row))
-                else:
-                    rows.append(row)
-            if todo:
-                yield found + self._ask(setting, rows)
+        with remembering(self.loaded.model) as self._layers:
+            for setting in settings:
+                todo = [item for item in batch if (setting.key, item.id) not in done]
+                rows, found = [], []
+                for item in todo:
+                    row = opened[item.id]
+                    if isinstance(row, str):
+                        found.append(_failed(setting, item, row))
+                    else:
+                        rows.append(row)
+                if todo:
+                    yield found + self._ask(setting, rows)
 
     def _ask(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
         """Rows that fail together are asked in halves, down to the row that is to blame."""
@@ -98,6 +102,8 @@ class Runner:
                 reason, memory = _reason(error), out_of_memory(error)
             half = len(rows) // 2
             if memory:
+                for layer in self._layers:
+                    layer.forget()
                 free_memory()
                 self._fits[setting.key] = max(1, half)
             if not half:
