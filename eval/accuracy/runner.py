@@ -10,6 +10,7 @@ from typing import Any
 
 import vtc
 from vtc.errors import VTCError
+from vtc.eval.accuracy.hard import coarse
 from vtc.eval.common.loading import Loaded
 from vtc.eval.common.memory import free_memory, out_of_memory
 from vtc.eval.common.prompts import prompt
@@ -111,7 +112,7 @@ class Runner:
         return self._ask(setting, rows[:half]) + self._ask(setting, rows[half:])
 
     def _generate(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
-        loaded, inputs = self.loaded, self._prepared(rows)
+        loaded, inputs = self.loaded, self._prepared(setting, rows)
         with self.compressed(setting) as run:
             said = loaded.answer(inputs, max_new_tokens=self.suite.max_new_tokens)
             reports = [] if run is None else list(run.reports)
@@ -135,8 +136,14 @@ class Runner:
             self.loaded.model(**inputs)
         return run.reports[-1]
 
-    def _prepared(self, rows: Sequence[Row]) -> Any:
-        """Inputs of the model, made once a batch for all settings: a quarter of a run's time."""
+    def _prepared(self, setting: Setting, rows: Sequence[Row]) -> Any:
+        """Inputs of the model, made once a batch for all settings of whole pictures: a quarter of a
+        run's time."""
+        if setting.pixels is not None:
+            share = setting.pixels
+            return self.inputs(
+                [Row(r.item, tuple(coarse(i, share) for i in r.images)) for r in rows]
+            )
         key = tuple(row.item.id for row in rows)
         if key not in self._inputs:
             self._inputs[key] = self.inputs(rows)
@@ -151,7 +158,7 @@ class Runner:
     @contextlib.contextmanager
     def compressed(self, setting: Setting) -> Iterator[Any]:
         """The method of a setting on the model; yields its handle, None for the plain model."""
-        if setting.key == FULL.key and FULL.key not in self.methods:
+        if setting.method == FULL.method and setting.key not in self.methods:
             yield None
             return
         method, processor = self.methods[setting.key], self.loaded.processor

@@ -36,7 +36,9 @@ class Remembered:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.is_grad_enabled():
             return self.forward(*args, **kwargs)
-        given, shape = tree_flatten((args, kwargs))
+        # transformers hands it down to the layers, but collects hidden states around them
+        told = {name: value for name, value in kwargs.items() if name != "output_hidden_states"}
+        given, shape = tree_flatten((args, told))
         given.append(shape)
         if self.given is None or not _equal(self.given, given):
             self.forget()
