@@ -63,7 +63,9 @@ class Run:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        self.methods = {s.key: create(s, self.defaults) for s in self.settings if s != FULL}
+        self.methods = {
+            s.key: create(s, self.defaults) for s in self.settings if s.method != FULL.method
+        }
         self.runner = Runner(self.loaded, self.suite, self.methods, self.template, self.positions)
 
     def prepare(self, group: Processes, command: str, any_code: bool = False) -> Share:
@@ -89,6 +91,8 @@ class Run:
         if (self.folder / MANIFEST).exists():
             before = read_manifest(self.folder)
             same(self.folder, before, facts, any_code)
+            known = {entry["key"] for entry in before["settings"]}
+            before["settings"] += [e for e in facts["settings"] if e["key"] not in known]
             facts = before
         elif answer_files(self.folder):
             raise VTCError(
@@ -209,7 +213,7 @@ def same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], any_co
     Raises:
         VTCError: it was made by something else; the message names the first differences.
     """
-    changed = list(manifest.differences(_comparable(before), _comparable(now)))
+    changed = list(manifest.differences(_comparable(before, now), _comparable(now, before)))
     hint = "give another folder, or the same settings"
     if not changed and not any_code:
         changed = list(
@@ -226,8 +230,10 @@ def same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], any_co
         raise VTCError(f"output: {str(folder)!r} holds a run that differs: {told}{more}; {hint}")
 
 
-def _comparable(facts: Mapping[str, Any]) -> dict[str, Any]:
-    by_key = {entry["key"]: entry for entry in facts.get("settings", [])}
+def _comparable(facts: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same; of the settings those that both have, since a run may be extended."""
+    theirs = {entry["key"] for entry in other.get("settings", [])}
+    by_key = {e["key"]: e for e in facts.get("settings", []) if e["key"] in theirs}
     return {**{name: facts.get(name) for name in SAME}, "settings": by_key}
 
 

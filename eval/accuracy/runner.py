@@ -10,6 +10,7 @@ from typing import Any
 
 import vtc
 from vtc.errors import VTCError
+from vtc.eval.accuracy.hard import coarse
 from vtc.eval.common.loading import Loaded
 from vtc.eval.common.memory import free_memory, out_of_memory
 from vtc.eval.common.prompts import prompt
@@ -18,6 +19,7 @@ from vtc.eval.common.settings import FULL, Setting
 from vtc.eval.suites.base import Item, Suite
 from vtc.methods.base import Method
 from vtc.pictures import load_image
+from vtc.plugins.hf.remember import Remembered, remembering
 from vtc.report import Report
 
 #: `(setting key, item id)` of answers that are there
@@ -54,6 +56,7 @@ class Runner:
     notes: dict[str, list[str]] = field(default_factory=dict, init=False)
     _fits: dict[str, int] = field(default_factory=dict, init=False)  # rows, after running out
     _inputs: dict[tuple[str, ...], Any] = field(default_factory=dict, init=False)  # of one batch
+    _layers: Sequence[Remembered] = field(default=(), init=False)  # of the vision tower
     _held: dict[str, Any] = field(default_factory=dict, init=False)  # text encoders between batches
 
     def check(self, settings: Sequence[Setting]) -> None:
@@ -71,20 +74,22 @@ class Runner:
     def ask(
         self, batch: Sequence[Item], settings: Sequence[Setting], done: Done
     ) -> Iterator[list[Answer]]:
-        """The answers of a batch, one list a setting, without those that are `done`."""
+        """The answers of a batch, one list a setting, without those that are `done`. Its pictures are
+        encoded once for all settings."""
         opened = _open(batch)
         self._inputs.clear()
-        for setting in settings:
-            todo = [item for item in batch if (setting.key, item.id) not in done]
-            rows, found = [], []
-            for item in todo:
-                row = opened[item.id]
-                if isinstance(row, str):
-                    found.append(_failed(setting, item, row))
-                else:
-                    rows.append(row)
-            if todo:
-                yield found + self._ask(setting, rows)
+        with remembering(self.loaded.model) as self._layers:
+            for setting in settings:
+                todo = [item for item in batch if (setting.key, item.id) not in done]
+                rows, found = [], []
+                for item in todo:
+                    row = opened[item.id]
+                    if isinstance(row, str):
+                        found.append(_failed(setting, item, row))
+                    else:
+                        rows.append(row)
+                if todo:
+                    yield found + self._ask(setting, rows)
 
     def _ask(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
         """Rows that fail together are asked in halves, down to the row that is to blame."""
@@ -98,6 +103,8 @@ class Runner:
                 reason, memory = _reason(error), out_of_memory(error)
             half = len(rows) // 2
             if memory:
+                for layer in self._layers:
+                    layer.forget()
                 free_memory()
                 self._fits[setting.key] = max(1, half)
             if not half:
@@ -105,7 +112,7 @@ class Runner:
         return self._ask(setting, rows[:half]) + self._ask(setting, rows[half:])
 
     def _generate(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
-        loaded, inputs = self.loaded, self._prepared(rows)
+        loaded, inputs = self.loaded, self._prepared(setting, rows)
         with self.compressed(setting) as run:
             said = loaded.answer(inputs, max_new_tokens=self.suite.max_new_tokens)
             reports = [] if run is None else list(run.reports)
@@ -129,8 +136,14 @@ class Runner:
             self.loaded.model(**inputs)
         return run.reports[-1]
 
-    def _prepared(self, rows: Sequence[Row]) -> Any:
-        """Inputs of the model, made once a batch for all settings: a quarter of a run's time."""
+    def _prepared(self, setting: Setting, rows: Sequence[Row]) -> Any:
+        """Inputs of the model, made once a batch for all settings of whole pictures: a quarter of a
+        run's time."""
+        if setting.pixels is not None:
+            share = setting.pixels
+            return self.inputs(
+                [Row(r.item, tuple(coarse(i, share) for i in r.images)) for r in rows]
+            )
         key = tuple(row.item.id for row in rows)
         if key not in self._inputs:
             self._inputs[key] = self.inputs(rows)
@@ -145,7 +158,7 @@ class Runner:
     @contextlib.contextmanager
     def compressed(self, setting: Setting) -> Iterator[Any]:
         """The method of a setting on the model; yields its handle, None for the plain model."""
-        if setting.key == FULL.key and FULL.key not in self.methods:
+        if setting.method == FULL.method and setting.key not in self.methods:
             yield None
             return
         method, processor = self.methods[setting.key], self.loaded.processor

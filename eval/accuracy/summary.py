@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from vtc.eval.accuracy.hard import hard_items
 from vtc.eval.common.docs import table
 from vtc.eval.common.records import Answer, read_answers, read_manifest
-from vtc.eval.common.settings import FULL, share_label
+from vtc.eval.common.settings import FULL, Setting, share_label
 from vtc.eval.common.statistics import by_cluster, intervals, over_seeds
 from vtc.eval.suites import create_suite, suite_class
 from vtc.eval.suites.base import Suite
 
 Entry = dict[str, Any]
+NAMES = ("key", "method", "options", "retention", "seed")
+NOTHING = (None, None, None)
 COUNTS = ("tokens", "tokens_full", "patches", "patches_full")
 
 
@@ -27,7 +30,8 @@ def summarise(folder: Path) -> Entry:
     """All figures of the run in `folder`.
 
     Returns:
-        `suite`, `metric`, and two lists. `settings` has one entry a setting: `key`, `method`,
+        `suite`, `metric`, `hard`, the number of hard questions by share of pixels (see `hard.py`), and
+        two lists. `settings` has one entry a setting: `key`, `method`,
         `options`, `retention`, `seed`; `answered` and `failed` rows; `value`, the headline figure;
         `share` of the uncompressed model's on the questions that both answered; mean `tokens` of a
         row (patch tokens and separators) and `patches`, and the same of the uncompressed model,
@@ -35,7 +39,8 @@ def summarise(folder: Path) -> Entry:
         question. `methods` has one entry a method, its options and its retention, with the mean of
         all that over the `seeds` of a method that draws (of `failed` rows the sum), the standard
         deviation of `value` over them, and `low` and `high`, the 95 % interval over clusters of
-        questions of the mean score (None where the headline is another figure).
+        questions of the mean score (None where the headline is another figure), and `hard`, the mean
+        score on the hard questions of its retention, with `hard_low` and `hard_high`; None without any.
 
     Raises:
         VTCError: the folder holds no run.
@@ -49,15 +54,18 @@ def summarise(folder: Path) -> Entry:
     full = {answer.item: answer for answer in _scored(rows.get(FULL.key, []))}
     settings = [
         {
-            **{name: entry[name] for name in ("key", "method", "options", "retention", "seed")},
+            **{name: entry[name] for name in NAMES},
             **_figures(suite, rows[entry["key"]], full),
         }
         for entry in manifest["settings"]
     ]
+    asked = [Setting(e["method"], e["retention"], e["seed"], e["options"]) for e in settings]
+    hard = hard_items(asked, rows)
     return {
         "suite": suite.name,
         "metric": suite.metric,
-        "methods": _over_seeds(settings, rows, suite.metric == suite.mean_metric),
+        "hard": {str(share): len(items) for share, items in hard.items()},
+        "methods": _over_seeds(settings, rows, suite.metric == suite.mean_metric, hard),
         "settings": settings,
     }
 
@@ -105,21 +113,32 @@ def _figures(suite: Suite, answers: Sequence[Answer], full: Mapping[str, Answer]
 
 
 def _over_seeds(
-    settings: Sequence[Entry], rows: Mapping[str, Sequence[Answer]], mean: bool
+    settings: Sequence[Entry],
+    rows: Mapping[str, Sequence[Answer]],
+    mean: bool,
+    hard: Mapping[float, Sequence[str]],
 ) -> list[Entry]:
     groups: dict[str, list[Entry]] = defaultdict(list)
     for entry in settings:
         groups[json.dumps([entry["method"], entry["options"], entry["retention"]])].append(entry)
     return [
-        _group(members, [rows[entry["key"]] for entry in members], mean)
+        _group(members, [rows[entry["key"]] for entry in members], mean, hard)
         for members in groups.values()
     ]
 
 
-def _group(members: Sequence[Entry], answers: Sequence[Sequence[Answer]], mean: bool) -> Entry:
+def _group(
+    members: Sequence[Entry],
+    answers: Sequence[Sequence[Answer]],
+    mean: bool,
+    hard: Mapping[float, Sequence[str]],
+) -> Entry:
     values = [entry["value"] for entry in members if entry["value"] is not None]
-    low, high = _bounds(answers) if mean else (None, None)
     first = members[0]
+    _, low, high = _mean_score(answers) if mean else NOTHING
+    items = frozenset(hard.get(first["retention"], ()))
+    of_hard = [[answer for answer in seed if answer.item in items] for seed in answers]
+    on_hard = _mean_score(of_hard) if items else NOTHING
     return {
         **{name: first[name] for name in ("method", "options", "retention")},
         "seeds": len(members),
@@ -128,6 +147,7 @@ def _group(members: Sequence[Entry], answers: Sequence[Sequence[Answer]], mean: 
         "value": _mean(values),
         "low": low,
         "high": high,
+        **dict(zip(("hard", "hard_low", "hard_high"), on_hard, strict=True)),
         "deviation": statistics.stdev(values) if len(values) > 1 else None,
         **{name: _mean([entry[name] for entry in members]) for name in ("share", *COUNTS)},
         **{
@@ -139,8 +159,10 @@ def _group(members: Sequence[Entry], answers: Sequence[Sequence[Answer]], mean: 
     }
 
 
-def _bounds(answers: Sequence[Sequence[Answer]]) -> tuple[float | None, float | None]:
-    """Interval of the mean score averaged over seeds; None where no row was answered."""
+def _mean_score(
+    answers: Sequence[Sequence[Answer]],
+) -> tuple[float | None, float | None, float | None]:
+    """The mean score averaged over seeds with its interval; None where no row was answered."""
     clusters: dict[str, str] = {}
     scores: list[dict[str, float]] = []
     for seed in answers:
@@ -148,10 +170,10 @@ def _bounds(answers: Sequence[Sequence[Answer]]) -> tuple[float | None, float | 
         scores.append({answer.item: answer.score or 0.0 for answer in scored})
         clusters.update({answer.item: answer.cluster for answer in scored})
     if not clusters:
-        return None, None
+        return NOTHING
     by_seed = np.array([[seed.get(item, np.nan) for item in clusters] for seed in scores])
     (found,) = intervals(*by_cluster(over_seeds(by_seed)[0][None], list(clusters.values())))
-    return found.low, found.high
+    return found.value, found.low, found.high
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -184,23 +206,29 @@ def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[st
         name: 1 if name.split("/")[0] in points else 100 for name in [*names, summary["metric"]]
     }
     whole = scale[summary["metric"]]
-    header = ["method", "retention", summary["metric"], "95 %", "of full, %", *names]
+    header = ["method", "retention", summary["metric"], "95 %", "of full, %"]
+    hard = ["hard", "hard, 95 %"] if summary["hard"] else []
     lines = []
     for entry in entries:
-        low, high = _text(entry["low"], whole), _text(entry["high"], whole)
+        over_hard = [_text(entry["hard"], 100), _range(entry["hard_low"], entry["hard_high"], 100)]
         lines.append(
             [
                 _label(entry),
                 share_label(entry["retention"]),
                 _text(entry["value"], whole),
-                f"{low} - {high}" if low else "",
+                _range(entry["low"], entry["high"], whole),
                 _text(entry["share"], 100),
+                *(over_hard if hard else ()),
                 *(_text(entry["figures"].get(name), scale[name]) for name in names),
                 _text(entry["tokens"], 1, 0),
                 str(entry["failed"]),
             ]
         )
-    return [*header, "tokens", "failed"], lines
+    return [*header, *hard, *names, "tokens", "failed"], lines
+
+
+def _range(low: float | None, high: float | None, scale: float) -> str:
+    return "" if low is None else f"{_text(low, scale)} - {_text(high, scale)}"
 
 
 def _label(entry: Entry) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vtc.config import POSITIONS
@@ -94,7 +95,7 @@ def add_settings(parser: argparse.ArgumentParser, retention: str | None = None) 
     add_place(parser)
 
 
-def planned(args: argparse.Namespace, seeds: int = 1) -> list[Setting]:
+def planned(args: argparse.Namespace, seeds: int = 1, pixels: Sequence[str] = ()) -> list[Setting]:
     """The settings that the arguments of `add_settings` ask for."""
     from vtc.eval.common import settings
     from vtc.registry import compared_methods
@@ -104,6 +105,7 @@ def planned(args: argparse.Namespace, seeds: int = 1) -> list[Setting]:
         [settings.parse_retention(text) for text in args.retention],
         seeds,
         settings.parse_options(args.method_options, "method-options", settings.method_option),
+        [settings.parse_pixels(text) for text in pixels],
     )
 
 

@@ -24,7 +24,8 @@ class Setting:
         retention: share of the patch tokens that is kept; None leaves it to the method (`adaptive`
             methods have a count of their own).
         seed: of a method that draws; 0 for the others.
-        options: further fields of the method.
+        options: further fields of the method. Of "none" alone `pixels`, the share of their pixels to
+            which pictures are brought before the model sees them, see `vtc.eval.accuracy.hard`.
     """
 
     method: str
@@ -41,6 +42,11 @@ class Setting:
         return f"{self.method}@{share}{seed}{options}"
 
     @property
+    def pixels(self) -> float | None:
+        """The share of pixels, None where pictures stay as they are."""
+        return self.options.get("pixels") if self.method == "none" else None
+
+    @property
     def label(self) -> str:
         """What tables say under retention."""
         return share_label(self.retention)
@@ -55,8 +61,10 @@ def plan(
     retentions: Sequence[float | None],
     seeds: int = 1,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    pixels: Sequence[float] = (),
 ) -> list[Setting]:
-    """The uncompressed model, then every method at every retention, with every seed if it draws.
+    """The uncompressed model, the same with coarse pictures, then every method at every retention,
+    with every seed if it draws.
 
     Retention 1 is the uncompressed model whatever the method; None is the method's own count and
     concerns `adaptive` methods alone.
@@ -64,6 +72,7 @@ def plan(
     Args:
         seeds: 0 to `seeds - 1` for methods that draw, unless their options give the seed.
         options: further fields, by method.
+        pixels: shares of pixels of coarse pictures, which tell hard questions.
 
     Raises:
         VTCError: no method or no retention, unknown method or option, a value out of range, options
@@ -74,7 +83,10 @@ def plan(
     for name in options:
         if name not in methods:
             raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
-    found = [FULL]
+    for share in pixels:
+        if not 0 < share < 1:
+            raise VTCError(f"pixels: got {share!r}, allowed are numbers in (0, 1)")
+    found = [FULL, *(Setting("none", options={"pixels": share}) for share in pixels)]
     made = {name: create_method(name, **options.get(name, {})) for name in methods}
     if None in retentions and not any(method.adaptive for method in made.values()):
         raise VTCError(f"retention: got own, but none of {', '.join(methods)} has its own count")
@@ -132,6 +144,18 @@ def parse_retention(text: str) -> float | None:
         return float(text)
     except ValueError:
         raise VTCError(f"retention: got {text!r}, allowed are numbers in (0, 1] and own") from None
+
+
+def parse_pixels(text: str) -> float:
+    """A share of pixels as the command line has it.
+
+    Raises:
+        VTCError: no number.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise VTCError(f"pixels: got {text!r}, allowed are numbers in (0, 1)") from None
 
 
 def method_option(method: str, field: str, text: str) -> Any:

@@ -203,17 +203,16 @@ def compare(
         clusters: cluster of each question.
         names: of the settings.
         pairs: which to compare. Pairs without a common question are left out.
-        resamples, seed: of both the intervals and the tests; 40 draws a pair are the least, or the
-            correction would leave no p-value below 5 %.
+        resamples, seed: of both the intervals and the tests. Tests draw 40 times a pair at least, or
+            the correction would leave no p-value below 5 %.
     """
-    resamples = max(resamples, 40 * len(pairs))
     differences = np.array([scores[one] - scores[two] for one, two in pairs])
     asked = [row for row in range(len(pairs)) if not np.isnan(differences[row]).all()]
     if not asked:
         return []
     sums, counts = by_cluster(differences[asked], clusters)
     found = intervals(sums, counts, (-1.0, 1.0), resamples, seed)
-    raw = _flipped(sums, resamples, seed)
+    raw = _flipped(sums, max(resamples, 40 * len(pairs)), seed)
     return [
         Comparison(
             names[pairs[row][0]], names[pairs[row][1]], interval, p, adjusted,

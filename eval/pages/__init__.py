@@ -26,7 +26,7 @@ def render(template: str, **values: Any) -> str:
     Args:
         template: file name in this folder.
         values: what the template uses; `base.html` wants `title`, and `lead`, `sections` (pairs of
-            id and heading) and `script` if there are any.
+            id and heading) and `scripts`, names of files here, if there are any.
 
     Raises:
         VTCError: jinja2 is missing.

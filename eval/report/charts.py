@@ -1,6 +1,7 @@
 """The figures: inline SVG that follows the page's colours, and the same as PNG.
 
-Methods differ by colour and by marker, and every line carries its name.
+Methods differ by colour and by marker, and every line carries its name. Of many methods a figure shows
+some (`Results.shown`), the others as faint lines; the page has all of them, to be chosen among.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +22,62 @@ WIDE, NARROW = (10.0, 5.6), (4.2, 5.4)  # inches; of screens and paper, of phone
 #: colours by the name of their variable in the stylesheet; the light values are those of a PNG
 COLOURS = {
     "paper": "#fdfdfb", "ink": "#1b1f27", "faint": "#565d6a", "rule": "#d8d9d3",
-    "s1": "#0072b2", "s2": "#c14a00", "s3": "#00805e", "s4": "#a8487f", "s5": "#96700a",
-    "s6": "#2b86bd", "s7": "#6b6f78",
+    "s1": "#0072b2", "s2": "#c14a00", "s3": "#00805e", "s4": "#c2388f", "s5": "#96700a",
+    "s6": "#6a4fc4", "s7": "#6b6f78", "s8": "#08798b", "s9": "#b3142f", "s10": "#5f7d00",
 }  # fmt: skip
-SERIES = [name for name in COLOURS if re.fullmatch(r"s\d", name)]
-MARKERS = "osD^vPXp<>h"  # prime to the number of colours, so that pairs repeat late
+SERIES = [name for name in COLOURS if re.fullmatch(r"s\d+", name)]
+# As many as have no factor in common with the number of colours, so that pairs repeat late; methods of
+# one colour have markers that stand side by side here, or one further
+MARKERS = "o^XsvP<Dp>d"
 MARKER, RING = 7, 14  # diameters in points
 WORSE, BETTER = "#c85214", "#0060aa"  # of the heat map, as --worse and --better
 
 
 def style(results: Results, label: str) -> tuple[str, str]:
-    """Colour and marker of a method, the same in every figure."""
-    number = results.labels.index(label)
+    """Colour and marker of a method, the same in every figure; those that figures start with have
+    colours of their own."""
+    number = _number(results, label)
     return COLOURS[SERIES[number % len(SERIES)]], MARKERS[number % len(MARKERS)]
 
 
-def against_retention(results: Results, metric: str, size: tuple[float, float] = WIDE) -> Any:
-    """Accuracy against the share of patch tokens that was kept, with intervals; a figure."""
+def _number(results: Results, label: str) -> int:
+    return list(dict.fromkeys([*results.shown, *results.labels])).index(label)
+
+
+def against_retention(
+    results: Results, metric: str, size: tuple[float, float] = WIDE, page: bool = False
+) -> Any:
+    """Accuracy against the share of patch tokens that was kept, with intervals; a figure.
+
+    Args:
+        page: with all methods, each in a group that `svg` marks, for a page that chooses among them.
+    """
+    labels, shown = results.labels, results.shown
+    drawn = labels if page else shown
+    size = (size[0], max(size[1], 0.22 * (len(drawn) + 2)))  # every name needs a line
     figure, axes = _axes(size, right=1.5)  # for the names at the ends of the lines
     _full_band(results, axes)
     ends = []
-    labels = results.labels
     shares = [entry.kept for entry in results.entries if not entry.full and entry.kept > 0]
     for number, label in enumerate(labels):
         colour, marker = style(results, label)
-        shift = 1 + 0.016 * (number - (len(labels) - 1) / 2)  # so that intervals stay apart
+        # so that intervals stay apart, of those that are seen at the beginning at least
+        rank = shown.index(label) if label in shown else number % len(shown)
+        shift = 1 + 0.016 * (rank - (len(shown) - 1) / 2)
         mine = [e for e in results.entries if e.label == label and e.kept > 0]
         line = sorted((e for e in mine if e.retention is not None), key=lambda e: -e.kept)
-        if line:
-            axes.plot(
-                [e.kept * shift for e in line], [100 * e.accuracy.value for e in line],
-                color=colour, linewidth=1.6, zorder=2,
-            )  # fmt: skip
-            ends.append((line[-1].kept * shift, 100 * line[-1].accuracy.value, label, colour))
-        for entry in mine:
-            own = entry.retention is None
-            _point(axes, entry.kept * shift, entry, colour, marker, hollow=own)
+        xs, ys = [e.kept * shift for e in line], [100 * e.accuracy.value for e in line]
+        if line and len(shown) < len(labels):
+            axes.plot(xs, ys, color=COLOURS["rule"], linewidth=0.9, zorder=1.2)
+        if label not in drawn:
+            continue
+        with _group(axes, number):
+            if line:
+                axes.plot(xs, ys, color=colour, linewidth=1.6, zorder=2)
+                ends.append((xs[-1], ys[-1], label, colour))
+            for entry in mine:
+                own = entry.retention is None
+                _point(axes, entry.kept * shift, entry, colour, marker, hollow=own)
         if not line and mine:
             ends.append((mine[-1].kept, 100 * mine[-1].accuracy.value, label, colour))
     if results.full is not None:
@@ -71,35 +93,42 @@ def against_retention(results: Results, metric: str, size: tuple[float, float] =
     axes.set_xlim(1.12, min([*shares, 0.5]) * 0.9)  # much kept on the left
     axes.set_xlabel("patch tokens kept (%, logarithmic)")
     axes.set_ylabel(f"{metric} (%)")
-    _labels(axes, ends, size)
+    _labels(axes, ends, size, labels)
     return figure
 
 
-def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE) -> Any:
+def against_cost(
+    results: Results, metric: str, size: tuple[float, float] = WIDE, page: bool = False
+) -> Any:
     """Accuracy against time to the first token, or visual tokens when nothing was timed; the
-    Pareto front is marked, with the retentions of its entries. A figure."""
+    Pareto front is marked, with the retentions of its entries. A figure.
+
+    Args:
+        page: as for `against_retention`; a figure with many methods then has no legend.
+    """
     figure, axes = _axes(size, right=0.2)
-    timed = results.timed
+    timed, many = results.timed, len(results.shown) < len(results.labels)
     shown = [e for e in results.entries if not math.isnan(cost(e, timed))]
-    for label in results.labels:
+    for number, label in enumerate(results.labels):
         colour, marker = style(results, label)
         mine = [e for e in shown if e.label == label]
-        if not mine:
-            continue
         line = sorted((e for e in mine if e.retention), key=lambda e: -(e.retention or 0.0))
-        axes.plot(
-            [cost(e, timed) for e in line], [100 * e.accuracy.value for e in line],
-            color=colour, linewidth=0.8, alpha=0.5, zorder=1.5,
-        )  # fmt: skip
+        xs, ys = [cost(e, timed) for e in line], [100 * e.accuracy.value for e in line]
+        if line and many:
+            axes.plot(xs, ys, color=COLOURS["rule"], linewidth=0.9, zorder=1.2)
+        if not mine or not (page or label in results.shown):
+            continue
         axes.plot([], [], marker, color=colour, markersize=MARKER, label=label)
-        for entry in mine:
-            if timed and entry.prefill is not None:
-                axes.plot(
-                    [entry.prefill.low, entry.prefill.high], [100 * entry.accuracy.value] * 2,
-                    color=colour, linewidth=1.0, zorder=2,
-                )  # fmt: skip
-            hollow = entry.retention is None
-            _point(axes, cost(entry, timed), entry, colour, marker, hollow)
+        with _group(axes, number):
+            axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.5, zorder=1.5)
+            for entry in mine:
+                if timed and entry.prefill is not None:
+                    axes.plot(
+                        [entry.prefill.low, entry.prefill.high], [100 * entry.accuracy.value] * 2,
+                        color=colour, linewidth=1.0, zorder=2,
+                    )  # fmt: skip
+                hollow = entry.retention is None
+                _point(axes, cost(entry, timed), entry, colour, marker, hollow)
     if results.full in shown:
         axes.plot(
             cost(results.full, timed), 100 * results.full.accuracy.value, "*", markersize=11,
@@ -113,17 +142,21 @@ def against_cost(results: Results, metric: str, size: tuple[float, float] = WIDE
         "time to the first token, full model = 1" if timed else "visual tokens the model reads"
     )
     _front_retentions(axes, results, shown, timed)
-    # much cost for little accuracy: this corner is empty
-    axes.legend(loc="lower right", frameon=False, fontsize=9, handletextpad=0.3)
+    if not (page and many):  # much cost for little accuracy: this corner is empty
+        axes.legend(loc="lower right", frameon=False, fontsize=9, handletextpad=0.3)
     return figure
 
 
 def heat(results: Results, metric: str) -> Any:
-    """Score by question type, method and retention, shaded by the loss against the full model; a
-    figure with a panel a retention."""
+    """Score by question type, method (of many those of `Results.shown`) and retention, shaded by the
+    loss against the full model; a figure with a panel a retention."""
     pyplot = _matplotlib()
-    labels, kinds = results.labels, results.kinds
-    panels = [entries for r in results.retentions if (entries := results.at(r))]
+    labels, kinds = results.shown, results.kinds
+    panels = [
+        entries
+        for r in results.retentions
+        if (entries := [entry for entry in results.at(r) if entry.label in labels])
+    ]
     tall = 0.36 * len(kinds) + 1.9
     figure, grid = pyplot.subplots(
         len(panels), 1, figsize=(2.2 + 0.8 * (len(labels) + 1), tall * len(panels)), squeeze=False
@@ -241,27 +274,51 @@ def _full_band(results: Results, axes: Any) -> None:
     )  # fmt: skip
 
 
+@contextmanager
+def _group(axes: Any, number: int) -> Iterator[None]:
+    """What is plotted inside belongs to method `number`: `svg` finds it by its id."""
+    before = len(axes.lines)
+    yield
+    for part, line in enumerate(axes.lines[before:]):
+        line.set_gid(f"method-{number}-{part}")
+
+
 def _labels(
-    axes: Any, ends: list[tuple[float, float, str, str]], size: tuple[float, float]
+    axes: Any,
+    ends: list[tuple[float, float, str, str]],
+    size: tuple[float, float],
+    labels: Sequence[str],
 ) -> None:
-    """Names at the ends of lines, moved apart until none covers another."""
+    """Names at the ends of lines, moved apart until none covers another.
+
+    Args:
+        ends: of each line: x, y, label, colour.
+        size: of the figure.
+        labels: of all methods, for the ids that `svg` finds.
+    """
     low, high = axes.get_ylim()
     end = 1 + 0.11 / (size[0] - 2.1)
     room = 0.19 / (size[1] * 0.87) * (high - low)  # a line of text, in data units
     taken = [t.xy[1] for t in axes.texts]  # the full model's name stays where it is
     ends = sorted(ends, key=lambda end: -end[1])
-    places = _apart([end[1] for end in ends], room, taken)
+    places = _apart([end[1] for end in ends], room, taken, low)
     for (x, y, label, colour), at in zip(ends, places, strict=True):
-        axes.annotate(
+        name = axes.annotate(
             label, (x, y), xytext=(end, (at - low) / (high - low)), textcoords="axes fraction",
             color=colour, fontsize=9.5, va="center", fontweight="bold",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 2, "shrinkB": 6},
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 2, "shrinkB": 6,
+                        "relpos": (0, 0.5)},
             annotation_clip=False,
         )  # fmt: skip
+        name.set_gid(f"name-{labels.index(label)}")
+        name.arrow_patch.set_gid(f"method-{labels.index(label)}-name")
 
 
-def _apart(values: Sequence[float], room: float, taken: Sequence[float]) -> list[float]:
-    """Places near `values` (falling), `room` apart from each other and from `taken`."""
+def _apart(
+    values: Sequence[float], room: float, taken: Sequence[float], floor: float = -math.inf
+) -> list[float]:
+    """Places near `values` (falling), `room` apart from each other and from `taken`, none below
+    `floor` as long as there is room above it."""
     places: list[float] = []
     for value in values:
         place = min(value, places[-1] - room) if places else value
@@ -269,6 +326,13 @@ def _apart(values: Sequence[float], room: float, taken: Sequence[float]) -> list
             if abs(place - other) < room:
                 place = other - room
         places.append(place)
+    for index in reversed(range(len(places))):
+        least = floor if index == len(places) - 1 else places[index + 1] + room
+        if places[index] < least:
+            places[index] = least
+            for other in sorted(taken):
+                if abs(places[index] - other) < room:
+                    places[index] = other + room
     return places
 
 
@@ -335,12 +399,14 @@ def _extents(axes: Any, entry: Entry, timed: bool) -> list[Any]:
 # -- output ------------------------------------------------------------------------------------
 
 
-def svg(figure: Any, name: str, label: str) -> str:
-    """The figure as an `<svg>` for a page, drawn in the page's own colours.
+def svg(figure: Any, name: str, label: str, off: Collection[int] = ()) -> str:
+    """The figure as an `<svg>` for a page, drawn in the page's own colours. What belongs to a method
+    has its number as `data-method`, its name as `data-name`.
 
     Args:
         name: unique in the page, for the ids.
         label: what the figure shows, for readers who do not see it.
+        off: methods that are not to be seen at first; they get the class `off`.
     """
     from html import escape
 
@@ -352,6 +418,12 @@ def svg(figure: Any, name: str, label: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.S)
+
+    def marked(found: re.Match[str]) -> str:
+        off_ = ' class="off"' if int(found[2]) in off else ""
+        return f'<g data-{found[1]}="{found[2]}"{off_}>'
+
+    text = re.sub(r'<g id="(method|name)-(\d+)(?:-\w+)?">', marked, text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'href="#', f'href="#{name}-', text)
@@ -361,6 +433,22 @@ def svg(figure: Any, name: str, label: str) -> str:
     inner = text[text.index(">") + 1 :]
     box = head.group(0) if head else ""
     return f'<svg {box} role="img" aria-label="{escape(label)}">{inner.strip()}'
+
+
+def swatch(results: Results, label: str) -> str:
+    """The marker of a method as a small `<svg>` in the colour of its line."""
+    from matplotlib.markers import MarkerStyle
+
+    marker = MarkerStyle(style(results, label)[1])
+    # large, so that curves become many corners
+    shape = marker.get_path().transformed(marker.get_transform().scale(600, -600))
+    (corners,) = shape.to_polygons()
+    points = " ".join(f"{x / 100:.2f},{y / 100:.2f}" for x, y in corners)
+    colour = f"var(--{SERIES[_number(results, label) % len(SERIES)]})"
+    return (
+        '<svg class="swatch" viewBox="-8 -5 16 10" aria-hidden="true">'
+        f'<path d="M-8 0H8" stroke="{colour}"/><polygon points="{points}" fill="{colour}"/></svg>'
+    )
 
 
 def png(figure: Any, path: Path) -> None:

@@ -124,7 +124,7 @@ def remake(
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[Example]:
-    """Make the pictures of some items again.
+    """Make the pictures of some items again, of the methods that figures start with.
 
     Args:
         items: from `choose`.
@@ -134,10 +134,10 @@ def remake(
     Raises:
         VTCError: model or suite cannot be had, or are not what the run was made with.
     """
-    settings = [_first(results, label, retention) for label in results.labels]
+    settings = [_first(results, label, retention) for label in results.shown]
     chosen = {
         label: setting
-        for label, setting in zip(results.labels, settings, strict=True)
+        for label, setting in zip(results.shown, settings, strict=True)
         if setting is not None
     }
     suite = _suite(collected.facts["suite"], options or {})

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
 from vtc.errors import VTCError
+from vtc.eval.accuracy.hard import hard_items
 from vtc.eval.common import statistics
 from vtc.eval.common.records import Answer
 from vtc.eval.common.settings import FULL, Setting
@@ -17,6 +19,9 @@ from vtc.eval.common.statistics import Comparison, Interval
 from vtc.eval.common.timing import Ratio
 
 NAN = Interval(math.nan, math.nan, math.nan)
+#: what every method should beat, as far as it was measured
+BASELINES = ("random", "uniform", "resize")
+LINES = 8  # that a figure holds at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Entry:
         tokens: mean visual tokens that the language model gets.
         kept: mean share of the patch tokens that was kept.
         kinds: question type -> mean score and number of questions.
+        hard: mean score on the questions that are hard at this retention (`eval/accuracy/hard.py`),
+            nan where none are known.
         prefill: time to the first token against the uncompressed model; None when not measured.
         front: whether no other entry is at least as right at no higher cost (see `cost`).
     """
@@ -53,6 +60,7 @@ class Entry:
     tokens: float
     kept: float
     kinds: Mapping[str, tuple[float, int]]
+    hard: Interval = NAN
     prefill: Ratio | None = None
     front: bool = False
 
@@ -86,7 +94,8 @@ class Results:
         kinds: question types, most frequent first.
         questions, clusters: that were answered at all.
         against_full, against_baseline, others: comparisons; all of them are one family.
-        baseline: label of the method that the others are held against.
+        baselines: labels of the methods that the others are held against, second in a comparison.
+        hard: retention -> number of hard questions.
         timed: whether `Entry.prefill` holds times of an efficiency run.
         scores: `[settings of one seed, questions]` by setting key, for pictures.
         items, kind_of, clusters_of: id, type and cluster of the questions, in the order of `scores`.
@@ -99,7 +108,8 @@ class Results:
     against_full: list[tuple[Entry, Comparison]]
     against_baseline: list[tuple[Entry, Comparison]]
     others: list[tuple[Entry, Comparison]]
-    baseline: str | None
+    baselines: list[str]
+    hard: dict[float, int]
     timed: bool
     scores: dict[str, np.ndarray] = field(repr=False)
     items: list[str] = field(repr=False)
@@ -122,6 +132,30 @@ class Results:
         found = {entry.retention for entry in self.entries if not entry.full}
         return sorted(found, key=lambda share: (share is None, -(share or 0)))
 
+    @cached_property
+    def shown(self) -> list[str]:
+        """The methods that figures start with: all, or of many the baselines and those that are best
+        on average over the retentions, `LINES` together, in the order of `labels`."""
+        if len(self.labels) <= LINES:
+            return self.labels
+        mean = {
+            label: _mean(
+                [
+                    entry.accuracy.value
+                    for entry in self.entries
+                    if entry.label == label and entry.retention is not None
+                ]
+            )
+            for label in self.labels
+        }
+        ranked = sorted(self.labels, key=lambda label: (math.isnan(mean[label]), -mean[label]))
+        first = list(dict.fromkeys([*self.baselines, *ranked]))[:LINES]
+        return [label for label in self.labels if label in first]
+
+    def against(self, baseline: str) -> list[tuple[Entry, Comparison]]:
+        """Comparisons with a baseline."""
+        return [pair for pair in self.against_baseline if pair[1].second == baseline]
+
     def at(self, retention: float | None) -> list[Entry]:
         """Compressed entries at a retention."""
         return [e for e in self.entries if not e.full and e.retention == retention]
@@ -137,17 +171,18 @@ def analyse(
     settings: Sequence[Setting],
     planned: int,
     times: Mapping[str, Ratio] | None = None,
-    baseline: str = "random",
+    baselines: Sequence[str] = BASELINES,
     resamples: int = statistics.RESAMPLES,
 ) -> Results:
     """Work out everything that the page shows.
 
     Args:
         answers: of all runs, each setting and item once.
-        settings: what the runs were to measure.
+        settings: what the runs were to measure; those with coarse pictures tell hard questions and are
+            no entries.
         planned: questions of the suite.
         times: `group_key` -> time to the first token as a multiple of the full model's.
-        baseline: method that the others are held against.
+        baselines: labels of methods that the others are held against; those not measured are left out.
         resamples: drawn sets of clusters.
 
     Raises:
@@ -174,7 +209,7 @@ def analyse(
         for answer in rows:
             if answer.score is not None:
                 scores[key][place[answer.item]] = answer.score
-    groups = _groups(settings)
+    groups = _groups([setting for setting in settings if setting.pixels is None])
     means, spreads = {}, {}
     for label, members in groups.items():
         stacked = np.array([scores[setting.key] for setting in members])
@@ -183,6 +218,8 @@ def analyse(
     accuracy = statistics.intervals(*statistics.by_cluster(matrix, clusters), resamples=resamples)
     share = _shares(list(groups.values()), matrix, clusters, resamples)
     kind_of = np.array([questions[item].kind for item in items])
+    hard = hard_items(settings, by_setting)
+    over_hard = _over_hard(list(groups), matrix, hard, items, clusters, resamples)
     entries = []
     for row, (group, members) in enumerate(groups.items()):
         first = members[0]
@@ -204,19 +241,23 @@ def analyse(
                 tokens=_mean([answer.tokens for answer in done]),
                 kept=_kept(first, done),
                 kinds={kind: _kind(matrix[row], kind_of == kind) for kind in kinds},
+                hard=over_hard[row],
                 prefill=None if times is None else times.get(group_key(first)),
             )
         )
     timed = any(entry.prefill is not None for entry in entries)
     entries = _with_front(entries, timed)
-    found = _comparisons(entries, matrix, clusters, baseline, resamples)
+    known = {entry.label for entry in entries}
+    baselines = [label for label in baselines if label in known]
+    found = _comparisons(entries, matrix, clusters, baselines, resamples)
     return Results(
         sorted(entries, key=_order),
         kinds,
         len(items),
         len(set(clusters)),
         *found,
-        baseline if any(entry.label == baseline for entry in entries) else None,
+        baselines,
+        {share: len(those) for share, those in hard.items()},
         timed,
         scores,
         items,
@@ -304,6 +345,28 @@ def _shares(
     return found
 
 
+def _over_hard(
+    groups: Sequence[tuple[str, float | None]],
+    matrix: np.ndarray,
+    hard: Mapping[float, Sequence[str]],
+    items: Sequence[str],
+    clusters: Sequence[str],
+    resamples: int,
+) -> list[Interval]:
+    """The mean score of each group on the hard questions of its retention."""
+    masks = {share: np.isin(items, list(those)) for share, those in hard.items() if those}
+    found = []
+    for (_, retention), scores in zip(groups, matrix, strict=True):
+        mask = masks.get(-1.0 if retention is None else retention)
+        if mask is None or np.isnan(scores[mask]).all():
+            found.append(NAN)
+            continue
+        own = [cluster for cluster, asked in zip(clusters, mask, strict=True) if asked]
+        sums, counts = statistics.by_cluster(scores[mask][None], own)
+        found += statistics.intervals(sums, counts, resamples=resamples)
+    return found
+
+
 def _with_front(entries: Sequence[Entry], timed: bool) -> list[Entry]:
     """Mark the Pareto front of accuracy against `cost`."""
     points = [(cost(entry, timed), -entry.accuracy.value) for entry in entries]
@@ -333,25 +396,26 @@ def _comparisons(
     entries: Sequence[Entry],
     matrix: np.ndarray,
     clusters: Sequence[str],
-    baseline: str,
+    baselines: Sequence[str],
     resamples: int,
 ) -> tuple[list, list, list]:
-    """Against the full model, against the baseline, and all other pairs at the same retention."""
+    """Against the full model, against the baselines, and all other pairs at the same retention."""
+    place = {label: -rank for rank, label in enumerate(reversed(baselines), 1)}
     full = next((row for row, entry in enumerate(entries) if entry.full), None)
     rows = [row for row, entry in enumerate(entries) if not entry.full]
     pairs = [(row, full) for row in rows] if full is not None else []
     for index, one in enumerate(rows):
         for two in rows[index + 1 :]:
             if entries[one].retention == entries[two].retention:
-                # the method that is looked at first, the baseline second
-                swap = entries[one].label == baseline
+                # the method that is looked at first, the baseline second, the plainest one last
+                swap = place.get(entries[one].label, 0) < place.get(entries[two].label, 0)
                 pairs.append((two, one) if swap else (one, two))
     labels = ["the full model" if entry.full else entry.label for entry in entries]
     asked = [p for p in pairs if not np.isnan(matrix[p[0]] - matrix[p[1]]).all()]
     found = statistics.compare(matrix, clusters, labels, asked, resamples)
     out: tuple[list, list, list] = ([], [], [])
     for (one, two), comparison in zip(asked, found, strict=True):
-        part = 0 if two == full else 1 if entries[two].label == baseline else 2
+        part = 0 if two == full else 1 if entries[two].label in place else 2
         out[part].append((entries[one], comparison))
     for some in out:
         some.sort(key=lambda pair: (_order(pair[0])[2:], pair[1].first, pair[1].second))

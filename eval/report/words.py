@@ -5,6 +5,7 @@ from __future__ import annotations
 from vtc.eval.common.statistics import FEW, Comparison, points
 from vtc.eval.report.results import Entry, Results, budget
 
+NAMES = 12  # in a sentence
 Found = list[tuple[Entry, Comparison]]
 
 
@@ -40,23 +41,28 @@ def _retention(results: Results, retention: float | None, entries: list[Entry]) 
     if level:
         others = len(entries) - 1
         said.append(f"No firm difference between it and {_list(level, others)}.")
-    if results.baseline is None:
-        return said
-    baseline = results.baseline
+    for baseline in results.baselines:
+        said += _against(results, baseline, retention)
+    return said
+
+
+def _against(results: Results, baseline: str, retention: float | None) -> list[str]:
+    """Which methods do not beat a baseline."""
     mine = {
         comparison.first: comparison.verdict
-        for entry, comparison in results.against_baseline
+        for entry, comparison in results.against(baseline)
         if entry.retention == retention
     }
+    if mine and all(verdict == "better" for verdict in mine.values()):
+        return [f"Every other method is better than {baseline}."]
+    said = []
     for verdicts, text in (
-        (("worse",), f"Worse than {baseline}: "),
-        (("none", "unclear"), f"Not shown to be better than {baseline}: "),
+        (("worse",), f"Worse than {baseline}"),
+        (("none", "unclear"), f"Not shown to be better than {baseline}"),
     ):
         names = sorted(name for name, verdict in mine.items() if verdict in verdicts)
         if names:
-            said.append(f"{text}{_list(names, len(mine))}.")
-    if mine and all(verdict == "better" for verdict in mine.values()):
-        said.append(f"Every method is better than {baseline}.")
+            said.append(f"{text}: {_list(names, len(mine))}.")
     return said
 
 
@@ -66,10 +72,23 @@ def _verdicts(results: Results, retention: float | None) -> list[tuple[str, str,
 
 
 def _list(names: list[str], all_of: int) -> str:
-    """Names in a sentence; "any other method" when they are all there are."""
+    """Names in a sentence; "any other method" when they are all there are, their number when they are
+    more than a sentence holds."""
     if len(names) == all_of > 1:
         return "any other method"
+    if len(names) > NAMES:
+        return f"{len(names)} of {all_of} methods"
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _untimed(results: Results) -> list[str]:
+    """Methods that were not timed at all, and single entries of the others."""
+    names = []
+    for label in results.labels:
+        mine = [entry for entry in results.entries if entry.label == label]
+        missing = [entry.name for entry in mine if entry.prefill is None]
+        names += [label] if len(missing) == len(mine) else missing
+    return names
 
 
 def cautions(results: Results) -> list[str]:
@@ -84,7 +103,7 @@ def cautions(results: Results) -> list[str]:
             f"{len(results.entries)} settings, {failed:,} of them failed. Accuracies are over the "
             "rows that were answered, differences over questions that both sides answered."
         )
-    untimed = [e.name for e in results.entries if not e.full and e.prefill is None]
+    untimed = _untimed(results)
     if results.timed and untimed:
         out.append(f"Not timed, so not in the figure of accuracy and time: {', '.join(untimed)}.")
     if results.clusters < FEW:

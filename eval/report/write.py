@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.eval import pages
-from vtc.eval.common.statistics import Interval, points, sentence
+from vtc.eval.common.statistics import Interval, points, sentence, signed
 from vtc.eval.report import charts, words
 from vtc.eval.report.kept import Example
 from vtc.eval.report.results import Results, budget
@@ -69,7 +69,7 @@ def table(results: Results) -> Iterable[list[Any]]:
     yield (
         "method retention seeds answered failed planned accuracy accuracy_low accuracy_high "
         "deviation_between_seeds share_of_full share_low share_high visual_tokens patches_kept "
-        "first_token_ratio first_token_low first_token_high pareto_front"
+        "first_token_ratio first_token_low first_token_high pareto_front hard hard_low hard_high"
     ).split()
     for entry in results.entries:
         time = entry.prefill
@@ -87,6 +87,7 @@ def table(results: Results) -> Iterable[list[Any]]:
             _cell(entry.kept),
             *(("", "", "") if time is None else map(_cell, (time.median, time.low, time.high))),
             "yes" if entry.front else "no",
+            *_cells(entry.hard),
         ]
 
 
@@ -149,18 +150,20 @@ def page(
         ("retention", "Accuracy and retention"),
         ("cost", "Accuracy and time" if results.timed else "Accuracy and tokens"),
         ("table", "Table"),
+        *([("hard", "Hard questions")] if any(results.hard.values()) else []),
         *([("types", "Question types")] if len(results.kinds) > 1 else []),
         ("differences", "Differences"),
         ("disagree", "Where methods disagree"),
         ("failed", "Failed rows"),
         ("runs", "Runs"),
     ]
+    off = {number for number, name in enumerate(results.labels) if name not in results.shown}
     figures = {}
     for name, draw in (("retention", charts.against_retention), ("cost", charts.against_cost)):
         for size in ("wide", "narrow"):
-            figure = draw(results, metric, charts.WIDE if size == "wide" else charts.NARROW)
+            figure = draw(results, metric, charts.WIDE if size == "wide" else charts.NARROW, True)
             label = f"{dict(sections)[name]}: the numbers are in the table below"
-            figures[name, size] = Markup(charts.svg(figure, f"{name}-{size}", label))
+            figures[name, size] = Markup(charts.svg(figure, f"{name}-{size}", label, off))
     return pages.render(
         "report.html",
         title=title or f"Visual-token compression: model {model['name']}, suite {suite['name']}",
@@ -169,10 +172,15 @@ def page(
             f"{len(results.labels)} methods, {len(results.retentions)} retentions."
         ),
         sections=sections,
-        script="sort.js",
+        scripts=["sort.js", "filter.js", "choose.js"],
         metric=metric,
         results=results,
         figures=figures,
+        choices=[
+            (number, label, Markup(charts.swatch(results, label)), label in results.shown)
+            for number, label in enumerate(results.labels)
+        ],
+        versus={baseline: _versus(results, baseline) for baseline in results.baselines},
         summary=words.summary(results),
         cautions=[*collected.warnings, *words.cautions(results)],
         family=len(_all(results)),
@@ -185,10 +193,21 @@ def page(
         sentence=sentence,
         percent=_percent,
         number=_number,
+        signed=signed,
         points=points,
         image=pages.data_uri,
         nan=math.isnan,
     )
+
+
+def _versus(results: Results, baseline: str) -> list[tuple[str, list[Any]]]:
+    """Each method against a baseline: label, and its comparison at every retention or None."""
+    found = {(c.first, entry.retention): c for entry, c in results.against(baseline)}
+    rows = [
+        (label, [found.get((label, retention)) for retention in results.retentions])
+        for label in results.labels
+    ]
+    return [(label, cells) for label, cells in rows if any(cells)]
 
 
 def _runs(collected: Collected) -> list[Recorded]:

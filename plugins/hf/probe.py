@@ -59,6 +59,14 @@ def recording(wanted: Iterable[int]) -> Iterator[Record]:
         _RECORD.reset(token)
 
 
+def noted_of(layer: int) -> list[Heads] | None:
+    """Where the calls of a layer are noted in this context; None while nobody records that layer."""
+    record = _RECORD.get()
+    if record is None or layer not in record.wanted:
+        return None
+    return record.attention.setdefault(layer, [])
+
+
 def _probe(
     module: Model,
     query: Tensor,
@@ -69,10 +77,9 @@ def _probe(
 ) -> Any:
     shadow = module.config
     real = getattr(shadow, "vtc_config", shadow)  # another thread may just have taken the probe off
-    record, layer = _RECORD.get(), getattr(shadow, "vtc_layer", None)
-    if record is not None and layer in record.wanted:
+    calls = noted_of(getattr(shadow, "vtc_layer", -1))
+    if calls is not None:
         scale = kw.get("scaling") or query.shape[-1] ** -0.5
-        calls = record.attention.setdefault(layer, [])
         borders = kw.get("cu_seq_lens_q")
         if borders is None:
             calls.append(Heads(query, key, scale, attention_mask))
@@ -127,13 +134,12 @@ def detach(module: nn.Module) -> None:
 @torch.no_grad()
 def _note_fused(module: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook for attention whose one projection gives query, key and value head by head."""
-    record = _RECORD.get()
-    if record is None or module._vtc_layer not in record.wanted:
+    calls = noted_of(module._vtc_layer)
+    if calls is None:
         return
     hidden = args[0] if args else kwargs["hidden_states"]
     fused = module.query_key_value(hidden).unflatten(-1, (module.num_heads, 3, -1))
     query, key = (fused[..., i, :].transpose(1, 2) for i in (0, 1))
-    calls = record.attention.setdefault(module._vtc_layer, [])
     calls.append(Heads(query, key, module.scale))
 
 

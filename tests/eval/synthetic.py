@@ -15,6 +15,7 @@ from vtc.eval.common.records import Answer
 from vtc.eval.common.settings import Setting, plan
 from vtc.eval.common.timing import Ratio
 from vtc.eval.efficiency.lines import Line, Measure
+from vtc.registry import compared_methods
 
 #: chance of a right answer, relative to the full model's, by method and retention
 ABILITY = {
@@ -26,6 +27,7 @@ ABILITY = {
 }  # fmt: skip
 METHODS = ("globalcom2", "random", "uniform", "recoverable")
 MANY = (*METHODS, "pool", "token_correlation", "tokenflex")
+EVERY = tuple(name for name in compared_methods() if name != "none")
 KINDS = {"count": 0.8, "color": 1.0, "tag": 0.9}
 MODEL = {"name": "reference", "class": "LlavaNext", "sha256": "ab" * 32, "dtype": "float32",
          "attention": "sdpa", "parameters": 1_930_000, "revision": None}  # fmt: skip
@@ -73,6 +75,7 @@ def answers(chosen: Sequence[Setting], images: int, each: int = 8) -> list[Answe
     for setting in chosen:
         own = np.random.default_rng(zlib.crc32(setting.key.encode()))
         ability = ABILITY.get((setting.method, setting.retention), 1.0)
+        ability = 0.5 if setting.pixels is not None else ability
         kept = 0.31 if setting.retention is None else setting.retention
         for image in range(images):
             for question in range(each):

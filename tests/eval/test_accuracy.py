@@ -30,7 +30,13 @@ from vtc.eval.accuracy import runner, summary
 from vtc.eval.common import loading, settings
 from vtc.eval.common.loading import load
 from vtc.eval.common.processes import Processes
-from vtc.eval.common.records import Answer, read_answers, read_lines, read_manifest
+from vtc.eval.common.records import (
+    Answer,
+    read_answers,
+    read_lines,
+    read_manifest,
+    write_manifest,
+)
 from vtc.eval.reference import checkpoint_path
 from vtc.eval.suites import Item, Suite, create_suite
 from vtc.eval.suites.chartqa import ChartQA
@@ -220,7 +226,6 @@ def test_other_settings_are_refused(tmp_path, monkeypatch, capsys):
     before = (tmp_path / "answers.jsonl").read_bytes()
     for change, name in (
         (["--limit", "3"], "suite.limit was None, is now 3"),
-        (["--retention", "0.25,0.5"], "settings.pool@0.5 is new"),
         (["--suite-option", "reference.seed=1"], "suite.facts.seed was 100, is now 1"),
         (["--prompt", "{question}"], "generation.prompt was 'chat template', is now '{question}'"),
         (["--positions", "contiguous"], "generation.positions was 'original'"),
@@ -234,6 +239,33 @@ def test_other_settings_are_refused(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "answers.jsonl").read_bytes() == before
     assert main([*argv, "--any-code"]) == 0
     assert read_manifest(tmp_path)["sessions"][-1]["code"]["sources"] == "other"
+
+
+def test_a_run_is_extended_by_settings(tmp_path):
+    assert main([*SMALL, *POOL, "--output", str(tmp_path / "two")]) == 0
+    more = ["--methods", "uniform", "--retention", "0.25,0.5", "--pixels", "0.25"]
+    assert main([*SMALL, *more, "--output", str(tmp_path / "two")]) == 0
+    keys = [entry["key"] for entry in read_manifest(tmp_path / "two")["settings"]]
+    coarse = 'none@1{"pixels": 0.25}'
+    assert keys == ["none@1", "pool@0.25", coarse, "uniform@0.25", "uniform@0.5"]
+    assert set(asked(tmp_path / "two").values()) == {1}
+    assert (
+        main([*SMALL, *more, "--methods", "pool,uniform", "--output", str(tmp_path / "one")]) == 0
+    )
+    one = answers(tmp_path / "one")
+    assert {key: one[key] for key in answers(tmp_path / "two")} == answers(tmp_path / "two")
+    entries = json.loads((tmp_path / "two" / "summary.json").read_text())["methods"]
+    assert [entry["method"] for entry in entries] == ["none", "pool", "none", "uniform", "uniform"]
+
+
+def test_a_setting_that_changed_is_refused(tmp_path, capsys):
+    argv = [*SMALL, *POOL, "--output", str(tmp_path)]
+    assert main(argv) == 0
+    facts = read_manifest(tmp_path)
+    facts["settings"][1]["fields"]["video"] = "frame"
+    write_manifest(tmp_path, facts)
+    assert main(argv) == 1
+    assert "settings.pool@0.25.fields.video was 'frame', is now 'clip'" in capsys.readouterr().err
 
 
 def test_processes_share_the_questions(tmp_path, loaded):

@@ -5,20 +5,23 @@ from __future__ import annotations
 import csv
 import html.parser
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from tests.eval import synthetic
 from vtc.commands.eval import main
 from vtc.errors import VTCError
+from vtc.eval.common import settings
 from vtc.eval.common.settings import Setting
 from vtc.eval.common.timing import Ratio
 from vtc.eval.report import charts, kept
-from vtc.eval.report.results import analyse, group_key
+from vtc.eval.report.results import LINES, analyse, group_key
 from vtc.eval.report.runs import collect
 
 FULL = Setting("none")
@@ -48,6 +51,22 @@ def out(runs):
     argv = [str(runs / name) for name in ("accuracy", "efficiency")]
     assert main(["report", *argv, "--output", str(runs / "out"), "--resamples", "500"]) == 0
     return runs / "out"
+
+
+@pytest.fixture(scope="module")
+def crowd_results():
+    chosen = settings.plan(synthetic.EVERY, [0.5, 0.25, 0.1], 1, pixels=[0.25])
+    return analyse(synthetic.answers(chosen, 6), chosen, 48, resamples=100)
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("crowd")
+    chosen = settings.plan(synthetic.EVERY, [0.5, 0.25], 1, pixels=[0.25])
+    synthetic.write_accuracy(folder / "run", chosen, 6)
+    argv = ["report", str(folder / "run"), "--output", str(folder), "--pictures", "0"]
+    assert main([*argv, "--resamples", "100"]) == 0
+    return folder
 
 
 # -- figures -----------------------------------------------------------------------------------
@@ -97,7 +116,7 @@ def test_options_tell_settings_of_a_method_apart():
     answers = [*rows(1, 0, setting=plain), *rows(1, 1, setting=wide)]
     found = analyse(answers, [plain, wide], 2, resamples=100)
     assert found.labels == ["pool", "pool (window=4)"]
-    assert found.full is None and found.baseline is None
+    assert found.full is None and found.baselines == []
     assert len(found.others) == 1 and found.against_full == []
 
 
@@ -266,7 +285,7 @@ class Outline(html.parser.HTMLParser):
         self.ids += [attributes["id"]] if "id" in attributes else []
         for name in ("href", "src", "xlink:href"):
             self.links += [attributes[name]] if name in attributes else []
-        if tag not in ("meta", "link", "br", "img"):
+        if tag not in ("meta", "link", "br", "img", "input", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attributes):
@@ -285,7 +304,7 @@ def test_page_is_whole_and_needs_nothing_else(out):
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org)", text)
-    named = [a for tag, a in page.tags if tag == "svg"]
+    named = [a for tag, a in page.tags if tag == "svg" and "aria-hidden" not in a]
     assert len(named) == 4 and all(a["role"] == "img" and a["aria-label"] for a in named)
     assert all("scope" in a for tag, a in page.tags if tag == "th")
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
@@ -304,12 +323,91 @@ def test_files_agree_and_are_the_same_every_time(runs, out, tmp_path):
     assert len(list(csv.DictReader((out / "question_types.csv").open()))) == 3 * len(table)
     found = list(csv.DictReader((out / "comparisons.csv").open()))
     assert len(found) == 13 + 9 + 9
+    against = {row["second"] for row in found} - {"the full model"}
+    assert against == {"random", "uniform", "recoverable"}
     for name in ("accuracy_retention.png", "accuracy_time.png", "question_types.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     argv = [str(runs / name) for name in ("accuracy", "efficiency")]
     assert main(["report", *argv, "--output", str(tmp_path), "--resamples", "500"]) == 0
     for path in out.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_page_with_all_methods(crowd):
+    text = (crowd / "report.html").read_text(encoding="utf-8")
+    page = Outline(text)
+    assert page.open == [] and len(set(page.ids)) == len(page.ids)
+    boxes = [a for tag, a in page.tags if tag == "input" and a.get("type") == "checkbox"]
+    assert len(boxes) == len(synthetic.EVERY)
+    assert sum("checked" in box for box in boxes) == LINES
+    marks = [a for tag, a in page.tags if "data-method" in a]
+    assert {a["data-method"] for a in marks} == {a["value"] for a in boxes}
+    for box in boxes:
+        lines = [a for a in marks if a["data-method"] == box["value"]]
+        assert all(("off" in a.get("class", "")) == ("checked" not in box) for a in lines)
+    for name in synthetic.EVERY:
+        assert f">{name}</th>" in text.replace("_<wbr>", "_")
+    assert 'id="hard"' in text and "Against uniform" in text
+    assert len(text) < 3_000_000
+
+
+def test_hard_questions_by_hand():
+    quarter, low = Setting("pool", 0.25), Setting("pool", 0.1)
+    coarse = Setting("none", options={"pixels": 0.25})
+    answers = [
+        *rows(1, 1, 1, 0, 1),
+        *rows(1, 0, 0, 0, 0, setting=coarse),
+        *rows(0, 1, 0, 1, 1, setting=quarter),
+        *rows(1, 1, 1, 1, 1, setting=low),
+    ]
+    found = analyse(answers, [FULL, coarse, quarter, low], 5, resamples=200)
+    assert found.hard == {0.25: 3} and [entry.label for entry in found.entries] == [
+        "full model", "pool", "pool"
+    ]  # fmt: skip
+    by_share = {entry.retention: entry.hard for entry in found.entries}
+    assert by_share[0.25].value == pytest.approx(2 / 3)
+    assert all(math.isnan(by_share[share].value) for share in (1.0, 0.1))
+
+
+def test_every_method_is_compared_with_every_baseline():
+    names = ("pool", "random", "scope", "uniform")
+    chosen = [Setting(name, 0.25) for name in names]
+    answers = [row for setting in chosen for row in rows(1, 0, 1, 1, setting=setting)]
+    found = analyse(answers, chosen, 4, resamples=100)
+    assert found.baselines == ["random", "uniform"]
+    pairs = {(c.first, c.second) for _, c in found.against_baseline}
+    assert pairs == {
+        ("pool", "random"), ("scope", "random"), ("uniform", "random"),
+        ("pool", "uniform"), ("scope", "uniform"),
+    }  # fmt: skip
+    assert [(c.first, c.second) for _, c in found.others] == [("pool", "scope")]
+
+
+def test_no_two_of_all_methods_look_alike(crowd_results):
+    found = crowd_results
+    assert len(found.shown) == LINES and {"random", "uniform"} <= set(found.shown)
+    looks = [charts.style(found, label) for label in found.labels]
+    assert len(set(looks)) == len(looks) == len(synthetic.EVERY)
+    assert len({charts.style(found, label)[0] for label in found.shown}) == LINES
+    # every number of methods up to all pairs
+    pairs = {
+        (n % len(charts.SERIES), n % len(charts.MARKERS))
+        for n in range(len(charts.SERIES) * len(charts.MARKERS))
+    }
+    assert len(pairs) == len(charts.SERIES) * len(charts.MARKERS)
+
+
+@pytest.mark.parametrize("size", [charts.WIDE, charts.NARROW])
+def test_names_of_all_methods_cover_nothing(crowd_results, size):
+    figure = charts.against_retention(crowd_results, "accuracy", size, page=True)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    texts = [text for text in axes.texts if text.get_text()]
+    assert len(texts) == len(synthetic.EVERY) + 1
+    boxes = [Text.get_window_extent(text) for text in texts]  # without the lines that lead there
+    for number, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert box.y0 >= 0 and box.y1 <= figure.bbox.y1
 
 
 def test_a_run_that_was_stopped_is_shown_as_partial(tmp_path):
@@ -332,12 +430,12 @@ def test_a_run_that_was_stopped_is_shown_as_partial(tmp_path):
 
 
 def test_questions_are_chosen_for_disagreement():
-    settings = [FULL, *(Setting(name, 0.25) for name in ("globalcom2", "pool", "uniform"))]
+    chosen = [FULL, *(Setting(name, 0.25) for name in ("globalcom2", "pool", "uniform"))]
     scores = [(1, 1, 1, 0, 1), (1, 1, 0, 0, 1), (1, 0, 0, 0, 1), (1, 0, 1, 1, 1)]
     answers = [
-        row for s, score in zip(settings, scores, strict=True) for row in rows(*score, setting=s)
+        row for s, score in zip(chosen, scores, strict=True) for row in rows(*score, setting=s)
     ]
-    found = analyse(answers, settings, 5, resamples=50)
+    found = analyse(answers, chosen, 5, resamples=50)
     # all agree on i0 and i4; the full model is wrong on i3
     assert kept.choose(found, 0.25, 9) == ["i1", "i2", "i3"]
     assert kept.choose(found, 0.25, 1) == ["i1"]

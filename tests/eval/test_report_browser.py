@@ -7,6 +7,8 @@ import pytest
 from tests.eval import synthetic
 from tests.eval.browser import CHROMIUM, browser
 from vtc.commands.eval import main
+from vtc.eval.common.settings import plan
+from vtc.eval.report.results import LINES
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
@@ -144,3 +146,72 @@ def test_dark_screen_and_paper(page, path):
         b"/Type /Page "
     ) >= 2  # fmt: skip
     assert page.problems == []
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory):
+    """A page with every method."""
+    folder = tmp_path_factory.mktemp("crowd")
+    chosen = plan(synthetic.EVERY, [0.5, 0.25, 0.1], 1, pixels=[0.25])
+    synthetic.write_accuracy(folder / "run", chosen, 6)
+    argv = ["report", str(folder / "run"), "--pictures", "0", "--resamples", "100"]
+    assert main([*argv, "--output", str(folder)]) == 0
+    return folder / "report.html"
+
+
+SHOWN = "[...document.querySelectorAll('{}')].filter(e => e.checkVisibility()).length"
+TYPED = (
+    "(e => {{ e.value = {!r}; e.dispatchEvent(new Event({!r}, {{bubbles: true}})); }})"
+    "(document.querySelector({!r}))"
+)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_many_methods_fit_and_are_searched(page, crowd, width):
+    page.problems.clear()
+    page.open(crowd, width)
+    page.run("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    rows = SHOWN.format(".main-table tbody tr")
+    assert page.run(rows) == 1 + 3 * len(synthetic.EVERY)
+    table = "section[aria-labelledby=table] .filter "
+    page.run(TYPED.format("scope, random", "input", table + "input"))
+    assert page.run(rows) == 6
+    assert page.run(f"document.querySelector('{table} output').textContent").startswith("6 of ")
+    page.run(TYPED.format("25 %", "change", table + "select"))
+    assert page.run(rows) == 2
+    pairs = SHOWN.format("#other-pairs li")
+    before = page.run(pairs)
+    page.run(TYPED.format("divprune", "input", "details:has(#other-pairs) .filter input"))
+    assert 0 < page.run(pairs) < before / 5
+    # what is hidden stays so when the table is sorted
+    page.run("document.querySelectorAll('.main-table button')[2].click()")
+    assert page.run(rows) == 2 and page.problems == []
+
+
+def test_lines_are_chosen(page, crowd):
+    page.open(crowd)
+    lines = (
+        "new Set([...document.querySelectorAll('.wide svg [data-method]')]"
+        ".filter(e => getComputedStyle(e).display !== 'none').map(e => e.dataset.method)).size"
+    )
+    assert page.run(lines) == LINES
+    for value, count in (("none", 0), ("all", len(synthetic.EVERY)), ("first", LINES)):
+        page.run(f"document.querySelector('.choose button[value={value}]').click()")
+        assert page.run(lines) == count
+    page.run("document.querySelector('.choose input:not(:checked)').click()")
+    assert page.run(lines) == LINES + 1
+    page.media("print")
+    assert not page.run("document.querySelector('.choose').checkVisibility()")
+    page.media()
+
+
+def test_without_scripts_the_first_choice_is_there(page, crowd):
+    page.send("Emulation.setScriptExecutionDisabled", value=True)
+    page.open(crowd)
+    page.send("Emulation.setScriptExecutionDisabled", value=False)
+    assert page.run(SHOWN.format(".filter, .choose")) == 0
+    assert page.run(SHOWN.format(".main-table tbody tr")) == 1 + 3 * len(synthetic.EVERY)
+    styles = "[...document.querySelectorAll('svg .off[data-method]')].map(e => getComputedStyle(e))"
+    assert page.run(f"{styles}.length") > 0
+    assert page.run(f"{styles}.every(style => style.display === 'none')")

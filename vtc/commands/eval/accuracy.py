@@ -59,6 +59,14 @@ def add(commands: Any) -> None:
         help="folder of the run; with several suites a folder each inside it",
     )
     parser.add_argument("--seeds", type=positive, default=3, help="of methods that draw, default 3")
+    parser.add_argument(
+        "--pixels",
+        type=names,
+        default=[],
+        metavar="SHARE,...",
+        help="ask the plain model about pictures with so few of their pixels, too: questions that it "
+        "only then gets wrong are the hard ones at that retention",
+    )
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N questions")
     parser.add_argument("--batch-size", type=positive, default=8, help="questions, default 8")
     parser.add_argument("--data", metavar="FOLDER", help="local data, for suites that read some")
@@ -81,7 +89,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Plan, ask, sum up."""
     suites = _suites(args)
-    chosen = planned(args, args.seeds)
+    chosen = planned(args, args.seeds, args.pixels)
 
     from vtc.eval.accuracy.run import Run
     from vtc.eval.common.processes import processes

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vtc.errors import VTCError, nearest
-from vtc.eval.common.arguments import add_imports, add_suite_option, positive
+from vtc.eval.common.arguments import add_imports, add_suite_option, names, positive
 
 DESCRIPTION = """\
 One self-contained HTML page from accuracy runs and at most one efficiency run of the same model:
@@ -28,7 +28,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--output", required=True, metavar="FOLDER")
     parser.add_argument("--title", help="heading of the page")
     parser.add_argument(
-        "--baseline", metavar="METHOD", help="compared with all others, default random if there"
+        "--baseline",
+        type=names,
+        metavar="METHOD,...",
+        help="compared with all others, default random, uniform and resize as far as they are there",
     )
     parser.add_argument(
         "--allow",
@@ -61,21 +64,22 @@ def run(args: argparse.Namespace) -> None:
     collected = collect([Path(folder) for folder in args.runs], args.allow)
 
     from vtc.eval.report import write
-    from vtc.eval.report.results import analyse
+    from vtc.eval.report.results import BASELINES, analyse
 
     results = analyse(
         collected.answers,
         collected.settings,
         collected.facts["suite"]["items"],
         collected.times,
-        args.baseline or "random",
+        args.baseline or BASELINES,
         args.resamples,
     )
-    if args.baseline is not None and results.baseline is None:
-        raise VTCError(
-            f"baseline: got {args.baseline!r}, the runs have {', '.join(results.labels)}"
-            f"{nearest(args.baseline, results.labels)}"
-        )
+    for label in args.baseline or ():
+        if label not in results.baselines:
+            raise VTCError(
+                f"baseline: got {label!r}, the runs have {', '.join(results.labels)}"
+                f"{nearest(label, results.labels)}"
+            )
     subjects, without = _pictures(args, collected, results)
     files = write.write(collected, results, Path(args.output), subjects, without, args.title)
     print("\n".join(str(path) for path in files))
