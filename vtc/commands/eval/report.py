@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vtc.commands.console import waiting
 from vtc.errors import VTCError, nearest
 from vtc.eval.common.arguments import add_imports, add_suite_option, positive
 
@@ -63,21 +64,24 @@ def run(args: argparse.Namespace) -> None:
     from vtc.eval.report import write
     from vtc.eval.report.results import analyse
 
-    results = analyse(
-        collected.answers,
-        collected.settings,
-        collected.facts["suite"]["items"],
-        collected.times,
-        args.baseline or "random",
-        args.resamples,
-    )
+    with waiting("resampling"):
+        results = analyse(
+            collected.answers,
+            collected.settings,
+            collected.facts["suite"]["items"],
+            collected.times,
+            args.baseline or "random",
+            args.resamples,
+        )
     if args.baseline is not None and results.baseline is None:
         raise VTCError(
             f"baseline: got {args.baseline!r}, the runs have {', '.join(results.labels)}"
             f"{nearest(args.baseline, results.labels)}"
         )
-    subjects, without = _pictures(args, collected, results)
-    files = write.write(collected, results, Path(args.output), subjects, without, args.title)
+    with waiting("painting what was kept"):
+        subjects, without = _pictures(args, collected, results)
+    with waiting("drawing figures"):
+        files = write.write(collected, results, Path(args.output), subjects, without, args.title)
     print("\n".join(str(path) for path in files))
 
 
