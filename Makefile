@@ -10,9 +10,11 @@ RANGE  := $(shell sed -n 's/.*"\(transformers[<>=][^"]*\)".*/\1/p' setup.py)
 MODELS := tests/families tests/hf tests/reference tests/eval tests/test_cli.py tests/test_demo.py \
 	tests/test_doctor.py tests/test_visualize.py
 
-.PHONY: demo test test-slow test-oldest test-newest matrix golden report kernels style clean
+DOCS   ?= .venv-docs
 
-demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
+.PHONY: demo docs docs-serve dist dist-check test test-slow test-oldest test-newest matrix golden report kernels style clean
+
+demo: $(VENV)/.demo          ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
 
 test: $(VENV)/.ready         ## everything but the slow tests
@@ -49,13 +51,16 @@ style: $(VENV)/.ready        ## lint, format check and types
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) demo_output build *.egg-info
+	rm -rf $(VENV) $(DOCS) demo_output site build dist *.egg-info
+
+# What the tests need holds what the demo needs
+$(VENV)/.demo: setup.py constraints.txt
+	@[ -n "$(wildcard $(VENV)/.ready)" ] || $(PYTHON) tools/install.py $(VENV) demo
+	@touch $@
 
 $(VENV)/.ready: setup.py constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10+ is needed, this is %s; try make PYTHON=python3.12' % sys.version.split()[0])"
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test]"
-	touch $@
+	@$(PYTHON) tools/install.py $(VENV) test
+	@touch $@
 
 # Two more environments: the first one with another transformers in front of it
 $(VENV)/oldest/.ready: $(VENV)/.ready

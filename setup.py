@@ -18,6 +18,7 @@ if Path("vtc/plugins/__init__.py").is_file():  # a checkout that can hold links
 
 EXTRAS = {
     "vis": ["matplotlib>=3.8"],
+    "demo": ["scikit-image>=0.22"],
     "eval": [
         "matplotlib>=3.8",
         "scikit-image>=0.22",

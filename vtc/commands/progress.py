@@ -56,12 +56,17 @@ class Bar:
         """Change what is said, or how far it is."""
         begins = description is not None and description != self.description
         self.description = self.description if description is None else description
+        if total is not None and self.total is None:
+            self.restart()
         self.total = self.total if total is None else total
         self.done = self.done + advance if completed is None else completed
         self.show(begins)
 
     def show(self, begins: bool = False) -> None:
         """Tell whoever looks; `begins` where the description is new."""
+
+    def restart(self) -> None:
+        """From now on steps count, what was before was preparation."""
 
     def print(self, result: Any) -> None:
         """Put results on stdout; a bar steps aside for them."""
@@ -88,7 +93,8 @@ class _OnATerminal(Bar):
 class _InALog(Bar):
     def __init__(self, out: TextIO) -> None:
         super().__init__()
-        self.out, self.began, self.last = out, time.monotonic(), -math.inf
+        self.out, self.last = out, -math.inf
+        self.began = self.since = time.monotonic()
         self.lock, self.end = threading.Lock(), threading.Event()
 
     def show(self, begins: bool = False) -> None:
@@ -97,16 +103,19 @@ class _InALog(Bar):
             if now - self.last < (NEW if begins else EVERY):
                 return
             self.last = now
-            print(self.text(now - self.began), file=self.out, flush=True)
+            print(self.text(now - self.began, now - self.since), file=self.out, flush=True)
 
-    def text(self, seconds: float) -> str:
+    def restart(self) -> None:
+        self.since = time.monotonic()
+
+    def text(self, seconds: float, counted: float) -> str:
         """`answering 12 of 40, 0:31, about 1:12 left`."""
         parts = [self.description]
         if self.total and (self.done or self.total > 1):
             parts[0] += f" {self.done:g} of {self.total:g}"
         parts.append(clock(seconds))
         if self.total and 0 < self.done < self.total:
-            parts.append(f"about {clock(seconds * (self.total - self.done) / self.done)} left")
+            parts.append(f"about {clock(counted * (self.total - self.done) / self.done)} left")
         return ", ".join(parts)
 
     def watch(self) -> None:
