@@ -12,7 +12,7 @@ MODELS := tests/families tests/hf tests/reference tests/eval tests/test_cli.py t
 
 DOCS   ?= .venv-docs
 
-.PHONY: demo docs docs-serve dist dist-check test test-slow test-oldest test-newest matrix golden report kernels style clean
+.PHONY: demo docs docs-serve dist dist-check release-check test test-slow test-oldest test-newest matrix golden report kernels style clean
 
 demo: $(VENV)/.demo          ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
@@ -45,13 +45,37 @@ report: $(VENV)/.ready       ## the page of the committed results
 kernels: $(VENV)/.ready      ## compile every kernel for four GPUs, without one
 	$(RUN) -m vtc.kernels.aot --markdown docs/kernels.md
 
+docs: $(DOCS)/.ready         ## the documentation site, in site/; every warning is an error
+	$(DOCS)/bin/python -m mkdocs build --strict --quiet --site-dir site
+	@echo "site/index.html"
+
+docs-serve: $(DOCS)/.ready   ## the same on http://127.0.0.1:8000, made anew with every change
+	$(DOCS)/bin/python -m mkdocs serve --strict
+
+dist:                        ## wheel and source archive in dist/, checked
+	rm -rf dist build
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet build twine
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/python -m twine check --strict dist/*
+
+dist-check: dist             ## the wheel in an empty environment, used from another folder
+	$(PYTHON) tools/wheel_check.py dist/*.whl
+
+release-check: dist          ## the same, and whether versions, changes and addresses are those of a release
+	$(PYTHON) tools/wheel_check.py dist/*.whl --released
+
 style: $(VENV)/.ready        ## lint, format check and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) $(DOCS) demo_output site build dist *.egg-info
+	rm -rf $(VENV) $(DOCS) .venv-dist demo_output site build dist *.egg-info
+
+$(DOCS)/.ready: docs/requirements.txt
+	@$(PYTHON) tools/install.py $(DOCS) docs
+	@touch $@
 
 # What the tests need holds what the demo needs
 $(VENV)/.demo: setup.py constraints.txt
