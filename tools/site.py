@@ -83,6 +83,7 @@ def on_config(config: Any) -> Any:
     """Put the navigation together from what is there."""
     made = {file for file, _ in _made()}
     known = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} | made
+    known = {name for name in known if not name.startswith("results/")}  # written by commands
     named: set[str] = set()
     nav = _present(NAV, known, named)
     rest = sorted(known - named)
