@@ -13,7 +13,9 @@ from vtc.errors import nearest
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose error for an unknown flag names the nearest one."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # one signature for all overloads of the base class
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """As the base class does."""
         given = sys.argv[1:] if args is None else list(args)
         found, rest = self.parse_known_args(given, namespace)

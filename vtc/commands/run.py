@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         results = []
         for group, plan in zip(groups, plans, strict=True):
             if group[0].error is not None:
-                results.append({"answer": None, "error": group[0].error})
+                unread: dict[str, Any] = {"answer": None, "error": group[0].error}
+                results.append(unread)
                 continue
             pictures = [subject.image() for subject in group]
             results.append(
