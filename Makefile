@@ -10,9 +10,12 @@ RANGE  := $(shell sed -n 's/.*"\(transformers[<>=][^"]*\)".*/\1/p' setup.py)
 MODELS := tests/families tests/hf tests/reference tests/eval tests/test_cli.py tests/test_demo.py \
 	tests/test_doctor.py tests/test_visualize.py
 
-.PHONY: demo test test-slow test-oldest test-newest test-vllm matrix golden report kernels style clean
+DOCS   := .venv-docs
 
-demo: $(VENV)/.ready         ## the main job on the embedded reference VLM
+.PHONY: demo docs docs-serve dist dist-check release-check test test-slow test-oldest test-newest test-vllm matrix golden \
+	report kernels style clean
+
+demo: $(VENV)/.demo          ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
 
 test: $(VENV)/.ready         ## everything but the slow tests
@@ -48,19 +51,46 @@ report: $(VENV)/.ready       ## the page of the committed results
 kernels: $(VENV)/.ready      ## compile every kernel for four GPUs, without one
 	$(RUN) -m vtc.kernels.aot --markdown docs/kernels.md
 
+docs: $(DOCS)/.ready         ## the documentation site, in site/; every warning is an error
+	$(DOCS)/bin/python -m mkdocs build --strict --quiet --site-dir site
+	@echo "site/index.html"
+
+docs-serve: $(DOCS)/.ready   ## the same on http://127.0.0.1:8000, made anew with every change
+	$(DOCS)/bin/python -m mkdocs serve --strict
+
+dist:                        ## wheel and source archive in dist/, checked
+	rm -rf dist build
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet build twine
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/python -m twine check --strict dist/*
+
+dist-check: dist             ## the wheel in an empty environment, used from another folder
+	$(PYTHON) tools/wheel_check.py dist/*.whl
+
+release-check: dist          ## the same, and whether versions, changes and addresses are those of a release
+	$(PYTHON) tools/wheel_check.py dist/*.whl --released
+
 style: $(VENV)/.ready        ## lint, format check and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
 clean:
-	rm -rf $(VENV) $(VLLM) demo_output build *.egg-info
+	rm -rf $(VENV) $(VLLM) $(DOCS) .venv-dist demo_output site build dist *.egg-info
+
+$(DOCS)/.ready: docs/requirements.txt
+	@$(PYTHON) tools/install.py $(DOCS) docs
+	@touch $@
+
+# What the tests need holds what the demo needs
+$(VENV)/.demo: setup.py constraints.txt
+	@[ -n "$(wildcard $(VENV)/.ready)" ] || $(PYTHON) tools/install.py $(VENV) demo
+	@touch $@
 
 $(VENV)/.ready: setup.py constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(0 if sys.version_info >= (3, 10) else 'Python 3.10+ is needed, this is %s; try make PYTHON=python3.12' % sys.version.split()[0])"
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet -c constraints.txt -e ".[test]"
-	touch $@
+	@$(PYTHON) tools/install.py $(VENV) test
+	@touch $@
 
 # Two more environments: the first one with another transformers in front of it
 $(VENV)/oldest/.ready: $(VENV)/.ready

@@ -3,9 +3,24 @@
 `vtc/` holds links to these three, so that type checkers and editors find all of an editable install.
 """
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+#: where the repository lies; the one place that says so. OWNER is put in before the first release,
+#: which `tools/release.py` sees to
+URL = "https://github.com/OWNER/vtc"
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vtc/__init__.py").read_text("utf-8"), re.M)
+
+
+def description() -> str:
+    """The README with links that work on a package page, where no file lies beside it."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{URL}/raw/main/", text)
+    return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{URL}/blob/main/", text)
+
 
 ROOTS = {"vtc": "vtc", "vtc.plugins": "plugins", "vtc.kernels": "kernels", "vtc.eval": "eval"}
 
@@ -18,6 +33,7 @@ if Path("vtc/plugins/__init__.py").is_file():  # a checkout that can hold links
 
 EXTRAS = {
     "vis": ["matplotlib>=3.8"],
+    "demo": ["scikit-image>=0.22"],
     "eval": [
         "matplotlib>=3.8",
         "scikit-image>=0.22",
@@ -48,14 +64,27 @@ EXTRAS["test"] = [
     "types-PyYAML",
 ]
 EXTRAS["all"] = sorted({need for needs in EXTRAS.values() for need in needs})
+EXTRAS["docs"] = [  # what `make docs` needs, which runs none of this package
+    line.partition("#")[0].strip()
+    for line in (HERE / "docs/requirements.txt").read_text(encoding="utf-8").splitlines()
+    if line.partition("#")[0].strip()
+]
 EXTRAS["lmms"] = ["lmms-eval>=0.7"]  # not in "all": about 140 packages, many of them pinned
 
 setup(
     name="vtc-vlm",
-    version="0.1.0",
+    version=VERSION[1],
     description="Visual-token compression for vision-language models",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=description(),
     long_description_content_type="text/markdown",
+    author="The vtc authors",
+    url=URL,
+    project_urls={
+        "Documentation": f"{URL}/tree/main/docs",
+        "Issues": f"{URL}/issues",
+        "Changes": f"{URL}/blob/main/CHANGELOG.md",
+    },
+    keywords="vision-language models, visual tokens, token pruning, token merging, KV cache",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=packages,
@@ -88,8 +117,18 @@ setup(
         "vllm.general_plugins": ["vtc=vtc.plugins.vllm:register"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

@@ -11,7 +11,8 @@ from PIL import Image
 import vtc
 import vtc.eval.reference as reference
 from vtc.cli import main
-from vtc.commands.methods import describe
+from vtc.commands.methods import MARKS, describe
+from vtc.commands.needs import KEY
 from vtc.eval.common import loading
 from vtc.registry import create_method, list_methods
 from vtc.report import Report
@@ -93,6 +94,27 @@ def test_signals_are_those_that_are_asked_for(capsys, name):
     )
 
 
+def test_needs_are_in_words_and_every_word_has_a_key(capsys):
+    rows = {row["name"]: row["needs"] for row in run_json(capsys, "methods")}
+    assert rows["uniform"] == [] and rows["globalcom2"] == ["CLS*"]
+    assert rows["mmtok"] == ["question"] and rows["tokenflex"] == ["trained"]
+    assert rows["recoverable"] == ["CLS*", "question", "text tower*"]
+    assert "clips" in rows["vidcom2"]
+    found = {need for needs in rows.values() for need in needs}
+    status, out, _ = run(capsys, "methods")
+    for need in found:
+        assert status == 0 and f"\n{need}: {KEY[need]}" in out
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_marks_of_defaults_have_a_key(capsys, name):
+    _, out, _ = run(capsys, "methods", name)
+    used = {
+        mark for mark in MARKS if any(f"[{mark}" in o["text"] for o in describe(name)["options"])
+    }
+    assert used == {mark for mark, meaning in MARKS.items() if f"\n[{mark}] {meaning}" in out}
+
+
 # -- run -----------------------------------------------------------------------------------------
 
 
@@ -116,7 +138,7 @@ def test_run_compares(capsys, images):
     ratio = result["prefill_ratio"]
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"] and ratio["rounds"] == 2
     status, out, err = run(capsys, *argv)
-    assert status == 0 and "prefill time" in out and "answering" in err
+    assert status == 0 and "prefill time" in out and "loading reference" in err
 
 
 def test_run_without_a_method_changes_nothing(capsys, images, loaded):
@@ -191,6 +213,52 @@ def test_a_budget_without_a_method_is_said_to_do_nothing(capsys, images):
     argv = ["run", "--image", images[0], "--prompt", QUESTION, "--retention", "0.5"]
     (result,) = run_json(capsys, *argv)["results"]
     assert "asked for 160 patch tokens, 320 of 320 are left" in result["report"]["notes"][0]
+
+
+def test_a_file_that_cannot_be_read_costs_its_row_alone(capsys, images, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    paths = [images[0], str(bad), "https://a.b/c.png", images[1]]
+    argv = ["run", "--image", *paths, "--prompt", QUESTION, "--method", "random"]
+    argv += ["--tokens", "9,8,7,6"]
+    status, out, err = run(capsys, *argv, "--json")
+    found = json.loads(out)["results"]
+    assert status == 1 and "2 of 4 images could not be read" in err
+    assert [row["images"] for row in found] == [[path] for path in paths]
+    assert ["error" in row for row in found] == [False, True, True, False]
+    assert "is not an image file" in found[1]["error"] and "does not fetch" in found[2]["error"]
+    left = [row["report"]["images"][0]["patches_after"] for row in (found[0], found[3])]
+    assert left == [9, 6], "each keeps the budget of its place"
+    status, out, _ = run(capsys, *argv)
+    assert status == 1 and out.count("not read: ") == 2
+    status, out, err = run(capsys, *argv, "--together")
+    assert status == 1 and out == "" and "is not an image file" in err, "all in one prompt, or none"
+
+
+def test_a_scene_has_a_question_and_an_answer(capsys):
+    (row,) = run_json(capsys, "run", "--scene", "4")["results"]
+    assert (row["answer"], row["right_answer"], row["images"]) == ("owl", "owl", ["scene 4"])
+    data = run_json(capsys, "run", "--scene", "4", "--prompt", "is there a cyan cross ?")
+    assert data["results"][0]["right_answer"] == "no" and data["notes"] == []
+    data = run_json(capsys, "run", "--scene", "4", "--prompt", "why ?")
+    assert "right_answer" not in data["results"][0]
+    status, out, _ = run(capsys, "run", "--scene", "4")
+    assert status == 0 and "the right answer: owl" in out
+
+
+def test_a_photograph_is_said_to_be_strange_to_the_reference_model(capsys, images, loaded):
+    argv = ["--image", images[0], "--prompt", QUESTION]
+    assert "drawn scenes alone" in run_json(capsys, "run", *argv)["notes"][0]
+    status, out, _ = run(capsys, "run", *argv)
+    assert status == 0 and "--scene 4" in out
+
+
+def test_an_answer_without_words_is_named(capsys, images, monkeypatch):
+    monkeypatch.setattr(loading.Loaded, "decode", lambda self, output, inputs: ["  "])
+    argv = ["run", "--image", images[0], "--prompt", QUESTION]
+    status, out, _ = run(capsys, *argv)
+    assert status == 0 and "(empty answer)" in out
+    assert run_json(capsys, *argv)["results"][0]["answer"] == "", "programs get what was said"
 
 
 # -- show ----------------------------------------------------------------------------------------
@@ -304,9 +372,8 @@ def test_the_image_goes_where_its_token_stands(capsys, images, loaded, monkeypat
         assert " ".join(seen[-1].split()) == " ".join(
             (prompt or f"USER: {text} ASSISTANT:").split()
         )
-        assert [note.startswith("prompt: <image> within") for note in data["notes"]] == [
-            True
-        ] * told
+        prompts = [note for note in data["notes"] if note.startswith("prompt: ")]
+        assert [note.startswith("prompt: <image> within") for note in prompts] == [True] * told
     status, out, _ = run(capsys, *argv, "--prompt", "what does <image> mean in html ?")
     assert status == 0 and "note: prompt: <image> within a line" in out
     run_json(capsys, *argv, "--prompt", "<image> what ?", "--raw")

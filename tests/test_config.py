@@ -221,6 +221,7 @@ ENV_ERRORS = [
         r"^VTC_OPTIONS: 'retention' is not an option",
     ),
     ({"VTC_RETENTON": "0.5"}, r"^VTC_RETENTON: unknown variable; did you mean 'VTC_RETENTION'"),
+    ({"VTC_KEEP_RATIO": "0.5"}, r"unknown variable; did you mean 'VTC_RETENTION'"),
     ({"VTC_METHODS": "toy"}, r"did you mean 'VTC_METHOD'"),
     ({"VTCMETHOD": "toy"}, r"did you mean 'VTC_METHOD'"),
     ({"vtc_method": "toy"}, r"did you mean 'VTC_METHOD'"),

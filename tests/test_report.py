@@ -146,7 +146,7 @@ def test_renderings():
     report = Report([ImageReport.from_tokens(view, selection(view, 3))] * 2, "random", seconds=0.01)
     line = report.summary()
     assert line == (
-        "random: 30 of 128 patch tokens (23.4%) + 12 separators, 2 images, selection 10.0 ms"
+        "random: 30 of 128 patch tokens (23.4%) + 12 newline tokens, 2 images, selection 10.0 ms"
     )
     assert str(report) == line and "\n" not in line
     assert report.table().row_count == 2

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from vtc.errors import VTCError
-from vtc.panels import cells_of, paint_panel
+from vtc.panels import cells_of, excerpt, font, paint_panel, swatch
 from vtc.pictures import load_image, visualize
 from vtc.report import ImageReport, Report
+from vtc.sheet import GAP, PAGE, Heading, sheet, wrap
 from vtc.tokens import MergeIndex, VisualTokens, keep_patches
 
 GREEN = (40, 200, 60)
@@ -132,10 +133,12 @@ def test_arrays_files_and_upright_photos(tmp_path):
     rng = np.random.default_rng(0)
     array = rng.integers(0, 255, (90, 120, 3), dtype=np.uint8)
     image = Image.fromarray(array)
-    expected = np.asarray(visualize(image, pictures()))
+    expected = np.asarray(visualize(image, pictures(), file="a.png"))
     image.save(tmp_path / "a.png")
     for given in (array, array / 255.0, tmp_path / "a.png", str(tmp_path / "a.png")):
-        assert np.array_equal(np.asarray(visualize(given, pictures())), expected)
+        assert np.array_equal(np.asarray(visualize(given, pictures(), file="a.png")), expected)
+    named = visualize(tmp_path / "a.png", pictures())
+    assert np.array_equal(np.asarray(named), expected), "the heading names the file"
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side
     Image.new("RGB", (30, 60)).save(tmp_path / "photo.jpg", exif=exif)
@@ -157,7 +160,8 @@ def test_a_clip_has_a_panel_a_frame():
     report = report_keeping(tokens, (0, 0, 0), (2, 1, 1))
     frames = [Image.new("RGB", (200, 200), GREEN) for _ in range(3)]
     page = visualize(frames, report)
-    assert page.width > 3 * 320
+    assert page.width > 3 * 320, "side by side"
+    assert visualize(frames, report, model="m").height > page.height, "the heading names the model"
     assert np.array_equal(
         np.asarray(page), np.asarray(visualize(np.stack([np.asarray(f) for f in frames]), report))
     )
@@ -188,6 +192,93 @@ def test_extreme_shapes_do_not_break_the_page():
         report = ImageReport.from_tokens(tokens, keep_patches(tokens, keep))
         page = visualize(Image.new("RGB", (size[1], size[0])), report)
         assert page.width >= 440 and page.height >= 100
+
+
+@pytest.mark.parametrize("size, seen", [((900, 20), (144, 720)), ((20, 900), (640, 128))])
+def test_a_very_slim_picture_is_stretched_and_its_patches_stay_where_they_are(size, seen):
+    report = report_keeping(view(size, None, (4, 4)), (0, 1, 2), fit="stretch")
+    panel = paint_panel(Image.new("RGB", size[::-1], GREEN), report, "thumbnail")
+    wide, tall = seen
+    assert panel.size == seen
+    assert_box(panel, (wide / 2, tall / 4, wide * 3 / 4, tall / 2))
+
+
+def test_texts_stay_on_the_page():
+    """No line of a heading, label or legend runs over its neighbour or the edge."""
+    panels = [Image.new("RGB", (60, 300))] * 2
+    labels = ["thumbnail · 152 of 576 · 26%", "4 x 1 crops · 141 of 576 · 24% · drawn 3.0x as wide"]
+    long = "a_method+another_one " * 9 + "x" * 400
+    sample = panels[0].crop((0, 0, 44, 26))
+    page = sheet(Heading(long, "1 of 2", long), panels, labels, [("kept", "kept")], sample)
+    widths = [font(16).getlength(label) for label in labels]
+    assert page.width >= 2 * GAP + 2 * max(widths)
+    assert (np.asarray(page)[:, -GAP:] == PAGE).all(), "nothing touches the edge"
+    for line in wrap(long, 24, 500):
+        assert font(24).getlength(line) <= 500
+    assert " ".join(wrap("a b c d", 24, 30)) == "a b c d" and wrap("", 24, 30) == []
+
+
+def test_a_crop_says_what_it_keeps_where_there_is_room():
+    """The label of a crop stays inside what is seen of it."""
+    report = report_keeping(view((100, 150), (3, 12), (4, 4)))  # of the outer crops little is seen
+    picture = Image.new("RGB", (150, 100), GREEN)
+    bare, full = (
+        np.asarray(paint_panel(picture, report, "crops", labels=labels)) for labels in (False, True)
+    )
+    tile = cells_of(report, "crops", bare.shape[1::-1], picture.size).tile
+    changed = (bare != full).any(-1)
+    for number in np.unique(tile[changed]):
+        ys, xs = np.nonzero(changed & (tile == number))
+        inside_y, inside_x = np.nonzero(tile == number)
+        assert inside_y.min() < ys.min() and ys.max() < inside_y.max()
+        assert inside_x.min() < xs.min() and xs.max() < inside_x.max()
+    assert len(np.unique(tile[changed])) >= 12
+
+
+def test_a_swatch_is_a_piece_of_the_picture():
+    half = np.zeros((90, 120, 3), np.uint8)
+    half[:, 60:] = GREEN
+    piece = excerpt(Image.fromarray(half), (44, 26))
+    green = np.abs(np.asarray(piece).astype(int) - np.array(GREEN)).max(-1) < 12
+    assert green.mean() > 0.4
+    kept, dropped, outside = (
+        np.asarray(swatch(kind, piece)).astype(int)[2:-2, 2:-2]
+        for kind in ("kept", "dropped", "outside")
+    )
+    assert np.array_equal(kept, np.asarray(piece).astype(int)[2:-2, 2:-2])
+    assert np.abs(kept - dropped).mean() > 20 and np.abs(outside - dropped).mean() > 5
+
+
+class Run:
+    """What `vtc.compress` returns, as far as pictures look at it."""
+
+    def __init__(self, *reports):
+        self.reports = list(reports)
+
+
+def test_a_run_and_its_reports_are_painted_as_the_last_of_them():
+    first, last = pictures(), report_keeping(view((90, 120), (2, 2)), (2, 0, 0))
+    reports = [Report([each], "globalcom2", {"retention": 0.25}) for each in (first, last)]
+    picture = Image.new("RGB", (120, 90), GREEN)
+    expected = np.asarray(visualize(picture, reports[-1]))
+    for given in (Run(*reports), reports, tuple(reports)):
+        assert np.array_equal(np.asarray(visualize(picture, given)), expected)
+    assert not np.array_equal(np.asarray(visualize(picture, reports[0])), expected)
+    for given, message in (
+        ([], "there is none yet"),
+        (Run(), "there is none yet"),
+        ("kept", "got str"),
+        (None, "got NoneType"),
+        ([1], "got list"),
+    ):
+        with pytest.raises(VTCError, match=f"^report: {message}"):
+            visualize(picture, given)
+    for width in (0, 1.5, "x", None):
+        with pytest.raises(VTCError, match="^width: got"):
+            visualize(picture, first, width=width)
+    for index in (1, "x", None, 0.0):
+        with pytest.raises(VTCError, match="^index: got"):
+            visualize(picture, reports[0], index)
 
 
 def test_bad_input_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vtc import __version__
 from vtc.commands import demo, doctor, methods, run, show
+from vtc.commands.parser import Parser
 from vtc.commands.status import run_command
 
 EPILOG = """\
@@ -23,7 +24,7 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vtc",
         description="Visual-token compression for vision-language models.",
         epilog=EPILOG,

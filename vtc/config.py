@@ -18,7 +18,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.errors import VTCError, nearest
+from vtc.errors import VTCError, meant, nearest
 from vtc.registry import check_method, create_method, method_class
 from vtc.several import in_front, names_of, settled
 
@@ -431,8 +431,9 @@ def _reject_misspelt(variable: str) -> None:
         return
     # the common prefix would make everything look alike
     plain = {k.removeprefix("VTC_"): k for k in known}
-    match = difflib.get_close_matches(name[3:].lstrip("_"), plain, n=1, cutoff=0.7)
-    if match:
+    word = name[3:].lstrip("_")
+    match = difflib.get_close_matches(word, plain, n=1, cutoff=0.7) or [meant(word)[0].upper()]
+    if match[0]:
         raise VTCError(f"{variable}: unknown variable; did you mean {plain[match[0]]!r}?")
 
 

@@ -24,6 +24,7 @@ WASH, OUTSIDE = np.array([26.0, 30.0, 44.0]), np.array([58.0, 61.0, 72.0])
 TINT, GROUP = np.array([255.0, 163.0, 26.0]), np.array([255.0, 112.0, 0.0])
 WHITE = np.array([255.0, 255.0, 255.0])
 WIDTH, HEIGHT = 640, 720  # px, the box a panel is fitted into
+SLIMMEST = 5.0  # most by which one side of a panel is longer than the other
 
 
 @functools.cache
@@ -49,8 +50,7 @@ def paint_panel(
         labels: write each crop's retention into its corner.
         frame: which frame of a clip the picture is.
     """
-    scale = min(width / picture.width, HEIGHT / WIDTH * width / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    size = panel_size(picture.size, width)
     large = picture.resize(size, Image.Resampling.LANCZOS)
     cells = cells_of(report, name, size, picture.size, frame)
     pixels = _wash(np.asarray(large, dtype=float), cells)
@@ -61,6 +61,19 @@ def paint_panel(
         if labels:
             _crop_labels(panel, cells, report)
     return panel
+
+
+def panel_size(original: tuple[int, int], width: int) -> tuple[int, int]:
+    """Width and height of a panel for a picture of `original` width and height.
+
+    A picture whose sides differ more than `SLIMMEST` to 1 is stretched to that, or nothing in it could
+    be told apart.
+    """
+    tallest = HEIGHT / WIDTH * width
+    scale = min(width / original[0], tallest / original[1])
+    wide, tall = original[0] * scale, original[1] * scale
+    wide, tall = max(wide, min(width, tall / SLIMMEST)), max(tall, min(tallest, wide / SLIMMEST))
+    return max(1, round(wide)), max(1, round(tall))
 
 
 # -- geometry ----------------------------------------------------------------------------------
@@ -182,6 +195,8 @@ def _wash(pixels: Array, cells: Cells) -> Array:
 def _edges(pixels: Array, cells: Cells) -> None:
     """Lines, in place: around kept regions, around merged tokens, and a faint grid of patches."""
     kind = cells.kind
+    # lines around patches of a few pixels would be all that is seen
+    outline = 0.8 * float(np.clip((1 / max(cells.limits[2:]) - 2) / 8, 0.3, 1))
     for axis in (0, 1):
         one = tuple(slice(None, -1) if a == axis else slice(None) for a in (0, 1))
         two = tuple(slice(1, None) if a == axis else slice(None) for a in (0, 1))
@@ -194,7 +209,7 @@ def _edges(pixels: Array, cells: Cells) -> None:
         for mask, colour, strength in (
             (grid, WASH, np.full_like(share, 0.16)),
             (group, GROUP, strong),
-            (kept, WHITE, np.full_like(share, 0.8)),
+            (kept, WHITE, np.full_like(share, outline)),
         ):
             target = pixels[two]
             target[mask] += strength[mask][:, None] * (colour - target[mask])
@@ -217,37 +232,72 @@ def _crop_borders(panel: Image.Image, cells: Cells, report: ImageReport) -> None
 
 
 def _crop_labels(panel: Image.Image, cells: Cells, report: ImageReport) -> None:
-    """Each crop's retention, in the corner of what is seen of it."""
+    """Each crop's retention, in the corner of what is seen of it, where there is room for it."""
     draw = ImageDraw.Draw(panel)
     size = min(15, max(11, round(panel.width / 28)))
-    typeface = font(size)
     for tile in range(1, report.num_tiles):
         after, before = report.per_tile[tile]
         seen = (cells.tile == tile) & (cells.share >= 0)
         if not seen.any():
             continue
-        y, x = int(seen.any(1).argmax()), int(seen.any(0).argmax())
         text = f"{after / before:.0%}" if before else "-"
-        wide = draw.textlength(text, font=typeface)
-        box = (x + 6, y + 6, x + 18 + wide, y + 13 + size)
-        draw.rounded_rectangle(box, 6, INK, CROP)
-        draw.text(
-            (x + 12, (box[1] + box[3]) / 2), text, (255, 255, 255), font=typeface, anchor="lm"
-        )
+        ys, xs = np.nonzero(seen.any(1))[0], np.nonzero(seen.any(0))[0]
+        y, x = int(ys[0]), int(xs[0])
+        for scale, pad, off in ((size, 6, 6), (11, 3, 3)):  # a small one where the crop is small
+            typeface = font(scale)
+            wide = draw.textlength(text, font=typeface) + 2 * pad
+            box = (x + off, y + off, x + off + wide, y + off + scale + pad)
+            if box[2] < xs[-1] - 1 and box[3] < ys[-1] - 1:
+                draw.rounded_rectangle(box, pad, INK, CROP)
+                middle = (box[0] + pad, (box[1] + box[3]) / 2)
+                draw.text(middle, text, (255, 255, 255), font=typeface, anchor="lm")
+                break
 
 
-def swatch(kind: str) -> Image.Image:
-    """A sample of a kind of area: a gradient painted as the panels are."""
-    wide, tall = 34, 20
-    ramp = np.linspace(0.75, 1.0, wide)[None, :, None] * np.array([150.0, 205.0, 130.0])
-    pixels = np.broadcast_to(ramp, (tall, wide, 3)).copy()
-    share = {"kept": 1.0, "merged": 0.25, "dropped": 0.0, "outside": -1.0}.get(kind, 0.0)
-    flat = np.full((tall, wide), 0)
-    group = flat if kind == "merged" else flat - 1
-    cells = Cells(flat + share, group, flat, flat, (0.0, 0.0, 1.0, 1.0))
-    swatch = Image.fromarray(_wash(pixels, cells).clip(0, 255).astype(np.uint8))
-    if kind == "border":
-        draw = ImageDraw.Draw(swatch)
-        draw.rectangle((0, 8, wide, 11), INK)
-        draw.rectangle((0, 9, wide, 10), CROP)
-    return swatch
+def swatch(kind: str, sample: Image.Image) -> Image.Image:
+    """A sample of a kind of area: a piece of the picture itself, painted as the panels are.
+
+    Args:
+        kind: "kept", "merged", "dropped", "outside", or "border" of a crop.
+        sample: from `excerpt`.
+    """
+    wide, tall = sample.size
+    share = np.full((tall, wide), {"kept": 1.0, "outside": -1.0}.get(kind, 0.0))
+    patch, group = np.zeros((tall, wide), int), np.full((tall, wide), -1)
+    if kind == "merged":  # three patches of one token, the last counts least
+        column = np.arange(wide) * 3 // wide
+        share[:], patch[:], group = np.array([0.6, 0.3, 0.08])[column], column, patch * 0
+    cells = Cells(share, group, patch, patch, (0.0, 0.0, 1.0, 1.0))
+    pixels = _wash(np.asarray(sample, dtype=float), cells)
+    _edges(pixels, cells)
+    out = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(out)
+    if kind == "kept":  # as around a kept region
+        draw.rectangle((0, 0, wide - 1, tall - 1), outline=tuple(WHITE.astype(int)))
+    elif kind == "border":
+        middle = tall // 2
+        draw.rectangle((0, middle - 2, wide, middle + 1), INK)
+        draw.rectangle((0, middle - 1, wide, middle), CROP)
+    return out
+
+
+def excerpt(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The piece of a picture of `size` (width, height) in which there is most to see."""
+    wide, tall = size
+    near = panel_size(picture.size, 6 * wide)
+    pixels = np.asarray(picture.resize(near, Image.Resampling.LANCZOS))
+    places = [
+        (y, x)
+        for y in range(0, near[1] - tall + 1, max(1, tall // 2))
+        for x in range(0, near[0] - wide + 1, max(1, wide // 2))
+    ]
+    y, x = max(places, key=lambda at: _lively(pixels[at[0] : at[0] + tall, at[1] : at[1] + wide]))
+    return Image.fromarray(pixels[y : y + tall, x : x + wide])
+
+
+def _lively(pixels: Array) -> float:
+    """How much there is to see: changes and colours, but not black, white or that of merged patches."""
+    values = pixels.astype(float)
+    colour = (values.max(-1) - values.min(-1)).mean()
+    tinted = np.abs(values.mean((0, 1)) - TINT).mean()
+    return float(values.std() + 0.5 * colour + 0.5 * tinted - 0.5 * abs(values.mean() - 128))

@@ -9,28 +9,41 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from vtc.errors import VTCError
-from vtc.panels import INK, WIDTH, Array, cells_of, font, paint_panel, swatch
+from vtc.panels import WIDTH, Array, cells_of, excerpt, paint_panel
 from vtc.report import ImageReport, Report
 from vtc.rgb import levels, load_image
+from vtc.sheet import SWATCH, Heading, sheet
 
-PAGE, FAINT = (250, 250, 252), (104, 110, 126)
-GAP = 20  # px between panels and around the page
 ASPECT_TOLERANCE = 0.02
+FEW_FRAMES, MANY_FRAMES = 0.5, 0.35  # width of a frame of a clip, of that of a picture
 
 
 Picture = Image.Image | str | os.PathLike[str] | Array
 
 
+class HasReports(Protocol):
+    """What `vtc.compress` and `vtc.apply` return."""
+
+    @property
+    def reports(self) -> list[Report]: ...
+
+
 def visualize(
     image: Picture | Sequence[Picture],
-    report: Report | ImageReport,
+    report: Report | ImageReport | Sequence[Report] | HasReports,
     index: int = 0,
     width: int = WIDTH,
+    *,
+    file: str = "",
+    model: str = "",
+    question: str = "",
 ) -> Image.Image:
     """Paint a report over its picture.
 
@@ -38,37 +51,77 @@ def visualize(
         image: the picture the report is about, in any resolution: a PIL image, a file, or an array
             `[H, W]`, `[H, W, 3]` or `[H, W, 4]` (bool, whole numbers of 8 or 16 bits, floats in
             0..1 or 0..255). For a clip a list of its frames, or an array `[F, H, W, 3]`.
-        report: what `run.reports` holds, or one of its images.
-        index: which image of a `Report`.
+        report: what `vtc.compress` or `vtc.apply` returned, its `reports` (the last one is painted),
+            one of them, or one image of one.
+        index: which image of a report.
         width: widest panel in pixels; smaller pictures are enlarged to it.
+        file, model, question: for the heading; by default what `image` and `report` say of themselves.
 
     Returns:
-        An RGB picture with a title, one or two panels (for a clip one a frame) and a legend.
+        An RGB picture with a heading, one or two panels (for a clip one a frame) and a legend. A panel
+        of a very tall or very wide picture is stretched, which its label says.
 
     Raises:
-        VTCError: the file is no image, there is no such index, or the picture has another shape
-            than the one in the report.
+        VTCError: the file is no image, there is no such report or index, or the picture has another
+            shape than the one in the report.
     """
-    title = "kept tokens"
-    if isinstance(report, Report):
-        title = _title(report)
-        if not -len(report.images) <= index < len(report.images):
-            raise VTCError(f"index: got {index}, the report has {len(report.images)} image(s)")
-        report = report.images[index]
-    pictures = _frames(image, report)
+    if not isinstance(width, int) or width < 1:
+        raise VTCError(f"width: got {width!r}, allowed are whole numbers >= 1")
+    title, model = "kept tokens", model or _model_of(report)
+    whole = _one_report(report)
+    if isinstance(whole, Report):
+        title = _title(whole)
+        if not isinstance(index, int) or not -len(whole.images) <= index < len(whole.images):
+            raise VTCError(f"index: got {index!r}, the report has {len(whole.images)} image(s)")
+        shown = whole.images[index]
+    else:
+        shown = whole
+    pictures = _frames(image, shown)
     for picture in pictures:
-        _check_shape(picture, report)
-    names = ["thumbnail"] if report.tile_grid is None else ["thumbnail", "crops"]
+        _check_shape(picture, shown)
+    names = ["thumbnail"] if shown.tile_grid is None else ["thumbnail", "crops"]
     if len(pictures) > 1:
-        width //= 2
+        width = max(1, round(width * (FEW_FRAMES if len(pictures) <= 4 else MANY_FRAMES)))
     panels, labels, kinds = [], [], set()
     for frame, picture in enumerate(pictures):
         for name in names:
-            panels.append(paint_panel(picture, report, name, width, frame=frame))
-            labels.append(_label(report, name, frame))
-            cells = cells_of(report, name, picture.size, picture.size, frame)
+            panels.append(paint_panel(picture, shown, name, width, frame=frame))
+            labels.append(_label(shown, name, frame, picture, panels[-1]))
+            cells = cells_of(shown, name, panels[-1].size, picture.size, frame)
             kinds |= set(np.unique(cells.kind).tolist())
-    return _page(title, _counts(report), panels, labels, _legend(report, kinds))
+    asked = f"asked: {question}" if question else ""
+    facts = [fact for fact in (file or _file_of(image), model, asked) if fact]
+    sample = excerpt(pictures[0], SWATCH)
+    heading = Heading(title, _counts(shown), " · ".join(facts))
+    return sheet(heading, panels, labels, _legend(shown, kinds), sample)
+
+
+def _one_report(report: Any) -> Report | ImageReport:
+    """The report to paint, of whatever holds one."""
+    found = report if isinstance(report, (list, tuple)) else getattr(report, "reports", report)
+    if isinstance(found, (list, tuple)):
+        if not found:
+            raise VTCError("report: there is none yet, since no image went through the model")
+        found = found[-1]
+    if not isinstance(found, (Report, ImageReport)):
+        raise VTCError(
+            f"report: got {type(report).__name__}, allowed are what vtc.compress returned, its reports, "
+            "one of them, or one of its images"
+        )
+    return found
+
+
+def _model_of(report: Any) -> str:
+    """The name of the model under a handle."""
+    config = getattr(getattr(report, "model", None), "config", None)
+    name = str(getattr(config, "_name_or_path", "") or "")
+    return "/".join(Path(name).parts[-2:]) if Path(name).is_dir() else name
+
+
+def _file_of(image: Any) -> str:
+    """The name of a file, where there is one."""
+    path = image if isinstance(image, (str, os.PathLike)) else getattr(image, "filename", "")
+    return Path(path).name if path else ""
 
 
 def _frames(image: Picture | Sequence[Picture], report: ImageReport) -> list[Image.Image]:
@@ -102,7 +155,7 @@ def _check_shape(picture: Image.Image, report: ImageReport) -> None:
         )
 
 
-# -- texts and page ----------------------------------------------------------------------------
+# -- texts -------------------------------------------------------------------------------------
 
 
 def _title(report: Report) -> str:
@@ -117,14 +170,20 @@ def _title(report: Report) -> str:
 
 def _counts(report: ImageReport) -> str:
     text = (
-        f"{report.patches_after} of {report.patches_before} patch tokens ({report.retention:.1%})"
+        f"{report.patches_after} of {report.patches_before} patch tokens left "
+        f"({report.retention:.1%})"
     )
-    if report.separators_before:
-        text += f" + {report.separators_after} of {report.separators_before} separators"
+    before, after = report.separators_before, report.separators_after
+    if before:
+        newlines = f"newline token{'s' * (before > 1)} of the model"
+        stay = f"and all {before}" if after == before else f"and {after} of the {before}"
+        text += f", {stay} {newlines}"
     return text
 
 
-def _label(report: ImageReport, name: str, frame: int) -> str:
+def _label(
+    report: ImageReport, name: str, frame: int, picture: Image.Image, panel: Image.Image
+) -> str:
     tiles = report.per_tile[1:] if name == "crops" else report.per_tile[frame : frame + 1]
     after, before = sum(tile[0] for tile in tiles), sum(tile[1] for tile in tiles)
     what = name
@@ -134,7 +193,12 @@ def _label(report: ImageReport, name: str, frame: int) -> str:
         what = "single tile"
     elif name == "crops":
         what = f"{report.tile_grid[0]} x {report.tile_grid[1]} crops"
-    return f"{what} · {after} of {before} · {after / max(before, 1):.0%}"
+    text = f"{what} · {after} of {before} · {after / max(before, 1):.0%}"
+    stretched = panel.width / panel.height / (picture.width / picture.height)
+    if max(stretched, 1 / stretched) > 1.5 and min(picture.size) > 1:
+        way = "wide" if stretched > 1 else "tall"
+        text += f" · drawn {max(stretched, 1 / stretched):.1f}x as {way}"
+    return text
 
 
 def _legend(report: ImageReport, kinds: set[int]) -> list[tuple[str, str]]:
@@ -147,60 +211,5 @@ def _legend(report: ImageReport, kinds: set[int]) -> list[tuple[str, str]]:
     }
     entries = [entry for kind, entry in texts.items() if kind in kinds]
     if report.tile_grid is not None:
-        entries.append(("border", "border of a crop, with its retention"))
+        entries.append(("border", "edge between crops; the number is what a crop keeps"))
     return entries
-
-
-def _page(
-    title: str,
-    counts: str,
-    panels: list[Image.Image],
-    labels: list[str],
-    legend: list[tuple[str, str]],
-) -> Image.Image:
-    """Title, panels side by side (one above the other for wide pictures), legend."""
-    wide = max(panel.width for panel in panels)
-    tall = max(panel.height for panel in panels)
-    columns = min(len(panels), 1 if wide > 1.9 * tall else 2 if len(panels) == 2 else 4)
-    rows = -(-len(panels) // columns)
-    label_height, legend_line, header = 28, 32, 78
-    across = max(
-        columns * (wide + GAP) - GAP,
-        int(font(24).getlength(title)),
-        int(font(17).getlength(counts)),
-        420,
-    )
-    lines = _flow(
-        [(kind, text, 34 + 10 + int(font(15).getlength(text))) for kind, text in legend], across
-    )
-    down = rows * (tall + label_height + GAP) - GAP
-    height = GAP + header + down + 14 + legend_line * len(lines) + GAP - 6
-    page = Image.new("RGB", (across + 2 * GAP, height), PAGE)
-    draw = ImageDraw.Draw(page)
-    draw.text((GAP, GAP + 12), title, INK, font=font(24), anchor="lm")
-    draw.text((GAP, GAP + 44), counts, FAINT, font=font(17), anchor="lm")
-    for number, (panel, label) in enumerate(zip(panels, labels, strict=True)):
-        x = GAP + number % columns * (wide + GAP)
-        y = GAP + header + number // columns * (tall + label_height + GAP)
-        draw.text((x, y + 10), label, INK, font=font(16), anchor="lm")
-        page.paste(panel, (x, y + label_height))
-    y = GAP + header + down + 14
-    for line in lines:
-        for offset, kind, text in line:
-            page.paste(swatch(kind), (GAP + offset, y + 4))
-            draw.text((GAP + offset + 44, y + 14), text, FAINT, font=font(15), anchor="lm")
-        y += legend_line
-    return page
-
-
-def _flow(items: list[tuple[str, str, int]], width: int) -> list[list[tuple[int, str, str]]]:
-    """Legend entries broken into lines: `(x, kind, text)`."""
-    lines: list[list[tuple[int, str, str]]] = [[]]
-    x = 0
-    for kind, text, wide in items:
-        if x and x + wide > width:
-            lines.append([])
-            x = 0
-        lines[-1].append((x, kind, text))
-        x += wide + 28
-    return lines

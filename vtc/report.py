@@ -464,7 +464,7 @@ class Report:
         before, after = self.total("patches_before"), self.total("patches_after")
         share = f" ({after / before:.1%})" if before else ""
         separators = self.total("separators_after")
-        also = f" + {separators} separators" if separators else ""
+        also = f" + {separators} newline tokens" if separators else ""
         count = f"{len(self.images)} image{'' if len(self.images) == 1 else 's'}"
         inside = sum(i.average_retention * i.patches_before for i in self.images) / max(before, 1)
         average = f", {inside:.1%} on average over the layers" if self.cut_inside else ""
@@ -480,7 +480,15 @@ class Report:
         from rich.table import Table
 
         table = Table(title=self.summary(), caption="\n".join(self.notes) or None)
-        for name in ("image", "size", "crops", "patch tokens", "separators", "kept", "per tile"):
+        for name in (
+            "image",
+            "size",
+            "crops",
+            "patch tokens",
+            "newline tokens",
+            "kept",
+            "per tile",
+        ):
             table.add_column(name, justify="left" if name == "per tile" else "right")
         for index, image in enumerate(self.images):
             size, grid = image.image_size, image.tile_grid

@@ -7,6 +7,7 @@ but its darkest shades. Needs numpy and Pillow only.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,12 @@ def load_image(image: Image.Image | str | os.PathLike[str] | Array) -> Image.Ima
         return rgb(image)
     if isinstance(image, np.ndarray):
         return from_array(image)
+    if isinstance(image, str) and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://|data:", image):
+        kind = image.partition(":")[0]
+        raise VTCError(
+            f"image: got {image[:80]!r}, an address ({kind}:), which vtc does not fetch; download it "
+            "and give the file"
+        )
     try:
         with Image.open(image) as opened:
             return upright(opened)

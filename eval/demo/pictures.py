@@ -51,7 +51,7 @@ def exhibits() -> list[Exhibit]:
         from skimage import data
     except ImportError as error:
         raise VTCError(
-            "demo: the pictures need scikit-image: pip install 'vtc-vlm[eval]', or --no-pictures"
+            "demo: the pictures need scikit-image: pip install 'vtc-vlm[demo]', or --no-pictures"
         ) from error
     from vtc.eval.reference import scenes
 

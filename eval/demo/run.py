@@ -27,7 +27,6 @@ from vtc.eval.common.statistics import standard_error
 from vtc.eval.common.timing import Ratio, interleaved, ratio, stopwatch
 from vtc.eval.reference.questions import TYPES, Question, majority
 from vtc.eval.suites import create_suite
-from vtc.eval.suites.base import Item
 from vtc.pictures import load_image
 
 SEED = 20  # of the sample of test scenes
@@ -107,6 +106,20 @@ def settings(methods: Sequence[str], retentions: Sequence[float]) -> list[Settin
     return list({setting.key: setting for setting in found}.values())
 
 
+class Remembering(Runner):
+    """A runner that keeps what the processor made of each question: settings come one after another."""
+
+    def _prepared(self, rows: Sequence[Any]) -> Any:
+        key = tuple(row.item.id for row in rows)
+        if key not in self._remembered:
+            self._remembered[key] = self.inputs(rows)
+        return self._remembered[key]
+
+    @functools.cached_property
+    def _remembered(self) -> dict[tuple[str, ...], Any]:
+        return {}
+
+
 def runner(loaded: Loaded, chosen: Sequence[Setting], scenes: int, questions: int) -> Runner:
     """What asks the reference VLM about a sample of test scenes.
 
@@ -117,7 +130,8 @@ def runner(loaded: Loaded, chosen: Sequence[Setting], scenes: int, questions: in
     """
     suite = create_suite("reference", seed=SEED, scenes=scenes, questions=questions)
     defaults = vtc.model_defaults(loaded.model)
-    return Runner(loaded, suite, {setting.key: create(setting, defaults) for setting in chosen})
+    methods = {setting.key: create(setting, defaults) for setting in chosen}
+    return Remembering(loaded, suite, methods)
 
 
 def measure(
@@ -125,14 +139,16 @@ def measure(
     chosen: Sequence[Setting],
     rounds: int,
     step: Callable[[], Any] = lambda: None,
+    show: Callable[[Row], Any] = lambda row: None,
 ) -> Demo:
-    """Accuracy, tokens and prefill times.
+    """Accuracy, tokens and prefill times, one setting after another.
 
     Args:
         ask: from `runner`.
         chosen: its settings, the uncompressed model first.
         rounds: timed rounds, each with another scene.
         step: called `steps(...)` times.
+        show: called with each row as soon as it is measured.
 
     Raises:
         VTCError: the sample is empty, or a question cannot be answered.
@@ -141,17 +157,28 @@ def measure(
     if not items:
         raise VTCError(f"scenes: got {facts['scenes']}, which gives no questions")
     scenes = [list(some) for _, some in itertools.groupby(items, lambda item: item.cluster)]
-    answers: dict[str, list[Answer]] = {setting.key: [] for setting in chosen}
-    for scene in scenes:
-        for setting, found in zip(chosen, ask.ask(scene, chosen, ()), strict=True):
-            answers[setting.key] += found
+    images = [load_image(scene[0].images[0]()) for scene in scenes]
+    rows = []
+    for setting in chosen:
+        answers: list[Answer] = []
+        for scene in scenes:
+            for found in ask.ask(scene, [setting], ()):
+                answers += found
             step()
-    rows = [_row(ask, setting, answers[setting.key]) for setting in chosen]
-    times = _times(ask, chosen, [scene[0] for scene in scenes], rounds, step)
-    for row in rows[1:]:
-        row.prefill = ratio(times[row.setting.key], times[FULL.key])
+        row = _row(ask, setting, answers)
+        if setting != FULL:
+            times = _times(ask, [FULL, setting], images, rounds, step)
+            row.prefill = ratio(times[setting.key], times[FULL.key])
+        rows.append(row)
+        show(row)
     asked = [Question(i.prompt, i.answers[0], i.kind, TYPES[i.kind]) for i in items]
-    notes = [f"{s.method}: {note}" for s in chosen for note in ask.notes[s.key]]
+    # how many tokens are left stands in the table, and needs no note for every image
+    notes = [
+        f"{s.method}: {note}"
+        for s in chosen
+        for note in ask.notes[s.key]
+        if not note.startswith("image")
+    ]
     return Demo(
         rows,
         facts["scenes"],
@@ -165,7 +192,7 @@ def measure(
 
 def steps(chosen: Sequence[Setting], scenes: int, rounds: int) -> int:
     """How often `measure` calls its `step`."""
-    return len(chosen) * (scenes + rounds + 1)
+    return len(chosen) * scenes + 2 * (len(chosen) - 1) * (rounds + 1)
 
 
 def _row(ask: Runner, setting: Setting, answers: Sequence[Answer]) -> Row:
@@ -188,7 +215,7 @@ def _row(ask: Runner, setting: Setting, answers: Sequence[Answer]) -> Row:
 def _times(
     ask: Runner,
     chosen: Sequence[Setting],
-    scenes: Sequence[Item],
+    images: Sequence[Any],
     rounds: int,
     step: Callable[[], Any],
 ) -> dict[str, list[float]]:
@@ -199,7 +226,6 @@ def _times(
     """
     import torch
 
-    images = [load_image(scene.images[0]()) for scene in scenes]
     turn = {setting.key: 0 for setting in chosen}
     serial, loaded = itertools.count(), ask.loaded
 
@@ -225,24 +251,25 @@ def _times(
 # -- tables ------------------------------------------------------------------------------------
 
 
+HEADER = ("method", "retention", "accuracy", *GROUPS, "patch tokens", "prefill time")
+
+
+def line(row: Row) -> list[str]:
+    """A row as text, a cell for each of `HEADER`."""
+    by_group = row.score.groups
+    return [
+        row.setting.method,
+        row.setting.label,
+        f"{100 * row.score.accuracy:.1f} ± {100 * row.score.error:.1f}",
+        *(f"{100 * by_group[g]:.0f}" if g in by_group else "-" for g in GROUPS),
+        f"{row.kept:.0f} of {row.patches:.0f}",
+        "1" if row.prefill is None else str(row.prefill),
+    ]
+
+
 def cells(demo: Demo) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table as text."""
-    groups = [name for name in GROUPS if any(name in row.score.groups for row in demo.rows)]
-    header = ["method", "retention", "accuracy", *groups, "patch tokens", "prefill time"]
-    lines = []
-    for row in demo.rows:
-        by_group = row.score.groups
-        lines.append(
-            [
-                row.setting.method,
-                row.setting.label,
-                f"{100 * row.score.accuracy:.1f} ± {100 * row.score.error:.1f}",
-                *(f"{100 * by_group[g]:.0f}" if g in by_group else "-" for g in groups),
-                f"{row.kept:.0f} of {row.patches:.0f}",
-                "1" if row.prefill is None else str(row.prefill),
-            ]
-        )
-    return header, lines
+    return list(HEADER), [line(row) for row in demo.rows]
 
 
 def caption(demo: Demo) -> list[str]:

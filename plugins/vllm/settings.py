@@ -252,8 +252,8 @@ def check_method(method: Method) -> None:
     that needs what no server has."""
     if method.where != "boundary":
         raise VTCError(
-            f"vtc_method: {method.name!r} cuts tokens inside the language model, which vLLM runs; "
-            "allowed are methods in front of it"
+            f"vtc_method: {method.name!r} works at a place ({method.where}) that only vLLM's own code "
+            "reaches; allowed are methods between the vision tower and the language model"
         )
     if method.counts_itself:
         raise VTCError(
@@ -272,6 +272,8 @@ def check_method(method: Method) -> None:
 
 def _over(config: CompressionConfig, ours: Mapping[str, Any]) -> CompressionConfig:
     """A configuration with a request's keywords over it; errors name the keyword."""
+    if "+" in str(ours.get("vtc_method")):
+        raise VTCError(f"vtc_method: got {ours['vtc_method']!r}, allowed is one method")
     fields = {key.removeprefix("vtc_"): ours[key] for key in ours if key != "vtc_question"}
     return config.overlaid(fields, prefix="vtc_")
 

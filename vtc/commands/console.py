@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
+
+    from vtc.commands.progress import Bar
 
 #: columns to assume where no terminal says how wide it is (a pipe, a log file)
 PLAIN_WIDTH = 120
@@ -35,26 +36,30 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=2))
 
 
-@contextmanager
-def progress(disable: bool = False) -> Iterator[Progress]:
-    """A progress bar with the time left, on stderr."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def said(answer: str) -> str:
+    """An answer as people read it: one without a word is named."""
+    return answer if answer.strip() else "(empty answer)"
 
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=stderr(),
-        disable=disable,
-    ) as bar:
-        yield bar
+
+@contextmanager
+def progress(disable: bool = False) -> Iterator[Bar]:
+    """What is going on, with the time left: a bar on a terminal, a line now and then elsewhere.
+
+    On stderr; nothing with `disable`.
+    """
+    from vtc.commands import progress as bars
+
+    if disable:
+        yield bars.Bar()
+    elif sys.stderr.isatty():
+        yield from bars.on_a_terminal(stderr())
+    else:
+        yield from bars.in_a_log(sys.stderr)
+
+
+@contextmanager
+def waiting(text: str, disable: bool = False) -> Iterator[None]:
+    """Progress of one thing that takes its time, without steps."""
+    with progress(disable) as bar:
+        bar.add_task(text)
+        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from vtc.eval.common.arguments import add_imports, positive
 from vtc.eval.common.loading import load
 
 if TYPE_CHECKING:
-    from vtc.eval.demo.run import Demo
+    from vtc.eval.common.settings import Setting
+    from vtc.eval.demo.run import Row
 
 DESCRIPTION = """\
 Methods and retentions on the small vision-language model that ships with vtc: accuracy on a sample
@@ -30,6 +32,8 @@ SHORT = {
     "count": "count",
     "position": "where",
 }
+#: columns that a cell may need
+WIDEST = {"accuracy": 12, "patch tokens": 10, "prefill time": 16}
 
 
 def add(commands: Any) -> None:
@@ -65,24 +69,33 @@ def run(args: argparse.Namespace) -> None:
     """Measure, paint, write, print."""
     settings.check(args.methods or ["none"], args.retention)
 
-    from vtc.eval.demo import pictures as painted
-    from vtc.eval.demo import run as demo
-    from vtc.registry import compared_methods
-
     began = time.monotonic()
-    chosen = demo.settings(args.methods or compared_methods(every=False), args.retention)
-    folder = Path(args.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = 0 if args.no_pictures else len(painted.exhibits())
-    ask = demo.runner(load("reference", "cpu"), chosen, args.scenes, args.questions)
     with progress(disable=args.json) as bar:
+        task = bar.add_task("loading the reference model")
+
+        from vtc.eval.demo import pictures as painted
+        from vtc.eval.demo import run as demo
+        from vtc.registry import compared_methods
+
+        chosen = demo.settings(args.methods or compared_methods(every=False), args.retention)
+        folder = Path(args.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        shown = 0 if args.no_pictures else len(painted.exhibits())
+        ask = demo.runner(load("reference", "cpu"), chosen, args.scenes, args.questions)
+        lines = Lines(chosen)
         total = demo.steps(chosen, args.scenes, args.rounds) + shown * (len(chosen) - 1)
-        task = bar.add_task("answering and timing", total=total)
+        bar.update(task, total=total, description="asking")
 
         def step() -> None:
             bar.advance(task)
 
-        result = demo.measure(ask, chosen, args.rounds, step)
+        def show(row: Row) -> None:
+            if not args.json:
+                bar.print(lines.row(row))
+
+        if not args.json:
+            bar.print(lines.header())
+        result = demo.measure(ask, chosen, args.rounds, step, show)
         demo.save(result, folder)
         bar.update(task, description="painting")
         pictures = []
@@ -95,8 +108,9 @@ def run(args: argparse.Namespace) -> None:
             {**demo.to_dict(result), "output": str(folder), "index": str(page), "pictures": files}
         )
         return
-    _print(result)
     console = stdout()
+    for text in demo.caption(result):
+        console.print(text, style="dim", markup=False, highlight=False)
     console.print(
         f"\n{len(files)} pictures and the table: {page}   ({time.monotonic() - began:.0f} s)",
         markup=False,
@@ -104,30 +118,42 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _print(result: Demo) -> None:
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+class Lines:
+    """The table as lines of text, so that a row can be shown before the others are there."""
 
-    from vtc.eval.demo.run import caption, cells
+    def __init__(self, chosen: Sequence[Setting]) -> None:
+        from vtc.eval.demo.run import HEADER
 
-    console = stdout()
-    header, lines = cells(result)
-    wide = console.width >= 108  # room for the columns by group of questions
-    shown = [i for i, name in enumerate(header) if wide or name not in SHORT]
-    table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for index in shown:
-        name = header[index]
-        table.add_column(
-            SHORT.get(name, name), justify="left" if name == "method" else "right", no_wrap=True
-        )
-    method = ""
-    for line in lines:
-        if method and line[0] != method:
-            table.add_section()
-        row = line if line[0] != method else ["", *line[1:]]
-        table.add_row(*(escape(row[index]) for index in shown))
-        method = line[0]
-    console.print(table)
-    for text in caption(result):
-        console.print(f"[dim]{escape(text)}[/dim]", highlight=False)
+        wide = stdout().width >= 108  # room for the columns by group of questions
+        self.shown = [i for i, name in enumerate(HEADER) if wide or name not in SHORT]
+        self.names = [SHORT.get(name, name) for name in HEADER]
+        self.widths = [
+            max(len(self.names[i]), WIDEST.get(name, 0)) for i, name in enumerate(HEADER)
+        ]
+        self.widths[0] = max(len(setting.method) for setting in chosen)
+        self.method = ""
+
+    def header(self) -> Any:
+        """The names of the columns, over a line."""
+        from rich.text import Text
+
+        names = self._line(self.names)
+        return Text.assemble((names, "bold"), "\n", ("-" * len(names), "dim"))
+
+    def row(self, row: Row) -> Any:
+        """A row; the name of its method only where it is another than before."""
+        from rich.text import Text
+
+        from vtc.eval.demo.run import line
+
+        cells = line(row)
+        again = cells[0] == self.method
+        self.method = cells[0]
+        return Text(self._line(["", *cells[1:]] if again else cells))
+
+    def _line(self, cells: Sequence[str]) -> str:
+        padded = [
+            cells[i].rjust(self.widths[i]) if i else cells[i].ljust(self.widths[i])
+            for i in self.shown
+        ]
+        return "  ".join(padded)

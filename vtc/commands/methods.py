@@ -9,12 +9,18 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vtc.commands.console import print_json, stdout
-from vtc.errors import VTCError
 from vtc.eval.common.arguments import add_imports
 from vtc.registry import list_methods, method_class, where_from
 
 if TYPE_CHECKING:
-    from vtc.methods.base import Method
+    pass
+
+#: marks in the texts of options: where a default comes from
+MARKS = {
+    "code": "as the official code has it",
+    "paper": "as the paper has it",
+    "ours": "chosen here, where paper and code say nothing or do not hold in general",
+}
 
 
 def add(commands: Any) -> None:
@@ -45,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
 
 def describe(name: str) -> dict[str, Any]:
     """Plain facts of a method."""
+    from vtc.commands.needs import needs, signals  # imports torch
+
     cls = method_class(name)
     texts = _attribute_texts(cls)
     options = [
@@ -60,21 +68,14 @@ def describe(name: str) -> dict[str, Any]:
         "name": name,
         "from": where_from(name),
         "stage": cls.stage,
-        "signals": _signals(cls),
+        "where": cls.where,
+        "signals": signals(cls),
+        "needs": needs(cls),
         "adaptive": cls.adaptive,
         "paper": cls.paper,
         "text": " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
         "options": options,
     }
-
-
-def _signals(cls: type[Method]) -> list[str]:
-    """What the method asks a model for by default; what it says of itself where it needs options."""
-    try:
-        requests = cls().requests()
-    except (VTCError, TypeError):
-        return list(cls.__dict__.get("signals", ()))
-    return list(dict.fromkeys(request.kind for request in requests.values()))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -105,24 +106,34 @@ def _attribute_texts(cls: type) -> dict[str, str]:
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
+    away = any(row["from"] != "vtc" for row in rows)  # methods of other packages or files
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("method", "from", "stage", "signals", "adaptive", "paper", "what it does"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("method", "paper"))
+    columns = ["method", *["from"] * away, "needs", "own count", "what it does"]
+    for name in columns:
+        table.add_column(name, no_wrap=name == "method", max_width=22 if name == "needs" else None)
     for row in rows:
-        table.add_row(
+        count = "yes" if row["adaptive"] else ""
+        cells = [
             row["name"],
-            row["from"],
-            row["stage"],
-            ", ".join(row["signals"]) or "-",
-            "yes" if row["adaptive"] else "no",
-            row["paper"] or "-",
+            *[row["from"]] * away,
+            ", ".join(row["needs"]) or "nothing",
+            count,
             row["text"],
-        )
+        ]
+        table.add_row(*map(escape, cells))
     console = stdout()
     console.print(table)
-    console.print("\n[dim]`vtc methods NAME` lists the options of a method[/dim]")
+    _print_key(rows)
+    console.print(
+        "\nown count: without retention= or tokens= the method decides how many tokens stay.\n"
+        "`vtc methods NAME` lists the options of a method, docs/methods.md says which one to take.",
+        style="dim",
+        markup=False,
+        highlight=False,
+    )
 
 
 def _print_one(row: dict[str, Any]) -> None:
@@ -138,10 +149,31 @@ def _print_one(row: dict[str, Any]) -> None:
         "has a count of its own" if row["adaptive"] else "",
         f"paper: {row['paper']}" if row["paper"] else "",
     ]
-    console.print(f"[dim]{' | '.join(fact for fact in facts if fact)}[/dim]\n")
+    console.print(f"[dim]{' | '.join(fact for fact in facts if fact)}[/dim]")
+    _print_key([row])
+    console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("option", "default", "meaning"):
         table.add_column(name, no_wrap=name != "meaning")
     for option in row["options"]:
         table.add_row(option["name"], escape(repr(option["default"])), escape(option["text"]))
     console.print(table)
+    texts = " ".join(option["text"] for option in row["options"])
+    for mark, meaning in MARKS.items():
+        if f"[{mark}" in texts:
+            console.print(f"[{mark}] {meaning}", style="dim", markup=False, highlight=False)
+
+
+def _print_key(rows: list[dict[str, Any]]) -> None:
+    """What the words under `needs` mean, those that are there."""
+    from rich.markup import escape
+
+    from vtc.commands.needs import KEY
+
+    found = {need for row in rows for need in row["needs"]}
+    for need, meaning in KEY.items():
+        if need in found:
+            stdout().print(
+                f"[dim]{need}: {escape(meaning)}[/dim]",
+                highlight=False,
+            )

@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from vtc.commands.console import print_json, progress, stdout
+from vtc.commands import asked
+from vtc.commands.console import print_json, progress, said, stdout
 from vtc.config import CompressionConfig, add_arguments
+from vtc.errors import VTCError
 from vtc.eval.common.arguments import add_model, positive
 from vtc.eval.common.loading import Loaded, load
 from vtc.eval.common.prompts import RULES, notes
@@ -38,11 +40,10 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(parser)
+    asked.add(parser, several=True)
     parser.add_argument(
-        "--image", nargs="+", required=True, action="extend", metavar="FILE", help="image files"
+        "--prompt", help="the question, in the user's words; of a scene by default its own"
     )
-    parser.add_argument("--prompt", required=True, help="the question, in the user's words")
-    parser.add_argument("--raw", action="store_true", help="the prompt is finished: no template")
     parser.add_argument("--together", action="store_true", help="all images in one prompt")
     parser.add_argument(
         "--compare", action="store_true", help="also without compression, with prefill times"
@@ -53,26 +54,26 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_arguments(parser, prefix="")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, usage=parser.error)
 
 
 def run(args: argparse.Namespace) -> None:
     """Answer and print."""
     import vtc
 
+    if args.prompt is None and args.scene is None:
+        args.usage("the following arguments are required: --prompt")
     config = CompressionConfig.from_sources(file=args.config, args=args)
-
-    from vtc.rgb import load_image
-
-    pictures = [load_image(path) for path in args.image]
+    subjects = asked.subjects(args, args.prompt)
+    args.prompt = subjects[0].prompt
     methods = config.create_all()
-    names = [[path] for path in args.image]
-    groups = [[picture] for picture in pictures]
+    groups = [subjects] if args.together else [[subject] for subject in subjects]
     if args.together:
-        names, groups = [args.image], [pictures]
-    for index in range(len(pictures)):  # a budget for each is checked before the model is loaded
+        for subject in subjects:
+            subject.image()  # all of them, or none
+    for index in range(len(subjects)):  # a budget for each is checked before the model is loaded
         for method in methods:
-            method.for_image(index, len(pictures))
+            method.for_image(index, len(subjects))
     with progress(disable=args.json) as bar:
         total = len(groups) * (1 + args.compare * (1 + 2 * (args.rounds + 1)))
         task = bar.add_task(f"loading {args.model}", total=total)
@@ -80,30 +81,49 @@ def run(args: argparse.Namespace) -> None:
         bar.update(task, description="answering")
         methods = config.create_all(vtc.model_defaults(loaded.model))
         each = [
-            [m.for_image(index, len(pictures)) for m in methods] for index in range(len(pictures))
+            [m.for_image(index, len(subjects)) for m in methods] for index in range(len(subjects))
         ]
         plans = [methods] if args.together else each  # budgets are spread over the prompts
-        results = [
-            _ask(loaded, group, plan, config.positions, args, lambda: bar.advance(task))
-            for group, plan in zip(groups, plans, strict=True)
-        ]
-    for name, result in zip(names, results, strict=True):
-        result["images"] = [str(path) for path in name]
+        results = []
+        for group, plan in zip(groups, plans, strict=True):
+            if group[0].error is not None:
+                unread: dict[str, Any] = {"answer": None, "error": group[0].error}
+                results.append(unread)
+                continue
+            pictures = [subject.image() for subject in group]
+            results.append(
+                _ask(loaded, pictures, plan, config.positions, args, lambda: bar.advance(task))
+            )
+    for group, result in zip(groups, results, strict=True):
+        result["images"] = [subject.name for subject in group]
+        if group[0].right is not None:
+            result["right_answer"] = group[0].right
     told = [] if args.raw else notes(loaded.processor, args.prompt)
+    told += asked.about(args)
     if args.json:
         data = {
             "model": args.model,
             "prompt": args.prompt,
             "config": config.to_dict(),
             "notes": told,
-            "results": [{**r, "report": r["report"].to_dict(details=False)} for r in results],
+            "results": [_plain(result) for result in results],
         }
-        for result in data["results"]:
-            if result.get("prefill_ratio") is not None:
-                result["prefill_ratio"] = dataclasses.asdict(result["prefill_ratio"])
         print_json(data)
     else:
         _print(args, config, results, told)
+    failed = [result for result in results if "error" in result]
+    if failed:
+        raise VTCError(f"run: {len(failed)} of {len(results)} images could not be read")
+
+
+def _plain(result: dict[str, Any]) -> dict[str, Any]:
+    """A row as JSON has it."""
+    out = dict(result)
+    if "report" in out:
+        out["report"] = out["report"].to_dict(details=False)
+    if "prefill_ratio" in out:
+        out["prefill_ratio"] = dataclasses.asdict(out["prefill_ratio"])
+    return out
 
 
 def _ask(
@@ -172,18 +192,22 @@ def _print(
     if args.compare:
         table.add_column("without compression", overflow="fold")
     table.add_column("patch tokens", justify="right")
-    table.add_column("separators", justify="right")
+    table.add_column("newline tokens", justify="right")
     if args.compare:
         table.add_column("prefill time", justify="right")
     for result in results:
+        names = escape("\n".join(result["images"]))
+        if "error" in result:
+            table.add_row(names, f"[red]not read: {escape(result['error'])}[/red]")
+            continue
         report = result["report"]
         after, before = report.total("patches_after"), report.total("patches_before")
         separators = report.total("separators_after"), report.total("separators_before")
         row = [
-            escape("\n".join(result["images"])),
-            escape(result["answer"]),
-            escape(result.get("answer_uncompressed", "")),
-            f"{after} / {before} ({after / before:.0%})",
+            names,
+            escape(said(result["answer"])),
+            escape(said(result.get("answer_uncompressed", ""))),
+            f"{after} / {before} ({after / max(before, 1):.0%})",
             f"{separators[0]} / {separators[1]}",
             f"x {result['prefill_ratio']}" if args.compare else "",
         ]
@@ -191,15 +215,18 @@ def _print(
             del row[5], row[2]
         table.add_row(*row)
     console = stdout()
-    report = results[0]["report"]
+    reports = [result["report"] for result in results if "report" in result]
+    report = reports[0]
     given = {"retention": config.retention, "tokens": config.tokens, **config.options}
     settings = ", ".join(f"{k}={v}" for k, v in given.items() if v is not None)
     console.print(f"[bold]{escape(args.prompt)}[/bold]")
     facts = [args.model, report.method, settings, f"positions {report.positions}"]
     console.print(f"[dim]{escape(' | '.join(fact for fact in facts if fact))}[/dim]")
     console.print(table)
-    said = [note for result in results for note in result["report"].notes]
-    for note in dict.fromkeys([*told, *said]):
+    for result in results:
+        if "right_answer" in result:
+            console.print(f"the right answer: {escape(result['right_answer'])}")
+    for note in dict.fromkeys([*told, *(note for report in reports for note in report.notes)]):
         console.print(f"note: {escape(note)}")
     if args.compare:
         note = (

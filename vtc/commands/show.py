@@ -6,12 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vtc.commands.console import print_json, stdout
+from vtc.commands import asked
+from vtc.commands.console import print_json, stdout, waiting
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.eval.common.arguments import add_model
 from vtc.eval.common.loading import load
 from vtc.eval.common.prompts import RULES, notes
+
+QUESTION = "what is in the image?"
 
 
 def add(commands: Any) -> None:
@@ -24,13 +27,12 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model(parser)
-    parser.add_argument("--image", required=True, metavar="FILE")
+    asked.add(parser, several=False)
     parser.add_argument(
         "--prompt",
-        default="what is in the image?",
-        help="the question, read by text-guided methods",
+        help="the question, read by text-guided methods; by default that of a scene, or "
+        f"{QUESTION!r}",
     )
-    parser.add_argument("--raw", action="store_true", help="the prompt is finished: no template")
     parser.add_argument("--output", default="kept.png", metavar="FILE", help="default: kept.png")
     parser.add_argument("--report", metavar="FILE", help="also save the report as JSON")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -42,9 +44,9 @@ def run(args: argparse.Namespace) -> None:
     """Prefill, paint, save."""
     config = CompressionConfig.from_sources(file=args.config, args=args)
 
-    from vtc.rgb import load_image
-
-    picture = load_image(args.image)
+    prompt = args.prompt or (QUESTION if args.scene is None else None)
+    (subject,) = asked.subjects(args, prompt)
+    picture = subject.image()
     _check_suffix(args.output)
     config.create_all()  # what is wrong is said before the model is loaded
 
@@ -53,17 +55,20 @@ def run(args: argparse.Namespace) -> None:
     import vtc
     from vtc.pictures import visualize
 
-    loaded = load(args.model, args.device, args.dtype)
-    inputs = loaded.inputs([picture], args.prompt, args.raw)
-    told = [] if args.raw else notes(loaded.processor, args.prompt)
+    with waiting(f"loading {args.model}", args.json):
+        loaded = load(args.model, args.device, args.dtype)
+    inputs = loaded.inputs([picture], subject.prompt, args.raw)
+    told = [] if args.raw else notes(loaded.processor, subject.prompt)
     with (
+        waiting("reading the picture", args.json),
         vtc.compress(loaded.model, config, processor=loaded.processor) as handle,
         torch.inference_mode(),
     ):
         loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
     report = handle.reports[-1]
     Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    visualize(picture, report).save(args.output)
+    heading = {"file": Path(subject.name).name, "model": args.model, "question": subject.prompt}
+    visualize(picture, report, **heading).save(args.output)
     if args.report:
         report.save_json(args.report)
     if args.json:

@@ -25,6 +25,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         doors.import_all("--import", getattr(args, "imports", ()))
         args.run(args)
         return 0
+    except SystemExit as stop:  # what only the command itself can tell is wrong with its arguments
+        return int(stop.code or 0)
     except VTCError as error:
         message = str(error)
     except ModuleNotFoundError as error:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 
 from vtc import __version__
 from vtc.commands.eval import accuracy, efficiency, generation, report, summary
+from vtc.commands.parser import Parser
 from vtc.commands.status import run_command
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all sub-commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m vtc.eval",
         description="Measure what visual-token compression costs and saves.",
     )

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vtc
-from vtc.commands.console import progress, stdout
+from vtc.commands.console import progress, stdout, waiting
 from vtc.errors import VTCError
 from vtc.eval.common.arguments import (
     add_settings,
@@ -35,8 +33,6 @@ retention. Each answer is on disk as soon as it is there: a run that was stopped
 same command, and rows that failed are asked again. Several processes share the work:
   accelerate launch --num_processes 2 -m vtc.eval accuracy ...
 """
-#: seconds between two lines of progress where there is no terminal
-QUIET_FOR = 30
 
 
 def add(commands: Any) -> None:
@@ -96,7 +92,8 @@ def run(args: argparse.Namespace) -> None:
 
     items = {suite.name: _items(suite, args.limit) for suite in suites}
     group = processes(args.device)
-    loaded = load(args.model, group.device, args.dtype)
+    with waiting(f"loading {args.model}", args.quiet or not group.main):
+        loaded = load(args.model, group.device, args.dtype)
     for suite in suites:
         experiment = Run(
             folder=Path(args.output) / suite.name if len(suites) > 1 else Path(args.output),
@@ -126,8 +123,9 @@ def _ask(args: argparse.Namespace, experiment: Run, group: Processes) -> None:
     if group.count > 1:
         name = f"{name}, process 1 of {group.count}"
     try:
-        with _progress(name, share.left, hidden=args.quiet or not group.main) as advance:
-            share.ask(advance)
+        with progress(disable=args.quiet or not group.main) as bar:
+            task = bar.add_task(name, total=share.left)
+            share.ask(lambda count: bar.advance(task, count))
         group.wait()
     except KeyboardInterrupt:
         if group.main:
@@ -201,36 +199,8 @@ def _items(suite: Suite, limit: int | None) -> Sequence[Item]:
     return items
 
 
-# -- progress ----------------------------------------------------------------------------------
+# -- words -------------------------------------------------------------------------------------
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _progress(label: str, total: int, hidden: bool) -> Iterator[Callable[[int], Any]]:
-    """A bar on a terminal, a line now and then elsewhere, nothing when hidden."""
-    if hidden or not sys.stderr.isatty():
-        yield (lambda count: None) if hidden else _Plain(label, total).advance
-        return
-    with progress() as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
-class _Plain:
-    """Progress as lines of text."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.count = label, total, 0
-        self.began = self.told = time.monotonic()
-
-    def advance(self, count: int) -> None:
-        self.count += count
-        now = time.monotonic()
-        if now - self.told < QUIET_FOR:
-            return
-        self.told = now
-        left = (now - self.began) / self.count * (self.total - self.count)
-        _say(f"{self.label}: {self.count} of {self.total} answers, about {left / 60:.0f} min left")

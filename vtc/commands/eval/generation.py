@@ -131,10 +131,11 @@ def run_sample(args: argparse.Namespace) -> None:
     """`sample`."""
     experiment = _experiment(args)
 
-    from vtc.commands.console import stdout
+    from vtc.commands.console import stdout, waiting
     from vtc.eval.generation import experiments
 
-    images, _ = experiments.sample(experiment, args.output)
+    with waiting(f"sampling {experiment.generator.name}"):
+        images, _ = experiments.sample(experiment, args.output)
     stdout().print(f"{len(images)} samples, {args.output / 'samples.png'}", soft_wrap=True)
 
 
@@ -142,10 +143,12 @@ def run_measure(args: argparse.Namespace) -> None:
     """`measure`."""
     experiment = _experiment(args)
 
-    from vtc.commands.console import print_json
+    from vtc.commands.console import print_json, waiting
     from vtc.eval.generation import experiments
 
-    print_json(experiments.measure(experiment, args.output))
+    with waiting("measuring"):
+        found = experiments.measure(experiment, args.output)
+    print_json(found)
 
 
 def run_all(args: argparse.Namespace) -> None:

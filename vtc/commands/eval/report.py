@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vtc.commands.console import waiting
 from vtc.errors import VTCError, nearest
 from vtc.eval.common.arguments import add_imports, add_suite_option, names, positive
 
@@ -66,22 +67,25 @@ def run(args: argparse.Namespace) -> None:
     from vtc.eval.report import write
     from vtc.eval.report.results import BASELINES, analyse
 
-    results = analyse(
-        collected.answers,
-        collected.settings,
-        collected.facts["suite"]["items"],
-        collected.times,
-        args.baseline or BASELINES,
-        args.resamples,
-    )
+    with waiting("resampling"):
+        results = analyse(
+            collected.answers,
+            collected.settings,
+            collected.facts["suite"]["items"],
+            collected.times,
+            args.baseline or BASELINES,
+            args.resamples,
+        )
     for label in args.baseline or ():
         if label not in results.baselines:
             raise VTCError(
                 f"baseline: got {label!r}, the runs have {', '.join(results.labels)}"
                 f"{nearest(label, results.labels)}"
             )
-    subjects, without = _pictures(args, collected, results)
-    files = write.write(collected, results, Path(args.output), subjects, without, args.title)
+    with waiting("painting what was kept"):
+        subjects, without = _pictures(args, collected, results)
+    with waiting("drawing figures"):
+        files = write.write(collected, results, Path(args.output), subjects, without, args.title)
     print("\n".join(str(path) for path in files))
 
 

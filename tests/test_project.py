@@ -1,0 +1,101 @@
+"""What a release says of itself in several places agrees, and CI calls targets that there are."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vtc
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(not (ROOT / "Makefile").is_file(), reason="an installed package")
+
+
+def text(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def test_the_version_stands_in_one_place() -> None:
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split()[-1] == vtc.__version__, done.stderr
+    assert yaml.safe_load(text("CITATION.cff"))["version"] == vtc.__version__
+    assert f"## [{vtc.__version__}]" in text("CHANGELOG.md")
+
+
+def test_ci_calls_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
+    called = set()
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        flow = yaml.safe_load(file.read_text("utf-8"))
+        for job in flow["jobs"].values():
+            for step in job["steps"]:
+                command = step.get("run", "")
+                which = job.get("strategy", {}).get("matrix", {}).get("which", [""])
+                called |= {command.replace("${{ matrix.which }}", name) for name in which}
+    called = {command.removeprefix("make ") for command in called if command}
+    assert {"test", "test-oldest", "test-newest", "style", "docs", "dist-check"} <= called
+    assert called <= targets
+
+
+def test_ci_runs_the_pythons_that_are_promised() -> None:
+    flow = yaml.safe_load(text(".github/workflows/ci.yml"))
+    told = re.findall(r"Programming Language :: Python :: (3\.\d+)", text("setup.py"))
+    assert flow["jobs"]["test"]["strategy"]["matrix"]["python"] == told
+    assert f'python_requires=">={told[0]}"' in text("setup.py")
+
+
+def test_issue_forms_and_hooks_can_be_read() -> None:
+    for file in [
+        *(ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"),
+        ROOT / ".pre-commit-config.yaml",
+    ]:
+        assert isinstance(yaml.safe_load(file.read_text("utf-8")), dict), file
+
+
+def test_links_of_the_package_page_are_absolute() -> None:
+    """Beside a package page lies no file."""
+    code = (
+        "import setuptools, sys; setuptools.setup = lambda **facts: print(facts['long_description']); "
+        "exec(compile(open('setup.py').read(), 'setup.py', 'exec'), {'__file__': 'setup.py'})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    links = re.findall(r"\]\(([^)]+)\)", done.stdout)
+    assert len(links) > 5, done.stderr
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text(page)):
+        assert (ROOT / link).exists(), link
+
+
+def wheel_check():
+    spec = importlib.util.spec_from_file_location("wheel_check", ROOT / "tools" / "wheel_check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "url, version, message",
+    [
+        ("https://github.com/OWNER/vtc", vtc.__version__, "OWNER"),
+        ("https://github.com/somebody/vtc", "9.9.9", "CHANGELOG.md has no line"),
+    ],
+)
+def test_what_is_no_release_is_refused(tmp_path, url, version, message) -> None:
+    wheel = tmp_path / "vtc_vlm.whl"
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.writestr("vtc_vlm.dist-info/METADATA", f"Version: {version}\nHome-page: {url}\n")
+    with pytest.raises(SystemExit, match=message):
+        wheel_check().released(wheel)

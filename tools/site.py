@@ -1,0 +1,187 @@
+"""What the documentation site has that its pages do not say: navigation, pages from elsewhere, drawings.
+
+MkDocs calls the functions by their names (`hooks` in mkdocs.yml). A page that is not there yet is left
+out of the navigation, and a page that nobody named stands under "More": a new page needs no line here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+#: title -> page, or section -> pages
+NAV: list[tuple[str, Any]] = [
+    ("Home", "index.md"),
+    ("Quick start", "quickstart.md"),
+    (
+        "Guide",
+        [
+            ("Choose a method", "methods.md"),
+            ("Choose a budget", "tune.md"),
+            ("Smaller pictures", "resize.md"),
+            ("How it works", "how.md"),
+            ("Threads, caches, columns", "calling.md"),
+            ("Serving", "serving.md"),
+            ("Which models", "support.md"),
+            ("Questions", "faq.md"),
+        ],
+    ),
+    (
+        "Integrations",
+        [
+            ("transformers", "integrations/transformers.md"),
+            ("PEFT and quantised models", "integrations/peft.md"),
+            ("Streaming", "integrations/streaming.md"),
+            ("Training", "integrations/training.md"),
+            ("vLLM", "integrations/vllm.md"),
+            ("lmms-eval", "integrations/lmms-eval.md"),
+            ("VLMEvalKit", "integrations/vlmevalkit.md"),
+            ("Examples", "examples.md"),
+        ],
+    ),
+    (
+        "Notebooks",
+        [
+            ("Compress a model", "notebooks/compress_a_model.md"),
+            ("Compare methods", "notebooks/compare_methods.md"),
+            ("Write a method", "notebooks/write_a_method.md"),
+            ("Train a tokenizer", "notebooks/train_a_tokenizer.md"),
+        ],
+    ),
+    (
+        "Measure",
+        [
+            ("Results", "results.md"),
+            ("Accuracy", "accuracy.md"),
+            ("Time and memory", "efficiency.md"),
+            ("Benchmarks", "suites.md"),
+            ("Reports", "reports.md"),
+        ],
+    ),
+    ("Image tokenizers", [("The parts", "discrete.md"), ("Experiments", "generation.md")]),
+    (
+        "Reference",
+        [
+            ("API", "api.md"),
+            ("What stays", "stability.md"),
+            ("Kernels", "kernels.md"),
+            ("Add a part", "contributing.md"),
+            ("Changes", "changes.md"),
+        ],
+    ),
+]
+
+
+def on_config(config: Any) -> Any:
+    """Put the navigation together from what is there."""
+    made = {file for file, _ in _made()}
+    known = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} | made
+    known = {name for name in known if not name.startswith("results/")}  # written by commands
+    named: set[str] = set()
+    nav = _present(NAV, known, named)
+    rest = sorted(known - named)
+    if rest:
+        nav.append({"More": rest})
+    config.nav = nav
+    return config
+
+
+def _present(pages: list[tuple[str, Any]], known: set[str], named: set[str]) -> list[Any]:
+    found: list[Any] = []
+    for title, page in pages:
+        if isinstance(page, list):
+            inner = _present(page, known, named)
+            found += [{title: inner}] if inner else []
+        elif page in known:
+            named.add(page)
+            found.append({title: page})
+    return found
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages that are made of files outside docs/, and of notebooks and examples."""
+    for name, text in _made():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def _made() -> list[tuple[str, str]]:
+    """`(page, Markdown)` of every page that is made."""
+    found = [
+        ("contributing.md", _moved((ROOT / "CONTRIBUTING.md").read_text("utf-8"))),
+        ("changes.md", _moved((ROOT / "CHANGELOG.md").read_text("utf-8"))),
+    ]
+    for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
+        found.append((f"notebooks/{path.stem}.md", notebook(json.loads(path.read_text("utf-8")))))
+    scripts = sorted((ROOT / "examples").glob("*.py"))
+    if scripts:
+        found.append(("examples.md", examples(scripts)))
+    return found
+
+
+def _moved(text: str) -> str:
+    """Links of a file of the root folder, from docs/; what the site does not have becomes plain text."""
+    text = re.sub(r"\]\(docs/", "](", text).replace("](README.md)", "](index.md)")
+    return re.sub(r"\[([^\]]*)\]\((?!https?:|#)([^)#]+)(#[^)]*)?\)", _there, text)
+
+
+def _there(link: re.Match[str]) -> str:
+    return link[0] if (DOCS / link[2]).exists() or link[2] == "index.md" else link[1]
+
+
+def notebook(data: dict[str, Any]) -> str:
+    """A notebook as Markdown, with what its cells printed and drew."""
+    parts = []
+    for cell in data["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            parts += _output(output)
+    return "\n\n".join(parts) + "\n"
+
+
+def _output(output: dict[str, Any]) -> list[str]:
+    kinds = output.get("data", {})
+    if "image/png" in kinds:
+        picture = "".join(kinds["image/png"]).replace("\n", "")
+        return [f'<img alt="what the cell drew" src="data:image/png;base64,{picture}">']
+    text = "".join(output.get("text", kinds.get("text/plain", "")))
+    if not text.strip():
+        return []
+    return [f'<div class="output" markdown>\n\n```text\n{text.rstrip()}\n```\n\n</div>']
+
+
+def examples(scripts: list[Path]) -> str:
+    """A page with every complete script."""
+    parts = [
+        "# Examples",
+        "Complete scripts of the folder `examples/`. The tests run each of them on the reference model; "
+        "`--model` takes your own.",
+    ]
+    for path in scripts:
+        code = path.read_text("utf-8")
+        title = code.partition('"""')[2].partition("\n")[0].rstrip('."')
+        parts += [f"## {title}", f"`python examples/{path.name}`", f"```python\n{code}```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
+    """Put drawings into the page itself, where they take the colours of its scheme."""
+
+    def drawn(tag: re.Match[str]) -> str:
+        name = Path(tag[1]).name
+        svg = (DOCS / "images" / name).read_text("utf-8")
+        svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL)
+        return f'<div class="drawing">{svg}</div>'
+
+    return re.sub(r'<img [^>]*src="([^"]+\.svg)"[^>]*>', drawn, html)

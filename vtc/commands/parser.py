@@ -1,0 +1,37 @@
+"""The parser of the commands: an unknown flag is met with the one that was meant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from vtc.errors import nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` whose error for an unknown flag names the nearest one."""
+
+    def parse_args(  # type: ignore[override]  # one signature for all overloads of the base class
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As the base class does."""
+        given = sys.argv[1:] if args is None else list(args)
+        found, rest = self.parse_known_args(given, namespace)
+        if rest:
+            flags = list(_flags(self, given))
+            unknown = next((word for word in rest if word.startswith("-")), rest[0])
+            meant = nearest(unknown.partition("=")[0], flags, "--")
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return found
+
+
+def _flags(parser: argparse.ArgumentParser, given: Sequence[str]) -> Iterator[str]:
+    """The flags of a parser and of its sub-commands that are named in what was given."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                if name in given:
+                    yield from _flags(inner, given)
