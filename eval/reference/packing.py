@@ -161,9 +161,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
-def answer_states(model: Any, packed: Packed, prefix: Tensor) -> tuple[Tensor, Tensor]:
+def answer_states(
+    model: Any, packed: Packed, prefix: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Hidden states of the question blocks ``[rows, blocks, length, width]``: the final ones, and
     those before the last layer.
+
+    ``bias`` ``[rows, prefix]`` is added to the logits of all attention to the prefix.
 
     The Llama layers, with attention split in two: prefix on itself, blocks on prefix and
     themselves. The last layer needs only keys and values of the prefix.
@@ -177,6 +181,12 @@ def answer_states(model: Any, packed: Packed, prefix: Tensor) -> tuple[Tensor, T
     cos_b, sin_b = (t[:, None] for t in lm.rotary_emb(block, packed.block_positions.flatten(1)))
     hidden_keys = (packed.source == PAD)[:, None, None]  # [rows, 1, 1, prefix]
     future = torch.ones(long, long, dtype=torch.bool).triu(1)
+    more: Tensor | float = 0.0
+    seen = None
+    if bias is not None:
+        more = bias[:, None, None]
+        later = torch.ones(prefix.shape[1], prefix.shape[1], dtype=torch.bool).triu(1)
+        seen = more.masked_fill(later, -1e9)
 
     def split(x: Tensor) -> Tensor:
         return x.view(rows, -1, heads, size).transpose(1, 2)
@@ -188,7 +198,9 @@ def answer_states(model: Any, packed: Packed, prefix: Tensor) -> tuple[Tensor, T
         value_p = split(attention.v_proj(normed))
         if number + 1 < len(lm.layers):
             query = _rotate(split(attention.q_proj(normed)), cos_p, sin_p)
-            mixed = F.scaled_dot_product_attention(query, key_p, value_p, is_causal=True)
+            mixed = F.scaled_dot_product_attention(
+                query, key_p, value_p, attn_mask=seen, is_causal=seen is None
+            )
             prefix = prefix + attention.o_proj(mixed.transpose(1, 2).flatten(2))
             prefix = prefix + layer.mlp(layer.post_attention_layernorm(prefix))
         early = block
@@ -196,7 +208,7 @@ def answer_states(model: Any, packed: Packed, prefix: Tensor) -> tuple[Tensor, T
         query = _rotate(split(attention.q_proj(normed)), cos_b, sin_b) * size**-0.5
         key = _rotate(split(attention.k_proj(normed)), cos_b, sin_b)
         value = split(attention.v_proj(normed))
-        far = (query @ key_p.mT).masked_fill(hidden_keys, -1e9)
+        far = (query @ key_p.mT + more).masked_fill(hidden_keys, -1e9)
         own = (rows, heads, many, long, size)
         near = query.reshape(own) @ key.reshape(own).mT
         near = near.masked_fill(future, -1e9).flatten(2, 3)

@@ -10,6 +10,7 @@ from torch import Tensor
 from vtc.batch import ImageBatch
 from vtc.functional.ragged import true_places
 from vtc.kernels.cosine_topk import cosine_topk
+from vtc.kernels.merge import weighted_merge
 from vtc.selection import Selection
 from vtc.tokens import VisualTokens
 
@@ -81,4 +82,39 @@ def merge_into(
         batch.budgets,
         batch.per_image(counts),
         key=None if key is None else key.flatten()[kept],
+    )
+
+
+def merge_all(
+    batch: ImageBatch, keep: Tensor, owner: Tensor, share: Tensor, counts: Sequence[int]
+) -> Selection:
+    """The patches that stay, each the weighted mean of all patches that it stands for.
+
+    Args:
+        batch: the images.
+        keep: bool `[S, N]`, those that stay.
+        owner: int64 `[S, N]`, for each patch the one of its image that stands for it, as
+            `tile * N + patch` of the batch; those that stay stand for themselves.
+        share: float `[S, N]`, weights, not negative. Where nothing of a token has weight, its own patch
+            stays as it is.
+        counts: how many stay of each image.
+    """
+    valid, total = batch.tables.valid, sum(batch.available)
+    kept = true_places(keep.flatten(), sum(counts))
+    source = true_places(valid.flatten(), total)
+    output = (keep.flatten().cumsum(0) - 1)[owner.flatten()[source]]
+    least = torch.finfo(torch.float32).tiny
+    weight = torch.where(keep, share.float().clamp(min=least), share.float()).flatten()[source]
+    both = torch.stack([weight, torch.ones_like(weight)], 1)
+    sums = weighted_merge(
+        both, output, torch.arange(total, device=kept.device), torch.ones_like(weight), len(kept)
+    )
+    return batch.merge(
+        batch.tables.packed.flatten()[kept],
+        output,
+        source,
+        weight / sums[output, 0],
+        sums[:, 1],
+        counts,
+        batch.per_image(batch.available),
     )

@@ -61,6 +61,15 @@ class Candidates:
             return torch.arange(len(self.batch), device=tables.image.device)
         return tables.image.repeat_interleave(self.parts) if self.parts > 1 else tables.image
 
+    def back(self, values: Tensor) -> Tensor:
+        """Values of candidates `[P, n]` as those of patches `[S, N]`: the inverse of `of`."""
+        if self.parts == 0:
+            return self.batch.unpadded(values)
+        if self.parts > 1:
+            patches = self.batch.tables.valid.shape[1]
+            return values.unflatten(0, (-1, self.parts)).flatten(1)[:, :patches]
+        return values
+
     def pick(self, rule: str, rows: Tensor, weight: Tensor | None = None, **options: Any) -> Picks:
         """See `greedy_pick`; all are `[P, n, ...]`."""
         count, most = to_device(self.counts, rows), max(self.counts.tolist())
@@ -74,21 +83,25 @@ class Picks:
     among: Candidates
     order: Tensor
 
-    def keep(self) -> Selection:
-        """What was picked, in the order in which it was packed."""
-        batch, parts = self.among.batch, self.among.parts
-        patches = batch.tables.valid.shape[1]
+    @property
+    def mask(self) -> Tensor:
+        """Bool `[S, N]`: which patches they are."""
         size = self.among.valid.shape[1]
         mask = self.order.new_zeros(len(self.order), size + 1, dtype=torch.bool)
         mask = mask.scatter_(1, torch.where(self.order < 0, size, self.order), True)[:, :size]
+        return self.among.back(mask)
+
+    @property
+    def counts(self) -> list[int]:
+        """How many there are of each image."""
+        counts, parts = self.among.counts, self.among.parts
         if parts == 0:
-            mask = batch.unpadded(mask)
-        elif parts > 1:
-            mask = mask.unflatten(0, (-1, parts)).flatten(1)[:, :patches]
-        kept = self.among.counts
-        if parts > 0:
-            kept = torch.tensor(batch.per_image(kept.view(-1, parts).sum(1).tolist()))
-        return batch.keep(mask, kept.tolist())
+            return counts.tolist()
+        return self.among.batch.per_image(counts.view(-1, parts).sum(1).tolist())
+
+    def keep(self) -> Selection:
+        """What was picked, in the order in which it was packed."""
+        return self.among.batch.keep(self.mask, self.counts)
 
 
 @dataclass
