@@ -17,7 +17,16 @@ import vtc
 
 ROOT = Path(__file__).parents[1]
 #: what goes into a package
-PARTS = ("vtc", "plugins", "kernels", "eval", "setup.py", "pyproject.toml", "README.md")
+PARTS = (
+    "vtc",
+    "plugins",
+    "kernels",
+    "eval",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "docs/requirements.txt",
+)
 USER = """
 import vtc
 from vtc.plugins.hf.adapters.base import Adapter
@@ -65,7 +74,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, source / part, symlinks=True, ignore=ignore)
         else:
-            shutil.copy(ROOT / part, source)
+            (source / part).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / part, source / part)
     done = subprocess.run(
         [sys.executable, "-c", BUILD, str(folder)], cwd=source, capture_output=True, text=True
     )
@@ -121,7 +131,8 @@ def test_a_checkout_without_links_has_the_same_packages(tmp_path: Path) -> None:
     ignore = shutil.ignore_patterns("__pycache__", "checkpoint")
     for part in PARTS:
         if not (ROOT / part).is_dir():
-            shutil.copy(ROOT / part, tmp_path)
+            (tmp_path / part).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / part, tmp_path / part)
         else:
             shutil.copytree(ROOT / part, tmp_path / part, symlinks=True, ignore=ignore)
     for room in ("plugins", "kernels", "eval"):

@@ -207,10 +207,9 @@ def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[st
     }
     whole = scale[summary["metric"]]
     header = ["method", "retention", summary["metric"], "95 %", "of full, %"]
-    hard = ["hard", "hard, 95 %"] if summary["hard"] else []
+    hard = ["hard", "hard, 95 %"] if summary.get("hard") else []
     lines = []
     for entry in entries:
-        over_hard = [_text(entry["hard"], 100), _range(entry["hard_low"], entry["hard_high"], 100)]
         lines.append(
             [
                 _label(entry),
@@ -218,13 +217,18 @@ def cells(summary: Entry, figures: bool = True) -> tuple[list[str], list[list[st
                 _text(entry["value"], whole),
                 _range(entry["low"], entry["high"], whole),
                 _text(entry["share"], 100),
-                *(over_hard if hard else ()),
+                *(_hard(entry) if hard else ()),
                 *(_text(entry["figures"].get(name), scale[name]) for name in names),
                 _text(entry["tokens"], 1, 0),
                 str(entry["failed"]),
             ]
         )
     return [*header, *hard, *names, "tokens", "failed"], lines
+
+
+def _hard(entry: Entry) -> list[str]:
+    """The score on hard questions, and its interval."""
+    return [_text(entry["hard"], 100), _range(entry["hard_low"], entry["hard_high"], 100)]
 
 
 def _range(low: float | None, high: float | None, scale: float) -> str:

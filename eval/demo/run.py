@@ -109,7 +109,7 @@ def settings(methods: Sequence[str], retentions: Sequence[float]) -> list[Settin
 class Remembering(Runner):
     """A runner that keeps what the processor made of each question: settings come one after another."""
 
-    def _prepared(self, rows: Sequence[Any]) -> Any:
+    def _prepared(self, setting: Setting, rows: Sequence[Any]) -> Any:
         key = tuple(row.item.id for row in rows)
         if key not in self._remembered:
             self._remembered[key] = self.inputs(rows)

@@ -14,7 +14,7 @@ from tests.families import tiny
 from tests.families.matrix import cases
 from tests.hf.methods import Spy
 from vtc.plugins.hf.adapters.base import Call
-from vtc.plugins.hf.stages.boundary.encode import _run_encoder
+from vtc.plugins.hf.stages.boundary.tower import run_encoder
 from vtc.plugins.model.families import units_of
 from vtc.plugins.model.fusing import window_order
 from vtc.plugins.model.layers import layers_read
@@ -38,7 +38,7 @@ def call_of(model: Any, batch: dict[str, Any], kind: str) -> Call:
     """One run of an encoder, as the plug-in makes it."""
     with torch.no_grad(), vtc.compress(model, "uniform", retention=0.5) as run:
         ids = batch["input_ids"]
-        return _run_encoder(run._patch, model.model, batch, kind, ids, ids == IDS[kind])
+        return run_encoder(run._patch, model.model, batch, kind, ids, ids == IDS[kind], {})
 
 
 FUSED_AS_KNOWN = [case for case in cases() if case[0] != tiny.UNKNOWN]
