@@ -437,13 +437,16 @@ def svg(figure: Any, name: str, label: str, off: Collection[int] = ()) -> str:
 
 def swatch(results: Results, label: str) -> str:
     """The marker of a method as a small `<svg>` in the colour of its line."""
+    import numpy as np
     from matplotlib.markers import MarkerStyle
+    from matplotlib.transforms import Affine2D
 
     marker = MarkerStyle(style(results, label)[1])
     # large, so that curves become many corners
-    shape = marker.get_path().transformed(marker.get_transform().scale(600, -600))
-    (corners,) = shape.to_polygons()
-    points = " ".join(f"{x / 100:.2f},{y / 100:.2f}" for x, y in corners)
+    larger = Affine2D().scale(600, -600)
+    shape = marker.get_path().transformed(marker.get_transform() + larger)
+    corners = np.asarray(shape.to_polygons()[0]) / 100
+    points = " ".join(f"{x:.2f},{y:.2f}" for x, y in corners.tolist())
     colour = f"var(--{SERIES[_number(results, label) % len(SERIES)]})"
     return (
         '<svg class="swatch" viewBox="-8 -5 16 10" aria-hidden="true">'

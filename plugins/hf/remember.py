@@ -48,7 +48,7 @@ class Remembered:
             self.answer, self.given = self.forward(*args, **kwargs), given
             self.heads = None if noted is None else noted[before:]
         elif noted is not None:
-            noted.extend(self.heads)
+            noted.extend(self.heads or ())
         return self.answer
 
 
