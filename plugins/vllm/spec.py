@@ -133,6 +133,10 @@ def _parsed(text: bytes) -> Spec:
     )
 
 
+#: methods that keep the same share of every tile
+BY_TILE = ("uniform",)
+
+
 @functools.lru_cache(maxsize=256)
 def _created(name: str, options: str) -> Method:
     return create_method(name, **json.loads(options))
@@ -163,6 +167,12 @@ def make(
     exact = replace(method, retention=None, tokens=budget)
     shares: tuple[int, ...] = ()
     if tagged and packing.tiles > 1 and not exact.is_identity(packing):
+        if wish.method not in BY_TILE:
+            raise VTCError(
+                f"vtc_method: {wish.method!r} shares tokens among the tiles of an image by what they "
+                "show, but this family's prompt has tags between tiles, written before an image is "
+                f"seen; allowed here are {', '.join(BY_TILE)}"
+            )
         available = torch.tensor(packing.geometry.available)
         shares = tuple(apportion(available[None], available[None], [budget])[0].tolist())
         tile = Packing(packing.patch_grid)

@@ -69,3 +69,12 @@ def test_a_count_that_hangs_on_content_is_refused() -> None:
         spec.make(wish, Unit(Packing((4, 4))), Limits())
     with pytest.raises(VTCError, match="at most 0.25"):
         spec.make(Wish("uniform", 0.5), Unit(Packing((4, 4))), Limits(most=0.25))
+
+
+def test_tags_between_tiles_leave_no_choice_among_them() -> None:
+    with pytest.raises(
+        VTCError, match="vtc_method: 'divprune' shares tokens .* allowed here are uniform"
+    ):
+        spec.make(Wish("divprune", tokens=10), TAGGED, Limits(), tagged=True)
+    whole = TAGGED.packing.patches
+    assert spec.make(Wish("divprune", tokens=whole), TAGGED, Limits(), tagged=True).tokens == whole
