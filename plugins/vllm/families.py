@@ -67,6 +67,11 @@ def units(
             "model: Pixtral has a token behind every row of patches, which no method may move; "
             "it is served without pruning"
         )
+    if kind == "smolvlm":
+        raise VTCError(
+            "model: SmolVLM could not be compared, since transformers before 5.23 takes whole tiles of "
+            "it only; it is served without pruning"
+        )
     if kind in TAGGED:
         grid = (families.grid_side(config) // config.scale_factor,) * 2
         assert grids is not None, "the processor's own count"

@@ -13,7 +13,7 @@ from tests.vllm.engine.requests import Request, answer, main_requests, other_req
 from vtc.plugins.vllm.families import TAGGED
 
 
-@pytest.mark.parametrize("family", sorted(checkpoints.FAMILIES))
+@pytest.mark.parametrize("family", sorted(set(checkpoints.FAMILIES) - {"smolvlm"}))  # refused
 def test_every_answer_is_transformers(
     family: str,
     folder: Callable[[str], Path],
