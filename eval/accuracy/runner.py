@@ -243,11 +243,12 @@ def _pixels(images: Sequence[Any]) -> str:
 
 
 def _counts(reports: Sequence[Any], row: int) -> dict[str, int]:
+    """Tokens of a row's images that enter a layer of the language model, on average over layers."""
     images = [image for report in reports for image in report.images if image.sample == row]
     return {
-        "tokens": sum(image.tokens_after for image in images),
+        "tokens": round(sum(image.kv_retention * image.tokens_before for image in images)),
         "tokens_full": sum(image.tokens_before for image in images),
-        "patches": sum(image.patches_after for image in images),
+        "patches": round(sum(image.average_retention * image.patches_before for image in images)),
         "patches_full": sum(image.patches_before for image in images),
     }
 
