@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
 OLDEST := 5.18.0
 RANGE  := $(shell sed -n 's/.*"\(transformers[<>=][^"]*\)".*/\1/p' setup.py)
 # What touches transformers, the one thing that differs between the versions
-MODELS := tests/families tests/hf tests/reference tests/eval tests/test_cli.py tests/test_demo.py \
+MODELS := tests/families tests/hf tests/layers tests/reference tests/eval tests/test_cli.py tests/test_demo.py \
 	tests/test_doctor.py tests/test_visualize.py
 
 DOCS   := .venv-docs
