@@ -23,12 +23,8 @@ from vtc.plugins.hf.cache import Held
 from vtc.plugins.hf.scopes import Block
 from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.logits import pick
-from vtc.plugins.hf.stages.boundary.shorten import (
-    continued_step,
-    generation_setting,
-    has_pixels,
-    shorten,
-)
+from vtc.plugins.hf.stages.boundary.prompt import generation_setting, has_pixels
+from vtc.plugins.hf.stages.boundary.shorten import continued_step, shorten
 from vtc.plugins.hf.stages.layers import call as inside
 from vtc.plugins.hf.stages.layers.shown import Shown
 from vtc.plugins.hf.typing import Model

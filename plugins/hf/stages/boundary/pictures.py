@@ -23,7 +23,7 @@ from vtc.plugins.model.units import Unit
 
 if TYPE_CHECKING:
     from vtc.plugins.hf.patch import Patch
-    from vtc.plugins.hf.stages.boundary.shorten import Prompt
+    from vtc.plugins.hf.stages.boundary.prompt import Prompt
 
 
 @dataclass
