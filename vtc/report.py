@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.functional.layer_counts import per_layer
 from vtc.packing import Packed, Packing
 from vtc.tokens import CompressedTokens, MergeIndex, VisualTokens
 
@@ -216,9 +217,8 @@ class ImageReport(Packed):
         """A count in front of the cuts and behind each, averaged over layers."""
         if not self.inside:
             return counts[0]
-        edges = [0, *(cut.layer for cut in self.inside), self.depth]
-        spans = zip(counts, edges[:-1], edges[1:], strict=True)
-        return sum(count * (last - first) for count, first, last in spans) / self.depth
+        layers = [cut.layer for cut in self.inside]
+        return sum(per_layer(counts[0], layers, counts[1:], self.depth)) / self.depth
 
     @property
     def note(self) -> str:

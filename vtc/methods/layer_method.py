@@ -174,7 +174,7 @@ class LayerMethod(Method):
 
     def choose(self, view: LayerView) -> Choice:
         """Which tokens stay behind a cut, for all rows of a batch at once."""
-        raise NotImplementedError
+        raise VTCError(f"method: {type(self).__name__} must define choose")
 
     def groups(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Who competes with whom.
