@@ -44,7 +44,7 @@ def _mend_cpu_runner() -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     load_model = CPUModelRunner.load_model
-    if hasattr(load_model, "__wrapped__") and hasattr(load_model, "vtc"):
+    if hasattr(load_model, "vtc"):
         return
 
     @functools.wraps(load_model)

@@ -41,12 +41,7 @@ def find(module: Any, paths: Sequence[str], what: str) -> Any:
 
 def layers_of(model: Any) -> nn.ModuleList:
     """The encoder layers that vLLM builds."""
-    for path in _TOWERS:
-        try:
-            return find(find(model, (path,), "tower"), _LAYERS, "layers")
-        except VTCError:
-            continue
-    raise VTCError(f"model: no vision tower is found in {type(model).__name__} of this vLLM")
+    return find(model, [f"{tower}.{layers}" for tower in _TOWERS for layers in _LAYERS], "tower")
 
 
 def projector_of(model: Any) -> Any:

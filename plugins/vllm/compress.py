@@ -21,7 +21,7 @@ from vtc.plugins.model.units import Place, Unit
 from vtc.plugins.vllm.capture import Record
 from vtc.plugins.vllm.families import Tower, placed
 from vtc.plugins.vllm.spec import Spec, spaced
-from vtc.tokens import OF_THE_QUESTION, CompressedTokens, SignalRequest, VisualTokens
+from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens
 
 logger = logging.getLogger("vllm.vtc")
 
@@ -102,31 +102,26 @@ def compress(view: View, images: Images, failed: Callable[[int], None]) -> list[
     for index, spec in enumerate(images.specs):
         groups.setdefault(spec.key, []).append(index)
     signals = _Signals(view, images)
-    for members in groups.values():
+
+    def keep(members: list[int]) -> None:
         try:
             done.update(zip(members, _together(view, images, signals, members), strict=True))
-            continue
         except Exception:
-            if len(members) == 1:
-                _log(images.specs[members[0]])
-        for index in members:
-            try:
-                if len(members) == 1:
-                    raise VTCError("logged above")
-                done[index] = _together(view, images, signals, [index])[0]
-            except Exception:
-                if len(members) > 1:
-                    _log(images.specs[index])
-                failed(index)
-                done[index] = stand_in(images.rows[index], images.specs[index])
+            if len(members) > 1:
+                for index in members:
+                    keep([index])
+                return
+            (index,) = members
+            logger.exception(
+                "vtc: method %r failed on an image, whose tokens are now taken at even distances",
+                images.specs[index].method,
+            )
+            failed(index)
+            done[index] = stand_in(images.rows[index], images.specs[index])
+
+    for members in groups.values():
+        keep(members)
     return [done[index] for index in range(len(images.specs))]
-
-
-def _log(spec: Spec) -> None:
-    logger.exception(
-        "vtc: method %r failed on an image, whose tokens are now taken at even distances",
-        spec.method,
-    )
 
 
 def stand_in(rows: Tensor, spec: Spec) -> Kept:
@@ -153,15 +148,10 @@ def _together(view: View, images: Images, signals: _Signals, members: Sequence[i
         spec = images.specs[index]
         whole = _visual_tokens(view, images, signals, index, method.stage == "vision")
         whole = replace(whole, content_seed=seed, signals=signals.of(index, requests))
-        for nth, (tile, budget, packing) in enumerate(spec.pieces()):
+        for tile, budget, packing in spec.pieces():
             piece = whole
             if spec.shares:
-                piece = VisualTokens(
-                    whole.features[tile : tile + 1],
-                    packing,
-                    signals=_of_tile(whole.signals, requests, tile),
-                    content_seed=seed + nth,
-                )
+                piece = VisualTokens(whole.features[tile : tile + 1], packing)
             tokens.append(piece)
             budgets.append(budget)
             owners.append(index)
@@ -188,16 +178,6 @@ def _visual_tokens(
         features = unit.unpack(packed)
     newline = view.newline() if unit.packing.newline else None
     return VisualTokens(features, unit.packing, newline=newline)
-
-
-def _of_tile(
-    signals: Mapping[str, Tensor], requests: Mapping[str, SignalRequest], tile: int
-) -> dict[str, Tensor]:
-    """Signals of an image as those of one of its tiles."""
-    return {
-        name: value if requests[name].kind in OF_THE_QUESTION else value[tile : tile + 1]
-        for name, value in signals.items()
-    }
 
 
 def _packed(

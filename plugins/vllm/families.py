@@ -41,7 +41,7 @@ ARCHITECTURES: Mapping[str, tuple[str, str]] = {
 #: `model_type` of those with rotary positions on three axes
 MROPE = frozenset({"qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
 #: those whose prompt has tags between the tiles of an image
-TAGGED = frozenset({"idefics3", "smolvlm"})
+TAGGED = frozenset({"idefics3"})
 #: those whose towers vLLM builds up to the layer that is read
 _CUT_SHORT = frozenset({"llava", "llava_next", "llava_onevision"})
 _WITH_CLS = frozenset({"clip_vision_model", "internvl_vision"})

@@ -133,7 +133,7 @@ def _parsed(text: bytes) -> Spec:
     )
 
 
-#: methods that keep the same share of every tile
+#: methods that keep the same share of every tile, read no signals and draw nothing
 BY_TILE = ("uniform",)
 
 
@@ -175,13 +175,8 @@ def make(
             )
         available = torch.tensor(packing.geometry.available)
         shares = tuple(apportion(available[None], available[None], [budget])[0].tolist())
-        tile = Packing(packing.patch_grid)
-        lengths = [replace(exact, tokens=share).length(tile) if share else 0 for share in shares]
-        length = None if None in lengths else sum(lengths)  # type: ignore[arg-type]
-        if length is not None and lengths != list(shares):
-            length = None
-    else:
-        length = exact.length(packing)
+    # a tile by itself has no separators
+    length = sum(shares) if shares else exact.length(packing)
     if length is None:
         raise VTCError(
             f"vtc_method: {method.name!r} with these options keeps a number of tokens that hangs on "
