@@ -6,7 +6,6 @@ out of the navigation, and a page that nobody named stands under "More": a new p
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -43,16 +42,6 @@ NAV: list[tuple[str, Any]] = [
             ("vLLM", "integrations/vllm.md"),
             ("lmms-eval", "integrations/lmms-eval.md"),
             ("VLMEvalKit", "integrations/vlmevalkit.md"),
-            ("Examples", "examples.md"),
-        ],
-    ),
-    (
-        "Notebooks",
-        [
-            ("Compress a model", "notebooks/compress_a_model.md"),
-            ("Compare methods", "notebooks/compare_methods.md"),
-            ("Write a method", "notebooks/write_a_method.md"),
-            ("Train a tokenizer", "notebooks/train_a_tokenizer.md"),
         ],
     ),
     (
@@ -106,7 +95,7 @@ def _present(pages: list[tuple[str, Any]], known: set[str], named: set[str]) -> 
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made of files outside docs/, and of notebooks and examples."""
+    """Add the pages that are made of files outside docs/."""
     for name, text in _made():
         files.append(File.generated(config, name, content=text))
     return files
@@ -114,16 +103,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 def _made() -> list[tuple[str, str]]:
     """`(page, Markdown)` of every page that is made."""
-    found = [
+    return [
         ("contributing.md", _moved((ROOT / "CONTRIBUTING.md").read_text("utf-8"))),
         ("changes.md", _moved((ROOT / "CHANGELOG.md").read_text("utf-8"))),
     ]
-    for path in sorted((DOCS / "notebooks").glob("*.ipynb")):
-        found.append((f"notebooks/{path.stem}.md", notebook(json.loads(path.read_text("utf-8")))))
-    scripts = sorted((ROOT / "examples").glob("*.py"))
-    if scripts:
-        found.append(("examples.md", examples(scripts)))
-    return found
 
 
 def _moved(text: str) -> str:
@@ -134,45 +117,6 @@ def _moved(text: str) -> str:
 
 def _there(link: re.Match[str]) -> str:
     return link[0] if (DOCS / link[2]).exists() or link[2] == "index.md" else link[1]
-
-
-def notebook(data: dict[str, Any]) -> str:
-    """A notebook as Markdown, with what its cells printed and drew."""
-    parts = []
-    for cell in data["cells"]:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            parts.append(source)
-            continue
-        parts.append(f"```python\n{source}\n```")
-        for output in cell.get("outputs", ()):
-            parts += _output(output)
-    return "\n\n".join(parts) + "\n"
-
-
-def _output(output: dict[str, Any]) -> list[str]:
-    kinds = output.get("data", {})
-    if "image/png" in kinds:
-        picture = "".join(kinds["image/png"]).replace("\n", "")
-        return [f'<img alt="what the cell drew" src="data:image/png;base64,{picture}">']
-    text = "".join(output.get("text", kinds.get("text/plain", "")))
-    if not text.strip():
-        return []
-    return [f'<div class="output" markdown>\n\n```text\n{text.rstrip()}\n```\n\n</div>']
-
-
-def examples(scripts: list[Path]) -> str:
-    """A page with every complete script."""
-    parts = [
-        "# Examples",
-        "Complete scripts of the folder `examples/`. The tests run each of them on the reference model; "
-        "`--model` takes your own.",
-    ]
-    for path in scripts:
-        code = path.read_text("utf-8")
-        title = code.partition('"""')[2].partition("\n")[0].rstrip('."')
-        parts += [f"## {title}", f"`python examples/{path.name}`", f"```python\n{code}```"]
-    return "\n\n".join(parts) + "\n"
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
