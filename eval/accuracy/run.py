@@ -151,10 +151,10 @@ class Run:
         if setting.key not in self.methods:
             return {}
         made = self.methods[setting.key]
-        if isinstance(made, list):
+        if len(made) > 1:
             return manifest.plain(settings_of(made))
         given = {**self.defaults.get(setting.method, {}), **setting.options}
-        return manifest.plain({**made.settings(), **given})
+        return manifest.plain({**made[0].settings(), **given})
 
 
 @dataclass

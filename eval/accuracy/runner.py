@@ -41,8 +41,8 @@ class Runner:
     Attributes:
         loaded: model and processor.
         suite: scores the answers.
-        methods: by key of the setting; without one for it the uncompressed model is the plain one,
-            with nothing on it, which reports nothing.
+        methods: those of each setting by its key; without any the uncompressed model is the plain
+            one, with nothing on it, which reports nothing.
         template: a prompt with `{question}` and perhaps `{image}`, in place of the chat template.
         positions: as `vtc.compress` takes it.
         notes: of the first report of each setting that answered, by its key.
@@ -50,7 +50,7 @@ class Runner:
 
     loaded: Loaded
     suite: Suite
-    methods: Mapping[str, Method | list[Method]]
+    methods: Mapping[str, list[Method]]
     template: str | None = None
     positions: str = "original"
     notes: dict[str, list[str]] = field(default_factory=dict, init=False)
@@ -161,9 +161,9 @@ class Runner:
         if setting.method == FULL.method and setting.key not in self.methods:
             yield None
             return
-        method, processor = self.methods[setting.key], self.loaded.processor
+        methods, processor = self.methods[setting.key], self.loaded.processor
         with vtc.compress(
-            self.loaded.model, method, processor=processor, positions=self.positions
+            self.loaded.model, methods, processor=processor, positions=self.positions
         ) as run:
             self._held[setting.key] = run.text_encoder
             yield run

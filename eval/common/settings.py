@@ -92,7 +92,7 @@ def plan(
             raise VTCError(f"pixels: got {share!r}, allowed are numbers in (0, 1)")
     found = [FULL, *(Setting("none", options={"pixels": share}) for share in pixels)]
     own = {name: _options(name, options) for name in methods}
-    made = {name: _made(Setting(name, None, options=own[name])) for name in methods}
+    made = {name: create(Setting(name, None, options=own[name])) for name in methods}
     if None in retentions and not any(_counts_itself(name) for name in methods):
         raise VTCError(f"retention: got own, but none of {', '.join(methods)} has its own count")
     for name, parts in made.items():
@@ -100,7 +100,7 @@ def plan(
         for retention in retentions:
             if retention is None and not _counts_itself(name):
                 continue
-            _made(Setting(name, retention))
+            create(Setting(name, retention))
             if (retention == 1 and len(parts) == 1) or name == "none":
                 continue
             count = range(seeds if drawn else 1)
@@ -123,27 +123,16 @@ def check(methods: Sequence[str], retentions: Sequence[float | None]) -> None:
 
 def create(
     setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None
-) -> Method | list[Method]:
-    """The method of a setting, or the list of several; `vtc.compress` takes both.
+) -> list[Method]:
+    """The methods of a setting: one, or those of `"a+b"`; `vtc.compress` takes the list.
 
     Args:
         defaults: fields that come with the model, by method; options of the setting win.
+
+    Raises:
+        VTCError: unknown method or option, a value out of range, or a second share for the method that
+            has that of the setting.
     """
-    made = _made(setting, defaults)
-    return made[0] if len(made) == 1 else made
-
-
-def budgeted(method: str) -> str:
-    """Of several methods that work one behind the other, `"a+b"`, the one that has the `retention` of a
-    setting: the one in front of the language model. What works inside it has its published counts there
-    and behind the first, unless its options say otherwise. Of one method that one."""
-    names = names_of(method)
-    return next((name for name in names if method_class(name).where != "layers"), names[0])
-
-
-def _made(
-    setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None
-) -> list[Method]:
     names, budget = names_of(setting.method), budgeted(setting.method)
     made = []
     for name in names:
@@ -157,6 +146,14 @@ def _made(
             options["retention"] = setting.retention
         made.append(create_method(name, **options))
     return settled(made)
+
+
+def budgeted(method: str) -> str:
+    """Of several methods that work one behind the other, `"a+b"`, the one that has the `retention` of a
+    setting: the one in front of the language model. What works inside it has its published counts there
+    and behind the first, unless its options say otherwise. Of one method that one."""
+    names = names_of(method)
+    return next((name for name in names if method_class(name).where != "layers"), names[0])
 
 
 def _options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

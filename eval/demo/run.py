@@ -28,6 +28,7 @@ from vtc.eval.common.timing import Ratio, interleaved, ratio, stopwatch
 from vtc.eval.reference.questions import TYPES, Question, majority
 from vtc.eval.suites import create_suite
 from vtc.pictures import load_image
+from vtc.registry import method_class
 
 SEED = 20  # of the sample of test scenes
 GROUPS = ("reading", "attribute", "exist", "count", "position")
@@ -99,7 +100,7 @@ def settings(methods: Sequence[str], retentions: Sequence[float]) -> list[Settin
     found = [FULL]
     for name in methods:
         if name != FULL.method:
-            own = [None] if vtc.create_method(name).adaptive else []
+            own = [None] if method_class(name).adaptive else []
             found += [Setting(name, retention) for retention in (*retentions, *own)]
     for setting in found:
         create(setting)

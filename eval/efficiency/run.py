@@ -25,6 +25,7 @@ from vtc.eval.efficiency.memory import weight_bytes
 from vtc.eval.efficiency.passes import Counted, counted, embeddings, encoder_peak, timed
 from vtc.eval.efficiency.subject import Subject
 from vtc.plugins.hf.adapters import adapter_for
+from vtc.several import names_of
 
 #: a count may differ from its formula by this share before a note says so
 CLOSE = 1e-3
@@ -284,10 +285,10 @@ def _prepared(run: Measurement, case: Case) -> Iterator[Any]:
             raise VTCError(f"attention: cannot use {case.attention!r} here: {error}") from None
     on: AbstractContextManager[Any] = nullcontext()
     if case.setting != FULL:
-        name = case.setting.method
-        method = create(case.setting, {name: subject.options(name)})
+        names = names_of(case.setting.method)
+        methods = create(case.setting, {name: subject.options(name) for name in names})
         on = vtc.compress(
-            subject.model, method, processor=subject.processor, positions=run.positions
+            subject.model, methods, processor=subject.processor, positions=run.positions
         )
     with on as handle:
         if handle is not None:

@@ -550,11 +550,28 @@ def test_plan():
     assert keys == ["none@1", "random@0.5", "random@0.5#1", "pool@0.5"]
     own = settings.plan(["pool", "recoverable"], [None, 0.5])
     assert [s.key for s in own] == ["none@1", "pool@0.5", "recoverable@own", "recoverable@0.5"]
-    assert settings.create(own[2]).retention is None
+    assert settings.create(own[2])[0].retention is None
     drawn = settings.plan(["random"], [0.5], 3)
-    assert [settings.create(setting).seed for setting in drawn[1:]] == [0, 1, 2]
+    assert [settings.create(setting)[0].seed for setting in drawn[1:]] == [0, 1, 2]
     given = settings.plan(["random"], [0.5], 3, {"random": {"seed": 7}})
-    assert [settings.create(setting).seed for setting in given[1:]] == [7]
+    assert [settings.create(setting)[0].seed for setting in given[1:]] == [7]
+
+
+def test_plan_of_several_methods():
+    """The share is of the method in front of the language model; a method inside it keeps its own."""
+    (_, small) = settings.plan(["resize+divprune"], [0.25])
+    assert [type(part).__name__ for part in settings.create(small)] == ["Resize", "DivPrune"]
+    assert [part.retention for part in settings.create(small)] == [0.25, 0.25]
+    with pytest.raises(VTCError, match="retention: got own, but none of resize\\+divprune has"):
+        settings.plan(["resize+divprune"], [None])
+    given = {"random": {"video": "frame"}, "fastv": {"layer": 1}}
+    drawn = settings.plan(["random+fastv"], [0.5], 2, given)
+    assert [s.seed for s in drawn] == [0, 0, 1]
+    random, fastv = settings.create(drawn[2])
+    assert (random.retention, random.seed, random.video) == (0.5, 1, "frame")
+    assert (fastv.retention, fastv.layer) == (None, 1)
+    with pytest.raises(VTCError, match="random.retention is given by --retention"):
+        settings.plan(["random+fastv"], [0.5], 1, {"random": {"retention": 0.1}})
 
 
 def test_seeds_are_for_methods_that_draw_as_they_are_set():
