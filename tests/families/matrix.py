@@ -26,8 +26,9 @@ from torch import Tensor
 
 import vtc
 from tests import asking
-from tests.families import by_hand, docowl, mllama, tiny, ways
+from tests.families import by_hand, docowl, mllama, small, tiny, ways
 from tests.families.samples import Setting
+from tests.layers import cells as layer_cells
 from vtc.methods.base import Method
 from vtc.methods.compares_frames import ComparesFrames
 from vtc.plugins.hf.adapters import adapter_for
@@ -47,6 +48,8 @@ MODES: dict[str, dict[str, Any]] = {
 SIDES = ("left", "right")
 POSITIONS = ("original", "contiguous", "regrid")
 METHODS = compared_methods(where="boundary")
+#: those that leave positions as they are; what is in front of the tower, and inside the language model
+OTHERS = [*compared_methods(where="pixels"), *layer_cells.METHODS]
 #: those that run in every way of `ways.py`: one that selects, one that merges, one that reads signals
 WAY_METHODS = ("uniform", "pool", "globalcom2")
 
@@ -159,6 +162,8 @@ def cell(family: str, video: bool, method: str, mode: str, side: str, positions:
     """
     if mode in ways.WAYS:
         return way(family, video, method, mode, side, positions)
+    if method not in METHODS:
+        return _elsewhere(family, video, method, mode, side)
     if family in INSIDE:
         return _inside(family, method, mode, positions)
     reason = upstream(family, video, mode, side)
@@ -199,6 +204,20 @@ def cell(family: str, video: bool, method: str, mode: str, side: str, positions:
         want = expected(family, video, method, plain, positions, row)
         assert tuple(got[row]) == want, f"row {row}: {got[row]}, by hand {list(want)}"
     return "ok"
+
+
+def _elsewhere(family: str, video: bool, method: str, mode: str, side: str) -> str:
+    """`cell` for methods that do not work in front of the language model."""
+    ask = None if mode == "forward" else ask_of(mode)
+    if family in INSIDE:
+        vtc.apply(model_of(family), method).remove()  # refused
+        raise AssertionError("not refused, and there is no reference")
+    reason = upstream(family, video, mode, side)
+    if reason:
+        return f"upstream: {reason}"
+    if method_class(method).where == "pixels":
+        return small.cell(family, video, mode, side, ask)
+    return layer_cells.cell(family, video, method, mode, side, ask)
 
 
 def way(family: str, video: bool, method: str, name: str, side: str, positions: str) -> str:
@@ -268,8 +287,20 @@ def _inside(family: str, method: str, mode: str, positions: str) -> str:
     reason = upstream(family, False, mode, "left")
     if reason:
         return f"upstream: {reason}"
-    with vtc.compress(model, chosen, **guided):
-        got = _run(model, batch, mode)
+    try:
+        with vtc.compress(model, chosen, **guided):
+            got = _run(model, batch, mode)
+    except vtc.VTCError:
+        raise
+    except Exception as error:  # as with prompt lookup, where a draft is found
+        try:
+            with INSIDE[family].given(model, batch, chosen):
+                _run(model, batch, mode)
+        except type(error):
+            return (
+                f"upstream: {type(error).__name__} in the bare model that is given the same patches"
+            )
+        raise
     plain = mode if mode in ("forward", "sampled", "beams") else "greedy"
     with INSIDE[family].given(model, batch, chosen):
         want = _run(model, batch, plain)
@@ -325,7 +356,7 @@ def run_case(job: Job) -> Cells:
         for side in sides:
             if mode in ways.ONE_SIDED and side != SIDES[0]:
                 continue
-            for positions in POSITIONS if method != "none" else ("original",):
+            for positions in POSITIONS if method in METHODS else ("original",):
                 try:
                     if method == "none":
                         out[mode, side, positions] = identity(family, video, mode, side)
@@ -528,7 +559,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, help="file for the table; default: the screen")
     parser.add_argument("--only", nargs="*", default=[""], help="parts of family names")
-    parser.add_argument("--methods", nargs="*", default=["none", *METHODS])
+    parser.add_argument("--methods", nargs="*", default=["none", *METHODS, *OTHERS])
     parser.add_argument("--modes", nargs="*", default=[*MODES, *ways.WAYS])
     parser.add_argument("--sides", nargs="*", default=list(SIDES))
     parser.add_argument("--jobs", type=int, default=1, help="processes")
