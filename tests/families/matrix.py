@@ -26,8 +26,9 @@ from torch import Tensor
 
 import vtc
 from tests import asking
-from tests.families import by_hand, docowl, mllama, small, tiny, ways
+from tests.families import by_hand, docowl, mllama, small, support, tiny, ways
 from tests.families.samples import Setting
+from tests.families.support import Cells
 from tests.layers import cells as layer_cells
 from vtc.methods.base import Method
 from vtc.methods.compares_frames import ComparesFrames
@@ -340,7 +341,6 @@ def identity(family: str, video: bool, mode: str, side: str) -> str:
 
 
 Job = tuple[str, bool, str, tuple[str, ...], tuple[str, ...]]
-Cells = dict[tuple[str, ...], str]
 
 
 def run_case(job: Job) -> Cells:
@@ -370,172 +370,6 @@ def run_case(job: Job) -> Cells:
                     text = str(error).strip().splitlines() or [""]
                     out[mode, side, positions] = f"FAILED: {type(error).__name__}: {text[0]}"
     return out
-
-
-# -- the table ----------------------------------------------------------------------------------
-
-_HEAD = """# Which methods work on which models
-
-Written by `python -m tests.families.matrix --output docs/support.md`, which runs every cell on tiny
-random models of each family (transformers {version}, torch {torch}); do not edit. {cells} cells,
-{minutes:.0f} minutes of one core.
-
-A cell is one family, one method, one way to run, one side of padding and one position policy. Run for
-this table:
-
-* ways to run: {modes};
-* padding: {sides};
-* position policies: {positions}.
-
-A cell holds when every row of a ragged batch gives what the language model gives when it is fed by
-hand with the shortened prompt: equal tokens, and logits within 2e-3 for a plain forward. Sampling and
-assisted decoding run row by row, each row with the padding it has in the batch. The column `1.0` says
-that retention 1.0 gives the very bits of the bare model.
-
-The methods run at retention 0.5; clips have one budget, or with every second method one per frame.
-Mllama reads images by cross-attention, so the position policies say nothing there; its reference is the
-model whose vision tower returns the kept patches. DocOwl1.5 is a stand-in of the published remote code,
-which itself needs an older transformers and was not run; its reference is the model that is given what
-is left of the tiles. Batches of both have no padding. `aya_vision` has no adapter and shows the
-fallback.
-
-| mark | meaning |
-|---|---|
-| yes | all cells hold |
-| a number | a remark below: refused with a reason, not possible without `vtc` either, or what the \
-method needs beside the model |
-| **no** | a cell fails: a bug |
-"""
-
-
-def table(results: dict[tuple[str, bool, str], Cells], minutes: float) -> str:
-    """The support table as Markdown."""
-    called = {job: _cells(cells, ways.WAYS) for job, cells in results.items()}
-    results = {job: _cells(cells, MODES) for job, cells in results.items()}
-    keys = [key for cells in results.values() for key in cells]
-    modes, sides = (list(dict.fromkeys(key[i] for key in keys)) for i in (0, 1))
-    methods = list(dict.fromkeys(method for _, _, method in results if method != "none"))
-    lines = [
-        _HEAD.format(
-            version=transformers.__version__,
-            torch=torch.__version__.split("+")[0],
-            cells=sum(map(len, [*results.values(), *called.values()])),
-            minutes=minutes,
-            modes=", ".join(modes),
-            sides=", ".join(sides),
-            positions=", ".join(POSITIONS),
-        ),
-        "| family | 1.0 | " + " | ".join(f"`{m}`" for m in methods) + " |",
-        "|---|---|" + "---|" * len(methods),
-    ]
-    remarks: dict[str, int] = {}
-    for family, video in dict.fromkeys((f, v) for f, v, _ in results):
-        marks = []
-        for method in ("none", *methods):
-            cells = results.get((family, video, method), {})
-            bad = sorted({text for text in cells.values() if text.startswith("FAILED")})
-            soft: dict[str, set[str]] = {}
-            for (mode, _, _), text in cells.items():
-                if text.startswith(("upstream", "refused")):
-                    soft.setdefault(text, set()).add(mode)
-            notes = []
-            for text, failing in soft.items():
-                where = ", ".join(mode for mode in modes if mode in failing) + ": "
-                where = "" if failing == set(modes) else where
-                notes.append(str(remarks.setdefault(where + text, len(remarks) + 1)))
-            whole = all("ok" != text for text in cells.values())
-            needed = "" if whole else condition(family, method)
-            if needed:
-                notes.append(str(remarks.setdefault(needed, len(remarks) + 1)))
-            mark = "**no**" if bad else "" if notes and whole else "yes"
-            marks.append(" ".join([mark, *notes]).strip() or "-")
-        name = family + (" + clips" if video else "")
-        lines.append(f"| {name} | " + " | ".join(marks) + " |")
-    if remarks:
-        lines += ["", "Remarks:", ""]
-        lines += [f"{number}. {text}" for text, number in remarks.items()]
-    return "\n".join([*lines, *ways_table(called)]) + "\n"
-
-
-_WAYS_HEAD = """
-## Ways to call
-
-Beside one forward or one `generate` over a batch. Every cell stands for the methods {methods}, the
-position policies and, where there is padding, both sides of it. It holds when the logits of every row,
-and of every step of decoding, are those of the language model alone on the prompt shortened by hand;
-two turns are compared with the whole conversation, packed samples with each of them alone.
-
-| column | what is called |
-|---|---|
-{ways}
-
-| mark | meaning |
-|---|---|
-| yes | it holds |
-| yes and a number | it holds but for what the remark says |
-| refused | an error says that it cannot be done and why |
-| - | not possible without `vtc` either |
-| **no** | a bug |
-
-Mllama and DocOwl1.5, whose placeholders stay as they are, were not called in these ways.
-"""
-
-
-def _cells(cells: Cells, modes: Any) -> Cells:
-    return {key: text for key, text in cells.items() if key[0] in modes}
-
-
-def ways_table(called: dict[tuple[str, bool, str], Cells]) -> list[str]:
-    """The table of families and ways, as lines of Markdown; none where no way was run."""
-    names = list(dict.fromkeys(key[0] for cells in called.values() for key in cells))
-    if not names:
-        return []
-    said = [f"| {n} | {' '.join(str(ways.WAYS[n].__doc__).split())} |" for n in names]
-    used = list(dict.fromkeys(job[2] for job, cells in called.items() if cells))
-    methods = ", ".join(f"`{method}`" for method in used)
-    lines = [
-        _WAYS_HEAD.format(methods=methods, ways="\n".join(said)),
-        "| family | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
-    ]
-    remarks: dict[str, int] = {}
-    for family, video in dict.fromkeys(job[:2] for job, cells in called.items() if cells):
-        marks = []
-        for name in names:
-            cells = {
-                (method, *key[1:]): text
-                for (f, v, method), some in called.items()
-                for key, text in some.items()
-                if (f, v, key[0]) == (family, video, name)
-            }
-            marks.append(_way_mark(cells, remarks))
-        lines.append(f"| {family}{' + clips' * video} | " + " | ".join(marks) + " |")
-    if remarks:
-        lines += ["", "Remarks:", "", *(f"{number}. {text}" for text, number in remarks.items())]
-    return lines
-
-
-def _way_mark(cells: Cells, remarks: dict[str, int]) -> str:
-    """What the table says of one family and way: never a bare yes where a cell does not hold."""
-    if not cells:
-        return ""
-    soft: dict[str, list[tuple[str, ...]]] = {}
-    for key, text in cells.items():
-        if text != "ok":
-            soft.setdefault(text, []).append(key)
-    if any(text.startswith("FAILED") for text in soft):
-        return "**no**"
-    notes = []
-    for text, keys in soft.items():
-        where = ""
-        for at, what in ((0, "methods"), (1, "padding"), (2, "positions")):
-            every, mine = ({key[at] for key in some} for some in (cells, keys))
-            if mine != every:
-                where += f"{what} {', '.join(sorted(mine))}: "
-        notes.append(str(remarks.setdefault(where + text, len(remarks) + 1)))
-    whole = "yes" if "ok" in cells.values() else ""
-    refused = "refused" if all(text.startswith("refused") for text in soft) else "-"
-    return " ".join([whole or refused, *notes]) if notes else "yes"
 
 
 def _timed(job: Job) -> tuple[Cells, float]:
@@ -587,7 +421,8 @@ def main(argv: list[str] | None = None) -> int:
             if args.resume:
                 done = [(*job, *key, text) for job, c in results.items() for key, text in c.items()]
                 args.resume.write_text(json.dumps({"seconds": seconds, "cells": done}))
-    text = table({job[:3]: results[job[:3]] for job in jobs}, seconds / 60)
+    chosen = {job[:3]: results[job[:3]] for job in jobs}
+    text = support.table(chosen, list(MODES), list(POSITIONS), condition, seconds / 60)
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text)

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vtc.errors import VTCError
 from vtc.methods.base import Method
+from vtc.methods.compares_frames import ComparesFrames
 from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import arguments, cache
 from vtc.plugins.hf.adapters.base import Adapter, Call, adapter_for
@@ -195,6 +196,11 @@ class CrossAttention(EncoderStage):
 
     def check(self, model: Model, patch: Patch, method: Method) -> None:
         super().check(model, patch, method)
+        if isinstance(method, ComparesFrames):
+            raise VTCError(
+                f"method: {method.name!r} compares the frames of a clip with each other, but "
+                f"{type(model).__name__} reads images by cross-attention, as many tokens of every tile"
+            )
         requests = patch.requests.values()
         if any(request.kind in WORDS for request in requests):
             raise VTCError(
