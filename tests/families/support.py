@@ -139,7 +139,7 @@ def _place(
         if len(group) == 1:
             columns.append((f"`{group[0]}`", list(column)))
             continue
-        letter = next(letters)
+        letter = next(letters) if len(alike) > 1 else "all"
         columns.append((f"**{letter}**", list(column)))
         named.append(f"* **{letter}**: " + ", ".join(f"`{method}`" for method in group))
     lines = [*named, ""] if named else []
