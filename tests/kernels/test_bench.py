@@ -199,7 +199,7 @@ def test_a_selection_is_a_view_of_the_prompts():
         own = encoded.first(batch, layout).images(make("fastervlm"))
         assert [len(each.features) for each in own] == [tiles] * (50 // tiles if batch == 2 else 1)
         assert own[0].features.data_ptr() == encoded.projected.data_ptr()
-        assert own[0].packing.is_clip if layout is clip else own[0].tile_grid == (2, 2)
+        assert own[0].tile_grid == layout.crops
 
 
 def test_memory_is_what_was_held_at_once():

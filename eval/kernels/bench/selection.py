@@ -226,9 +226,10 @@ def selections(
 ) -> list[dict[str, Any]]:
     """Selection of each method against the prefill of as many tokens, round by round.
 
-    Before the first round every selection runs once for its memory. What has more than `LONG` visual
-    tokens is timed in the first round alone. On the CPU the prefill of a batch is that of one prompt,
-    times the batch: its products are long enough to keep a core busy.
+    Before the first round every selection runs once for its memory. With more than `LONG` visual tokens
+    in a batch it runs once in all, timed while its allocations are noted. On the CPU the prefill of a
+    batch is that of one prompt, times the batch: its products are long enough to keep a core busy; and
+    clips come one at a time.
 
     Returns:
         A row for each method, layout and batch: seconds of selection and prefill (median and quartiles;
@@ -249,28 +250,37 @@ def selections(
         return seconds * LAYERS / layers
 
     cases = [Case(*each) for each in itertools.product(names, layouts, batches)]
+    if on_cpu:
+        cases = [case for case in cases if case.batch == 1 or case.layout is layouts[0]]
     prefills = [1] if on_cpu else list(batches)
     times: dict[Case | int, list[float]] = {case: [] for case in (*prefills, *cases)}
     memory: dict[Case, int] = {}
     for turn, order in turns(list(times), rounds + 1):
         for case in order:
-            long = tokens * (case if isinstance(case, int) else case.batch) > LONG
-            if turn > 1 and long:
-                continue
+            batch = case if isinstance(case, int) else case.batch
+            long = on_cpu and tokens * batch > LONG
             if isinstance(case, int):
-                if turn or not on_cpu:  # a core needs no warming up
+                if turn == 0 and not on_cpu:  # a core needs no warming up
+                    prefill(case)
+                if turn == 1 or (turn > 1 and not long):
                     times[case].append(prefill(case))
                 continue
+            if turn and long:
+                continue
             own, method = encoded.first(case.batch, case.layout), made[case.name]
-            with torch.no_grad():
-                select = functools.partial(own.select, method)
-                if turn == 0:
-                    memory[case] = peak_allocated(select, device)
-                else:  # short: the median of a few, beside one prefill
-                    each = [watch(select) for _ in range(1 if long else 3)]
-                    times[case].append(statistics.median(each))
-    if not on_cpu:
-        times |= {case: times[case][1:] for case in prefills}
+            seconds: list[float] = []
+
+            def select(own: Encoded = own, method: Method = method, into: Any = seconds) -> None:
+                with torch.no_grad():
+                    into.append(watch(lambda: own.select(method)))
+
+            if turn == 0:
+                memory[case] = peak_allocated(select, device)
+            else:  # short: the median of a few, beside one prefill
+                for _ in range(3):
+                    select()
+            if turn or long:
+                times[case].append(statistics.median(seconds))
 
     rows = []
     for case in cases:
