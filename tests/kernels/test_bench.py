@@ -38,7 +38,8 @@ def test_the_whole_command_runs_on_the_cpu(tmp_path, capsys):
     assert {row["method"] for row in result["selections"]} == set(selection.methods())
     for row in result["selections"]:
         middle, low, high = row["selection"]
-        assert 0 < low <= middle <= high and row["ratio"]["rounds"] == 2
+        short = row["batch"] == 1 and row["tokens"] <= 80
+        assert 0 < low <= middle <= high and row["ratio"]["rounds"] == (2 if short else 1)
         assert row["tokens"] in (16, 80, 400) and row["batch"] in (1, 8)
         assert row["memory"] > 0 and row["features"] == row["batch"] * row["tokens"] * 32 * 4
     assert {row["layout"] for row in result["selections"]} == {
@@ -212,7 +213,7 @@ def test_memory_is_what_was_held_at_once():
         del longer
         return kept * 2  # 4 MB
 
-    assert peak_allocated(call) == 12 << 20
+    assert 0 <= peak_allocated(call) - (12 << 20) < 256  # and a number or two
     assert peak_allocated(lambda: before.view(-1)) == 0
 
 
