@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,7 @@ def peak_allocated(call: Callable[[], Any], device: Any = "cpu") -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # two lines for every profile otherwise
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         call()
     events = profile.kineto_results.events()
