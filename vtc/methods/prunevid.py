@@ -128,10 +128,9 @@ class PruneVid(ComparesFrames):
         if moves:
             tokens, first = torch.cat([over_windows(tokens, long) / long[:, None, None], tokens]), 0
         count = to_device(torch.from_numpy(share[first:]), valid)
-        found = clusters(
-            tokens, members[first:], count, self.k
-        )  # without static sets that are all empty
-        centre, order = (pad(x, (0, 0, first, 0)) for x in found)
+        # without static sets where all are empty
+        made = clusters(tokens, members[first:], count, self.k)
+        centre, order = (pad(x, (0, 0, first, 0)) for x in made)
         sources = size * np.concatenate([frames, np.ones_like(window)])
         return Sets(window, static, share, np.where(share > 0, sources, 0), centre, order)
 

@@ -253,9 +253,10 @@ def selections(
     if on_cpu:
         cases = [case for case in cases if case.batch == 1 or case.layout is layouts[0]]
     prefills = [1] if on_cpu else list(batches)
-    times: dict[Case | int, list[float]] = {case: [] for case in (*prefills, *cases)}
+    every: list[Case | int] = [*prefills, *cases]
+    times: dict[Case | int, list[float]] = {case: [] for case in every}
     memory: dict[Case, int] = {}
-    for turn, order in turns(list(times), rounds + 1):
+    for turn, order in turns(every, rounds + 1):
         for case in order:
             batch = case if isinstance(case, int) else case.batch
             long = on_cpu and tokens * batch > LONG
