@@ -117,6 +117,8 @@ def test_a_merge_of_many_entries_is_the_same_in_blocks(dtype, monkeypatch):
     monkeypatch.setattr(merge, "BLOCK", 40)
     got = weighted_merge(values, output, source, weight, 13)
     assert got.dtype == want.dtype and torch.equal(got, want)
+    arguments = values, output, source, weight, 13
+    torch.library.opcheck(torch.ops.vtc.weighted_merge_blocks, arguments)
     weight.requires_grad_()
     weighted_merge(values, output, source, weight, 13).float().sum().backward()
     assert weight.grad is not None  # one product, where somebody learns
@@ -128,6 +130,7 @@ def test_products_of_rows_with_each_other(monkeypatch):
     got, want = _gram.gram(rows), torch.einsum("bid,bjd->bij", rows.double(), rows.double())
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
     assert torch.equal(got, got.mT)
+    torch.library.opcheck(torch.ops.vtc.gram_torch, (rows,))
     rows.requires_grad_()
     _gram.gram(rows).sum().backward()
     torch.testing.assert_close(rows.grad, 2 * rows.detach().sum(1, keepdim=True).expand_as(rows))

@@ -138,7 +138,7 @@ def test_an_operation_is_timed_with_events_behind_a_flushed_cache(compiles, monk
     said = capsys.readouterr().err
     assert ("torch.compile of the twin failed" in said) is not compiles
     assert ("not in a graph: a copy from the host" in said) is compiles
-    about = dict.fromkeys(("machine", "threads", "dtype", "torch", "layers", "rounds"), 1)
+    about = dict.fromkeys(("machine", "threads", "dtype", "torch", "clock", "layers", "rounds"), 1)
     about |= {"load": 0.0, "retention": 0.25}
     rows = [{"tokens": 2880, "batch": 1, **row}]
     table = markdown({"about": about, "selections": [], "operations": rows, "ceilings": vars(card)})
