@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vtc.kernels._dispatch import Kernel, next_power, opaque, register, use_triton, widened
+from vtc.kernels._gram import gram
 from vtc.kernels._ordering import LONGEST
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ RULES = ("distance", "mmr", "dpp", "cover")
 FLAT = 1e-5
 #: rows whose nearest neighbours are looked for at once, and stale gains that are at first
 BLOCK, LAZY = 1024, 8
+#: picks that all candidates are compared with at once, where they are many; what sums may differ by
+SETTLED, SLACK = 64, 1e-5
 
 
 def greedy_pick(
@@ -140,11 +143,15 @@ def _twin(
     else:
         unit, first = _units(rows, valid), weight
         similar, likeness = _cosines(unit)
+        lazy = likeness is None and rows.device.type == "cpu"  # a device would be waited for
         if rule == "distance":
             balance, weight = 0.0, torch.zeros_like(weight)
-            first = _alone(unit, valid) if likeness is None else _apart(likeness, valid)
+            if likeness is not None:
+                first = _apart(likeness, valid)
+            else:
+                first = _loneliest(unit, valid) if lazy else _alone(unit, valid)
         first, base = (x.masked_fill(~valid, -torch.inf) for x in (first, balance * weight))
-        if likeness is None and rows.device.type == "cpu":  # a device would be waited for
+        if lazy:
             _apart_lazily(picks, unit, first, base, 1 - balance, together)
         else:
             _apart_at_once(picks, similar, first, base, 1 - balance, together)
@@ -158,7 +165,7 @@ def _cosines(unit: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
     each = torch.arange(len(unit), device=unit.device)
     if unit.shape[1] > LONGEST:
         return lambda pick: (unit @ unit[each, pick][..., None]).squeeze(-1), None
-    likeness = unit @ unit.mT
+    likeness = gram(unit)
     return lambda pick: likeness[each, pick], likeness
 
 
@@ -166,6 +173,33 @@ def _alone(unit: Tensor, valid: Tensor) -> Tensor:
     """`_apart`, by blocks of rows."""
     starts = range(0, unit.shape[1], BLOCK)
     return torch.cat([_apart(unit[:, s : s + BLOCK] @ unit.mT, valid, s) for s in starts], dim=1)
+
+
+def _loneliest(unit: Tensor, valid: Tensor) -> Tensor:
+    """1 for the candidate of each image that is farthest from its nearest neighbour, 0 for all others.
+
+    A neighbour that was found can only be replaced by a nearer one: candidates whose nearest so far is
+    nearer than the nearest of all to some other candidate are not looked at again.
+    """
+    out = unit.new_zeros(valid.shape)
+    for rows, real, mark in zip(unit, valid, out, strict=True):
+        left, least = torch.arange(len(rows)), float("inf")
+        near = torch.where(real, -torch.inf, torch.inf)
+        for start in range(0, len(rows), BLOCK):
+            some = rows if len(left) == len(rows) else rows[left]
+            close = some @ rows[start : start + BLOCK].mT
+            close.masked_fill_(~real[start : start + BLOCK], -torch.inf)
+            own = (left >= start) & (left < start + BLOCK)
+            close[own, left[own] - start] = -torch.inf
+            near = torch.maximum(near, close.amax(1))
+            alone = left[near.argmin()]
+            close = (rows @ rows[alone]).masked_fill_(~real, -torch.inf)
+            close[alone] = -torch.inf
+            least = min(least, float(close.max()))
+            keep = near <= least + SLACK  # not an end for what another order of sums has rounded up
+            left, near = left[keep], near[keep]
+        mark[left[near.argmin()]] = 1
+    return out
 
 
 def _apart_at_once(
@@ -192,20 +226,35 @@ def _apart_at_once(
 def _apart_lazily(
     picks: Tensor, unit: Tensor, score: Tensor, base: Tensor, blend: float, together: int
 ) -> None:
-    """The same with cosines made where scores may be the largest: scores only fall."""
+    """The same with cosines made where scores may be the largest: scores only fall.
+
+    Behind every `SETTLED` picks or so all are compared with these in one product, so that what is made
+    here and there is the cosines with a few picks.
+    """
     each = torch.arange(len(picks), device=base.device)
     picked = torch.zeros_like(unit[:, : picks.shape[1]])
+    near = torch.full_like(base, -2)
+    every, seen = -(-SETTLED // together) * together, 0
 
     def settle(t: int, pick: Tensor) -> bool:
+        nonlocal seen
         picked[:, t] = unit[each, pick]
         base.scatter_(1, pick[:, None], -torch.inf)
         if t + 1 == together:  # until now weights alone decided
             torch.add(base, blend, out=score)  # no cosine is below -1
+        if (t + 1) % every == 0:
+            torch.maximum(near, (unit @ picked[:, seen : t + 1].mT).amax(2), out=near)
+            torch.sub(base, near, alpha=blend, out=score)
+            seen = t + 1
+            return False
         return (t + 1) % together == 0
 
     def again(t: int, look: Tensor) -> Tensor:
-        close = unit[each[:, None], look] @ picked[:, : t - t % together].mT
-        return base.gather(1, look) - blend * close.amax(2)
+        close = near.gather(1, look)
+        if (now := t - t % together) > seen:
+            more = unit[each[:, None], look] @ picked[:, seen:now].mT
+            close = torch.maximum(close, more.amax(2))
+        return base.gather(1, look) - blend * close
 
     _lazily(picks, score, settle, again)
 

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.kernels._dispatch import Kernel, register, use_triton, widened
+from vtc.kernels._dispatch import Kernel, opaque, register, use_triton, widened
 from vtc.kernels._rows import load_rows
 
 if TYPE_CHECKING:
     import triton.language as tl
+
+#: numbers that the twin on the CPU weights at once
+BLOCK = 1 << 22
 
 
 def weighted_merge(
@@ -57,10 +60,44 @@ def weighted_merge_torch(
     values: Tensor, output: Tensor, source: Tensor, weight: Tensor, num_outputs: int
 ) -> Tensor:
     """The PyTorch twin."""
+    learns = torch.is_grad_enabled() and (values.requires_grad or weight.requires_grad)
+    if values.device.type == "cpu" and not learns:
+        width = values.shape[1:].numel()
+        if len(source) * width > BLOCK:  # the same sums, without as many rows as there are entries
+            return _blocks(values, output, source, weight, num_outputs)
     scaled = widened(values[source])
     scaled = scaled * weight.to(scaled.dtype).reshape(-1, *[1] * (values.dim() - 1))
     out = scaled.new_zeros(num_outputs, *values.shape[1:]).index_add(0, output, scaled)
     return out.to(values.dtype) if values.is_floating_point() else out
+
+
+def _in_blocks(
+    values: Tensor, output: Tensor, source: Tensor, weight: Tensor, num_outputs: int
+) -> Tensor:
+    """The twin, some entries at a time; sums run in the same order."""
+    rows = values.flatten(1)
+    out = widened(rows[:0]).new_zeros(num_outputs, rows.shape[1])
+    step = max(BLOCK // max(rows.shape[1], 1), 1)
+    for some in zip(output.split(step), source.split(step), weight.split(step), strict=True):
+        scaled = widened(rows[some[1]])
+        out.index_add_(0, some[0], scaled * some[2].to(scaled.dtype)[:, None])
+    out = out.to(values.dtype) if values.is_floating_point() else out
+    return out.view(num_outputs, *values.shape[1:])
+
+
+def _fake_blocks(
+    values: Tensor, output: Tensor, source: Tensor, weight: Tensor, num_outputs: int
+) -> Tensor:
+    dtype = values.dtype if values.is_floating_point() else torch.float32
+    return values.new_empty(num_outputs, *values.shape[1:], dtype=dtype)
+
+
+_blocks = opaque(
+    "weighted_merge_blocks",
+    "(Tensor values, Tensor output, Tensor source, Tensor weight, int num_outputs) -> Tensor",
+    _in_blocks,
+    _fake_blocks,
+)
 
 
 @Kernel

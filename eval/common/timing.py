@@ -61,13 +61,20 @@ def turns(cases: Sequence[T], rounds: int) -> Iterator[tuple[int, list[T]]]:
         yield turn, list(cases) if turn % 2 else list(reversed(cases))
 
 
-def stopwatch(call: Callable[[], Any], device: Any = "cpu") -> float:
-    """Seconds that `call` takes, work queued on an accelerator included."""
+def stopwatch(
+    call: Callable[[], Any], device: Any = "cpu", clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds that `call` takes, work queued on an accelerator included.
+
+    Args:
+        clock: `time.process_time` counts what the process itself computes, on all of its threads, and
+            leaves out what other processes take of a busy machine.
+    """
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     _wait(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def ratio(times: Sequence[float], baseline: Sequence[float]) -> Ratio:

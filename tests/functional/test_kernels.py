@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtc.errors import VTCError
+from vtc.kernels import _gram, merge
 from vtc.kernels.adaptive_pool import adaptive_pool
 from vtc.kernels.merge import weighted_merge
 from vtc.kernels.neighbour_count import neighbour_count_torch
@@ -104,3 +105,32 @@ def test_merge_sums_in_float32_and_lets_gradients_through():
     assert abs(out[0, 0].item() - 4096 * values[0, 0].item()) < 2e-3 and out[1, 0].item() == 0
     out.sum().backward()
     assert bool((values.grad == 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_merge_of_many_entries_is_the_same_in_blocks(dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    values = (9 * torch.randn(30, 2, 3, generator=generator)).to(dtype)
+    output, source = (torch.randint(0, n, (200,), generator=generator) for n in (12, 30))
+    weight = torch.rand(200, generator=generator)
+    want = weighted_merge(values, output, source, weight, 13)
+    monkeypatch.setattr(merge, "BLOCK", 40)
+    got = weighted_merge(values, output, source, weight, 13)
+    assert got.dtype == want.dtype and torch.equal(got, want)
+    arguments = values, output, source, weight, 13
+    torch.library.opcheck(torch.ops.vtc.weighted_merge_blocks, arguments)
+    weight.requires_grad_()
+    weighted_merge(values, output, source, weight, 13).float().sum().backward()
+    assert weight.grad is not None  # one product, where somebody learns
+
+
+def test_products_of_rows_with_each_other(monkeypatch):
+    rows = torch.randn(2, 23, 5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(_gram, "BLOCK", 7)
+    got, want = _gram.gram(rows), torch.einsum("bid,bjd->bij", rows.double(), rows.double())
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+    assert torch.equal(got, got.mT)
+    torch.library.opcheck(torch.ops.vtc.gram_torch, (rows,))
+    rows.requires_grad_()
+    _gram.gram(rows).sum().backward()
+    torch.testing.assert_close(rows.grad, 2 * rows.detach().sum(1, keepdim=True).expand_as(rows))

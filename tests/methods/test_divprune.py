@@ -9,6 +9,7 @@ from tests.methods.images import image
 from tests.methods.one_by_one import cosines, greedy, groups, kept
 from vtc import VisualTokens, VTCError, create_method
 from vtc.batch import ImageBatch
+from vtc.kernels import greedy_pick
 
 IMAGES = [image(), image(crops=(2, 2), size=(600, 300)), image(crops=(1, 2), has_cls=False, seed=2)]
 
@@ -59,6 +60,19 @@ def test_more_patches_than_one_product_holds():
         want.append(int(near.argmin()))
         near = torch.maximum(near, like[want[-1]])
     assert out.patch.tolist() == sorted(want)
+
+
+def test_picks_of_many_patches_are_those_of_few(monkeypatch):
+    """The first is looked for block by block; all patches are compared with 16 picks at once."""
+    batch = [image(crops=(2, 2), seed=i) for i in range(2)] + [image(crops=(1, 3), seed=2)]
+    method = create_method("divprune", retention=0.6)
+    want = method.compress_all(batch)
+    monkeypatch.setattr(greedy_pick, "LONGEST", 20)
+    monkeypatch.setattr(greedy_pick, "BLOCK", 50)
+    monkeypatch.setattr(greedy_pick, "SETTLED", 16)
+    for out, same in zip(method.compress_all(batch), want, strict=True):
+        assert out.is_patch.sum() > 3 * 16
+        assert torch.equal(out.anchor, same.anchor)
 
 
 def test_wrong_scope():

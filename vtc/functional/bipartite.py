@@ -78,9 +78,9 @@ def _merge_pairs(
         values, weight = values[:, :length], weight[:, :length]
         number, drop = torch.arange(length, device=main.device), remove[:, nth, None]
         there = number < size
-        unit = normalize(values, dim=-1)
         first, second = there[:, 0::2], there[:, 1::2]
-        like = (unit[:, 0::2] @ unit[:, 1::2].mT).masked_fill(~second[:, None], -torch.inf)
+        like = normalize(values[:, 0::2], dim=-1) @ normalize(values[:, 1::2], dim=-1).mT
+        like.masked_fill_(~second[:, None], -torch.inf)
         best, to = pad(like, (0, 1), value=-torch.inf).max(2)
         by = best.masked_fill(~first, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         rank = torch.empty_like(by).scatter_(1, by, number[: by.shape[1]].expand_as(by))
@@ -100,7 +100,7 @@ def _merge_pairs(
         weight = weight.masked_fill(~there, 0).flatten()
         total = torch.zeros_like(weight).index_add(0, to, weight).clamp(min=1)
         sums = weighted_merge(values.flatten(0, 1), to, every[: len(to)], weight, len(to))
-        values = (sums / total[:, None]).view_as(values)
+        values = sums.div_(total[:, None]).view_as(values)
         weight, size = total.view(there.shape), size - drop
     return place, main.contiguous()
 

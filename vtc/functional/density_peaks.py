@@ -23,7 +23,7 @@ def distances(tokens: Tensor, valid: Tensor) -> Tensor:
     """
     x, real = tokens.detach().float(), valid[..., None]
     count = real.sum(1, keepdim=True).clamp(min=1)
-    x = (x - x.masked_fill(~real, 0).sum(1, keepdim=True) / count).masked_fill(~real, 0)
+    x = (x - x.masked_fill(~real, 0).sum(1, keepdim=True) / count).masked_fill_(~real, 0)
     square = x.square().sum(-1)
     both = square[:, :, None] + square[:, None] - 2 * (x @ x.transpose(1, 2))
     return (both.clamp(min=0).sqrt() / x.shape[-1] ** 0.5).diagonal_scatter(

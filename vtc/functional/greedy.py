@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vtc.kernels._gram import gram
+
 
 def cosines(rows: Tensor, valid: Tensor, others: Tensor | None = None) -> Tensor:
     """Float32 `[P, N, M]`: cosines of rows `[P, N, D]` with `others` `[P, M, D]`, or with each other; 0
     for rows that are not `valid` `[P, N]`."""
     unit = torch.where(valid[..., None], normalize(rows.float(), dim=-1), 0)
-    return unit @ (unit if others is None else normalize(others.float(), dim=-1)).mT
+    return gram(unit) if others is None else unit @ normalize(others.float(), dim=-1).mT
 
 
 def unit_range(values: Tensor, valid: Tensor, low: float = 0.0, high: float = 0.0) -> Tensor:

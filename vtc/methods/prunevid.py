@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vtc.batch import ImageBatch
 from vtc.functional.budget import apportion
@@ -106,10 +107,12 @@ class PruneVid(ComparesFrames):
             to_device(torch.from_numpy(window), valid),
             to_device(torch.from_numpy(frames), valid),
         )
-        still = stillness(batch.features, valid, long)
-        static = still > self.tau
-        if not self.counts_itself:
-            static &= _affordable(still.masked_fill(~static, -torch.inf), long, image, batch)
+        static = valid.new_zeros(len(frames), valid.shape[1])
+        if moves := bool((frames > 1).any()):  # in a window of one frame nothing is static
+            still = stillness(batch.features, valid, long)
+            static = still > self.tau
+            if not self.counts_itself:
+                static &= _affordable(still.masked_fill(~static, -torch.inf), long, image, batch)
 
         dynamic = valid & ~static[at]
         members = torch.cat([static, dynamic])
@@ -121,9 +124,13 @@ class PruneVid(ComparesFrames):
             owner = np.concatenate([image, image[window]])
             table = torch.from_numpy(np.where(owner == np.arange(len(batch))[:, None], size, 0))
             share = apportion(table, table, batch.budgets).sum(0).numpy()
-        tokens = batch.features.detach().float()
-        tokens = torch.cat([over_windows(tokens, long) / long[:, None, None], tokens])
-        centre, order = clusters(tokens, members, to_device(torch.from_numpy(share), valid), self.k)
+        tokens, first = batch.features.detach().float(), len(frames)
+        if moves:
+            tokens, first = torch.cat([over_windows(tokens, long) / long[:, None, None], tokens]), 0
+        count = to_device(torch.from_numpy(share[first:]), valid)
+        # without static sets where all are empty
+        made = clusters(tokens, members[first:], count, self.k)
+        centre, order = (pad(x, (0, 0, first, 0)) for x in made)
         sources = size * np.concatenate([frames, np.ones_like(window)])
         return Sets(window, static, share, np.where(share > 0, sources, 0), centre, order)
 

@@ -20,8 +20,8 @@ from vtc.eval.kernels import bench
 from vtc.eval.kernels.bench.device import ceilings
 from vtc.eval.kernels.bench.official import official_style
 from vtc.eval.kernels.bench.operations import OPERATIONS, correctness, is_right, operation_times
-from vtc.eval.kernels.bench.selection import COUNTS, language_model, methods, selections
-from vtc.eval.kernels.bench.sizes import FULL, LAYERS, SMALL, Sizes
+from vtc.eval.kernels.bench.selection import clock, language_model, methods, selections
+from vtc.eval.kernels.bench.sizes import FULL, LAYERS, LAYOUTS, SMALL, Sizes
 from vtc.eval.kernels.bench.tables import markdown
 from vtc.eval.kernels.floors import Card
 
@@ -41,6 +41,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             "dtype": str(dtype)[6:],
             "torch": torch.__version__,
             "load": load,
+            "clock": clock(device)[1],
             "layers": layers,
             "retention": given.retention,
             "rounds": given.rounds,
@@ -62,15 +63,18 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     if "selection" in given.parts:
         model = language_model(sizes, layers, device, dtype)
         for tokens in given.tokens:
-            for batch in given.batch or ([1, 2, 4, 8, 16, 32] if on_gpu else [1]):
-                arguments = (tokens, batch, sizes, model, device, dtype, given.rounds)
+            batches = given.batch or ([1, 2, 4, 8, 16, 32] if on_gpu else [1, 8])
+            # batches share a prefill on the CPU; on a GPU one may not fit
+            for some in [[batch] for batch in batches] if on_gpu else [batches]:
+                arguments = (tokens, some, sizes, model, device, dtype, given.rounds)
                 try:
                     rows = selections(given.methods, *arguments, given.retention)
                 except torch.OutOfMemoryError:
-                    rows = [{"tokens": tokens, "batch": batch, "why": "does not fit in memory"}]
+                    why = {"tokens": tokens, "batch": some[0], "why": "does not fit in memory"}
+                    rows = [why]
                     torch.cuda.empty_cache()
                 result["selections"] += rows
-                print(f"{tokens} tokens, batch {batch}: done", file=sys.stderr)
+                print(f"{tokens} tokens, batch {some}: done", file=sys.stderr)
     if "official" in given.parts:
         result["official_style"] = official_style(sizes, device, given.rounds)
     return result
@@ -81,8 +85,7 @@ def _operations(
 ) -> Iterator[dict[str, Any]]:
     """A row for each operation, number of tokens and batch."""
     for tokens in given.tokens:
-        images, crops = COUNTS[tokens]
-        tiles = images * (1 if crops is None else 1 + crops[0] * crops[1])
+        tiles = LAYOUTS[tokens][0].images * LAYOUTS[tokens][0].tiles
         for batch in given.batch or [1, 8]:
             here = replace(sizes, tiles=tiles * batch)
             for name in given.operations:
@@ -116,13 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--compiled",
         nargs="*",
         type=int,
-        choices=COUNTS,
+        choices=LAYOUTS,
         default=[2880],
         help="tokens at which the twins of operations are compiled, too",
     )
-    parser.add_argument("--tokens", nargs="+", type=int, choices=COUNTS, help="visual tokens")
+    parser.add_argument("--tokens", nargs="+", type=int, choices=LAYOUTS, help="visual tokens")
     parser.add_argument(
-        "--batch", nargs="+", type=int, help="default: 1 and 8, of selections 1 to 32; 1 on the CPU"
+        "--batch", nargs="+", type=int, help="default: 1 and 8, of selections on a GPU 1 to 32"
     )
     parser.add_argument("--retention", type=float, default=0.25)
     parts = ("operations", "selection", "official")
@@ -135,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("no GPU here: nothing below was timed on one; this is the part of --device cpu")
         given.device = "cpu"
     on_gpu = given.device == "cuda"
-    given.tokens = given.tokens or ([576, 2880, 14400] if on_gpu else [576, 2880])
+    given.tokens = given.tokens or list(LAYOUTS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.compile's remarks on the machine
         result = run(given)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
-from vtc.eval.common.timing import interleaved, ratio, spread, stopwatch
-from vtc.eval.kernels.bench.sizes import LAYERS, Sizes, normal
+from vtc.eval.common.memory import peak_allocated
+from vtc.eval.common.timing import ratio, spread, stopwatch, turns
+from vtc.eval.kernels.bench.sizes import LAYERS, LAYOUTS, Layout, Sizes, normal
 from vtc.kernels import attention_received, cls_attention
 from vtc.methods.base import Method
 from vtc.methods.tokenflex import TokenFlexProjector
@@ -23,12 +26,8 @@ from vtc.tokens import OF_THE_QUESTION, CompressedTokens, VisualTokens
 
 #: of a question
 WORDS = 12
-#: visual tokens -> images, and the crops of each
-COUNTS: dict[int, tuple[int, tuple[int, int] | None]] = {
-    576: (1, None),
-    2880: (1, (2, 2)),
-    14400: (5, (2, 2)),
-}
+#: visual tokens of a batch above which a selection is timed once
+LONG = 2880
 
 
 @dataclass
@@ -42,8 +41,7 @@ class Encoded:
         newline: `[D]`.
         to_text: `[C, P]`, projection into the shared space.
         question: `[P]`.
-        tiles: of each image.
-        crops: of each image.
+        layout: of a prompt.
     """
 
     query: Tensor
@@ -53,14 +51,13 @@ class Encoded:
     newline: Tensor
     to_text: Tensor
     question: Tensor
-    tiles: int
-    crops: tuple[int, int] | None
+    layout: Layout
 
     @classmethod
     def random(
         cls,
-        images: int,
-        crops: tuple[int, int] | None,
+        layout: Layout,
+        batch: int,
         sizes: Sizes,
         device: torch.device,
         dtype: torch.dtype,
@@ -68,9 +65,8 @@ class Encoded:
         """Random values, with what methods live on: half of the patches are much alike, and CLS looks
         at a few of the others much more than at the rest.
         """
-        tiles = 1 if crops is None else 1 + crops[0] * crops[1]
-        length = sizes.side**2
-        shape = (images * tiles, length + 1, sizes.heads, sizes.head_width)
+        tiles, length = batch * layout.images * layout.tiles, sizes.side**2
+        shape = (tiles, length + 1, sizes.heads, sizes.head_width)
         query = normal(device, dtype, *shape).transpose(1, 2)
         shared = normal(device, dtype, 1, sizes.heads, 1, sizes.head_width)
         spot = normal(device, dtype, len(query), 1, length + 1, 1)
@@ -84,14 +80,21 @@ class Encoded:
         return cls(
             query,
             keys.transpose(1, 2).contiguous().transpose(1, 2),
-            make(images * tiles, length + 1, sizes.vision),
-            make(images * tiles, length, sizes.width),
+            make(tiles, length + 1, sizes.vision),
+            make(tiles, length, sizes.width),
             make(sizes.width),
             make(sizes.vision, sizes.space),
             make(sizes.space),
-            tiles,
-            crops,
+            layout,
         )
+
+    def first(self, batch: int, layout: Layout) -> Encoded:
+        """The first so many prompts, in a layout of as many tiles."""
+        tiles = batch * layout.images * layout.tiles
+        own = {
+            name: getattr(self, name)[:tiles] for name in ("query", "keys", "hidden", "projected")
+        }
+        return replace(self, layout=layout, **own)
 
     def select(self, method: Method) -> list[CompressedTokens]:
         """From the tower's tensors to the tokens handed on."""
@@ -106,21 +109,22 @@ class Encoded:
         whole = {name for name, r in requests.items() if r.kind in OF_THE_QUESTION}
         side = math.isqrt(features.shape[1])
         pixels = 14 * side
-        crops = self.crops or (1, 1)
+        tiles, tile_grid = self.layout.tiles, self.layout.crops
+        rows, cols = tile_grid or (1, 1)
         return [
             VisualTokens(
-                features=features[first : first + self.tiles],
+                features=features[first : first + tiles],
                 patch_grid=(side, side),
-                tile_grid=self.crops,
-                image_size=(crops[0] * pixels, crops[1] * pixels),
-                newline=None if self.crops is None else self.newline,
+                tile_grid=tile_grid,
+                image_size=(rows * pixels, cols * pixels),
+                newline=None if tile_grid is None else self.newline,
                 signals={
-                    name: value if name in whole else value[first : first + self.tiles]
+                    name: value if name in whole else value[first : first + tiles]
                     for name, value in signals.items()
                 },
                 content_seed=first,
             )
-            for first in range(0, len(features), self.tiles)
+            for first in range(0, len(features), tiles)
         ]
 
     def _signal(self, kind: str) -> Tensor:
@@ -193,10 +197,26 @@ def language_model(
         torch.set_default_dtype(before)
 
 
+class Case(NamedTuple):
+    """A selection that is timed."""
+
+    name: str
+    layout: Layout
+    batch: int
+
+
+def clock(device: torch.device) -> tuple[Callable[[], float], str]:
+    """What times are taken by, and what it counts: where one thread computes, its own seconds, so that
+    other processes on a busy machine count little."""
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return time.process_time, "CPU time"
+    return time.perf_counter, "wall time"
+
+
 def selections(
     names: Sequence[str],
     tokens: int,
-    batch: int,
+    batches: Sequence[int],
     sizes: Sizes,
     model: Any,
     device: torch.device,
@@ -206,40 +226,78 @@ def selections(
 ) -> list[dict[str, Any]]:
     """Selection of each method against the prefill of as many tokens, round by round.
 
+    Before the first round every selection runs once for its memory. With more than `LONG` visual tokens
+    in a batch it runs once in all, timed while its allocations are noted. On the CPU the prefill of a
+    batch is that of one prompt, times the batch: its products are long enough to keep a core busy; and
+    clips come one at a time.
+
     Returns:
-        A row for each method: seconds of selection and prefill (median and quartiles; prefill scaled
-        to all layers) and their ratio.
+        A row for each method, layout and batch: seconds of selection and prefill (median and quartiles;
+        prefill scaled to all layers), their ratio, and bytes: at most held by the selection above what
+        the vision tower left, and those of the features that it left.
     """
-    images, crops = COUNTS[tokens]
-    encoded = Encoded.random(batch * images, crops, sizes, device, dtype)
-    visual = images * (1 if crops is None else 1 + crops[0] * crops[1]) * sizes.side**2
-    embeds = normal(device, dtype, batch, visual, sizes.width)
+    on_cpu, layouts = device.type == "cpu", LAYOUTS[tokens]
+    encoded = Encoded.random(layouts[0], max(batches), sizes, device, dtype)
+    visual = layouts[0].images * layouts[0].tiles * sizes.side**2
     layers = model.config.num_hidden_layers
     made = {name: method_of(name, retention, sizes, device, dtype) for name in names}
+    watch = functools.partial(stopwatch, device=device, clock=clock(device)[0])
 
-    def prefill() -> float:
+    def prefill(batch: int) -> float:
+        embeds = normal(device, dtype, batch, visual, sizes.width)
         with torch.no_grad():
-            seconds = stopwatch(lambda: model(inputs_embeds=embeds, use_cache=True), device)
+            seconds = watch(lambda: model(inputs_embeds=embeds, use_cache=True))
         return seconds * LAYERS / layers
 
-    def selection(name: str) -> float:
-        method = made[name]
-        with torch.no_grad():
-            # short on the CPU: the median of a few, beside one prefill
-            each = [stopwatch(lambda: encoded.select(method), device) for _ in range(3)]
-        return statistics.median(each)
+    cases = [Case(*each) for each in itertools.product(names, layouts, batches)]
+    if on_cpu:
+        cases = [case for case in cases if case.batch == 1 or case.layout is layouts[0]]
+    prefills = [1] if on_cpu else list(batches)
+    every: list[Case | int] = [*prefills, *cases]
+    times: dict[Case | int, list[float]] = {case: [] for case in every}
+    memory: dict[Case, int] = {}
+    for turn, order in turns(every, rounds + 1):
+        for case in order:
+            batch = case if isinstance(case, int) else case.batch
+            long = on_cpu and tokens * batch > LONG
+            if isinstance(case, int):
+                if turn == 0 and not on_cpu:  # a core needs no warming up
+                    prefill(case)
+                if turn == 1 or (turn > 1 and not long):
+                    times[case].append(prefill(case))
+                continue
+            if turn and long:
+                continue
+            own, method = encoded.first(case.batch, case.layout), made[case.name]
+            seconds: list[float] = []
 
-    cases: dict[str, Callable[[], float]] = {"prefill": prefill}
-    cases |= {name: functools.partial(selection, name) for name in names}
-    times = interleaved(cases, rounds)
-    return [
-        {
-            "method": name,
-            "tokens": visual,
-            "batch": batch,
-            "selection": spread(times[name]),
-            "prefill": spread(times["prefill"]),
-            "ratio": ratio(times[name], times["prefill"]).__dict__,
-        }
-        for name in names
-    ]
+            def select(own: Encoded = own, method: Method = method, into: Any = seconds) -> None:
+                with torch.no_grad():
+                    into.append(watch(lambda: own.select(method)))
+
+            if turn == 0:
+                memory[case] = peak_allocated(select, device)
+            else:  # short: the median of a few, beside one prefill
+                for _ in range(3):
+                    select()
+            if turn or long:
+                times[case].append(statistics.median(seconds))
+
+    rows = []
+    for case in cases:
+        one = times[1 if on_cpu else case.batch][: len(times[case])]
+        whole = [seconds * (case.batch if on_cpu else 1) for seconds in one]
+        rows.append(
+            {
+                "method": case.name,
+                "tokens": visual,
+                "layout": str(case.layout),
+                "batch": case.batch,
+                "selection": spread(times[case]),
+                "prefill": spread(whole),
+                "ratio": ratio(times[case], whole).__dict__,
+                "memory": memory[case],
+                "features": case.batch * visual * sizes.width * encoded.projected.element_size(),
+            }
+        )
+    return rows

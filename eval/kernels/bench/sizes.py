@@ -11,6 +11,35 @@ LAYERS = 32  # of the language model
 
 
 @dataclass(frozen=True)
+class Layout:
+    """What the visual tokens of a prompt are.
+
+    Attributes:
+        images: how many; a clip is one.
+        tiles: of each image: thumbnail and crops, or the frames of a clip.
+        crops: rows and columns of crops; None for a single tile and for clips.
+    """
+
+    images: int = 1
+    tiles: int = 1
+    crops: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        many = "image" if self.images == 1 else f"{self.images} images"
+        if self.crops is not None:
+            return f"{many} of {self.tiles} tiles"
+        return many if self.tiles == 1 else f"clip of {self.tiles} frames"
+
+
+#: visual tokens of a prompt -> what they can be
+LAYOUTS = {
+    576: (Layout(),),
+    2880: (Layout(tiles=5, crops=(2, 2)),),
+    14400: (Layout(images=5, tiles=5, crops=(2, 2)), Layout(tiles=25)),
+}
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What is measured at: a model's widths.
 

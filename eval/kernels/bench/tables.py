@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtc.eval.kernels.bench.operations import CALLS
+from vtc.eval.kernels.bench.selection import LONG
 from vtc.eval.kernels.bench.sizes import LAYERS
 
 
 def milliseconds(values: Sequence[float]) -> str:
     """Median and quartiles of seconds."""
     middle, low, high = (1e3 * value for value in values)
+    if low == high:
+        return f"{middle:,.1f}"
     return f"{middle:,.1f} ({low:,.1f}-{high:,.1f})"
 
 
@@ -22,20 +25,27 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"Measured on {about['machine']}, {about['threads']} thread(s), {about['dtype']}, torch "
         f"{about['torch']}, load {about['load']:.1f} before the run; {about['layers']} of {LAYERS} "
-        f"layers run and scaled, retention {about['retention']:.0%}, {about['rounds']} rounds, "
-        "median (quartiles).",
+        f"layers run and scaled, retention {about['retention']:.0%}, {about['clock']}, median "
+        f"(quartiles) of {about['rounds']} rounds; of more than {LONG:,} tokens in a batch 1 round.",
         "",
-        "| method | tokens | batch | selection, ms | prefill, ms | selection / prefill |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| method | tokens | batch | selection, ms | prefill, ms | selection / prefill | peak, MB "
+        "| peak / features |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for row in result["selections"]:
         if "ratio" not in row:
-            lines.append(f"| - | {row['tokens']:,} | {row['batch']} | - | - | {row['why']} |")
+            lines.append(
+                f"| - | {row['tokens']:,} | {row['batch']} | - | - | {row['why']} | - | - |"
+            )
             continue
-        share = "{median:.3%} ({low:.3%}-{high:.3%})".format(**row["ratio"])
+        once = row["ratio"]["rounds"] == 1
+        share = ("{median:.3%}" if once else "{median:.3%} ({low:.3%}-{high:.3%})").format(
+            **row["ratio"]
+        )
         lines.append(
-            f"| `{row['method']}` | {row['tokens']:,} | {row['batch']} | "
-            f"{milliseconds(row['selection'])} | {milliseconds(row['prefill'])} | {share} |"
+            f"| `{row['method']}` | {row['tokens']:,}: {row['layout']} | {row['batch']} | "
+            f"{milliseconds(row['selection'])} | {milliseconds(row['prefill'])} | {share} | "
+            f"{row['memory'] / 1e6:,.1f} | {row['memory'] / row['features']:.2f} |"
         )
     if result.get("official_style"):
         lines += [
@@ -48,7 +58,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             times, counts = row["seconds"], row["operations and items"]
             share = "{median:.1f} ({low:.1f}-{high:.1f})".format(**row["ratio"])
             lines.append(
-                f"| `{row['method']}` | {row['tokens']:,} | {row['left'][0]} | "
+                f"| `{row['method']}` | {row['tokens']:,} | {row['left']} | "
                 f"{milliseconds(times['ours'])} | {milliseconds(times['stand-in'])} | {share} | "
                 + " | ".join("{:,}, {:,}".format(*pair) for pair in counts.values())
                 + " |"
