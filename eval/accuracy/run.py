@@ -28,6 +28,7 @@ from vtc.eval.common.records import (
 )
 from vtc.eval.common.settings import FULL, Setting, create
 from vtc.eval.suites.base import Item, Suite
+from vtc.several import settings_of
 
 #: entries of a manifest that must be the same for a run to go on
 SAME = ("kind", "model", "suite", "settings", "generation")
@@ -149,8 +150,11 @@ class Run:
         """All hyper-parameters of a setting; of files that were given, name and fingerprint."""
         if setting.key not in self.methods:
             return {}
+        made = self.methods[setting.key]
+        if isinstance(made, list):
+            return manifest.plain(settings_of(made))
         given = {**self.defaults.get(setting.method, {}), **setting.options}
-        return manifest.plain({**self.methods[setting.key].settings(), **given})
+        return manifest.plain({**made.settings(), **given})
 
 
 @dataclass

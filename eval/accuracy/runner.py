@@ -50,7 +50,7 @@ class Runner:
 
     loaded: Loaded
     suite: Suite
-    methods: Mapping[str, Method]
+    methods: Mapping[str, Method | list[Method]]
     template: str | None = None
     positions: str = "original"
     notes: dict[str, list[str]] = field(default_factory=dict, init=False)

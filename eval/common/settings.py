@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.config import FlagText, option_value, parse_value
 from vtc.errors import VTCError
-from vtc.registry import check_method, create_method
+from vtc.registry import check_method, create_method, method_class
+from vtc.several import names_of, settled
 
 if TYPE_CHECKING:
     from vtc.methods.base import Method
@@ -20,12 +21,14 @@ class Setting:
     """One column of an experiment: a method with its settings.
 
     Attributes:
-        method: registered name; "none" is the uncompressed model.
+        method: registered name; "none" is the uncompressed model. `"a+b"` are two methods one behind
+            the other, each at a place of its own.
         retention: share of the patch tokens that is kept; None leaves it to the method (`adaptive`
-            methods have a count of their own).
+            methods have a count of their own). Of `"a+b"` that of `budgeted`.
         seed: of a method that draws; 0 for the others.
-        options: further fields of the method. Of "none" alone `pixels`, the share of their pixels to
-            which pictures are brought before the model sees them, see `vtc.eval.accuracy.hard`.
+        options: further fields of the method; of `"a+b"` a table of them for each. Of "none" alone
+            `pixels`, the share of their pixels to which pictures are brought before the model sees
+            them, see `vtc.eval.accuracy.hard`.
     """
 
     method: str
@@ -80,26 +83,28 @@ def plan(
     """
     check(methods, retentions)
     options = options or {}
+    known = {part for name in methods for part in names_of(name)}
     for name in options:
-        if name not in methods:
+        if name not in known:
             raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
     for share in pixels:
         if not 0 < share < 1:
             raise VTCError(f"pixels: got {share!r}, allowed are numbers in (0, 1)")
     found = [FULL, *(Setting("none", options={"pixels": share}) for share in pixels)]
-    made = {name: create_method(name, **options.get(name, {})) for name in methods}
-    if None in retentions and not any(method.adaptive for method in made.values()):
+    own = {name: _options(name, options) for name in methods}
+    made = {name: _made(Setting(name, None, options=own[name])) for name in methods}
+    if None in retentions and not any(_counts_itself(name) for name in methods):
         raise VTCError(f"retention: got own, but none of {', '.join(methods)} has its own count")
-    for name, method in made.items():
-        own = dict(options.get(name, {}))
-        count = seeds if method.draws and "seed" not in own else 1
+    for name, parts in made.items():
+        drawn = any(part.draws and "seed" not in options.get(part.name, {}) for part in parts)
         for retention in retentions:
-            if retention is None and not method.adaptive:
+            if retention is None and not _counts_itself(name):
                 continue
-            create_method(name, retention=retention)
-            if retention == 1 or name == "none":
+            _made(Setting(name, retention))
+            if (retention == 1 and len(parts) == 1) or name == "none":
                 continue
-            found += [Setting(name, retention, seed, own) for seed in range(count)]
+            count = range(seeds if drawn else 1)
+            found += [Setting(name, retention, seed, own[name]) for seed in count]
     return list({setting.key: setting for setting in found}.values())
 
 
@@ -109,22 +114,62 @@ def check(methods: Sequence[str], retentions: Sequence[float | None]) -> None:
         if not given:
             raise VTCError(f"{name}: got none, give one at least")
     for name in methods:
-        check_method(name)
+        for part in names_of(name):
+            check_method(part)
     for share in retentions:
         if share is not None and not 0 < share <= 1:
             raise VTCError(f"retention: got {share!r}, allowed are numbers in (0, 1]")
 
 
-def create(setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
-    """The method of a setting.
+def create(
+    setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None
+) -> Method | list[Method]:
+    """The method of a setting, or the list of several; `vtc.compress` takes both.
 
     Args:
         defaults: fields that come with the model, by method; options of the setting win.
     """
-    options = {**(defaults or {}).get(setting.method, {}), **setting.options}
-    if setting.seed:
-        options["seed"] = setting.seed
-    return create_method(setting.method, retention=setting.retention, **options)
+    made = _made(setting, defaults)
+    return made[0] if len(made) == 1 else made
+
+
+def budgeted(method: str) -> str:
+    """Of several methods that work one behind the other, `"a+b"`, the one that has the `retention` of a
+    setting: the one in front of the language model. What works inside it has its published counts there
+    and behind the first, unless its options say otherwise. Of one method that one."""
+    names = names_of(method)
+    return next((name for name in names if method_class(name).where != "layers"), names[0])
+
+
+def _made(
+    setting: Setting, defaults: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Method]:
+    names, budget = names_of(setting.method), budgeted(setting.method)
+    made = []
+    for name in names:
+        own = setting.options if len(names) == 1 else setting.options.get(name, {})
+        options = {**(defaults or {}).get(name, {}), **own}
+        if setting.seed and "seed" not in own and hasattr(method_class(name), "seed"):
+            options["seed"] = setting.seed
+        if name == budget:
+            if "retention" in own:
+                raise VTCError(f"method-options: {name}.retention is given by --retention")
+            options["retention"] = setting.retention
+        made.append(create_method(name, **options))
+    return settled(made)
+
+
+def _options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The options of a setting, of those by name."""
+    names = names_of(method)
+    if len(names) == 1:
+        return dict(options.get(method, {}))
+    return {name: dict(options[name]) for name in names if name in options}
+
+
+def _counts_itself(method: str) -> bool:
+    """Whether the method that has the budget has a count of its own."""
+    return method_class(budgeted(method)).adaptive
 
 
 def share_label(retention: float | None) -> str:
