@@ -41,7 +41,7 @@ def _language_flops(text, prompt) -> tuple[int, int]:
     """What the formula says, and the same with the rotary angles, which older transformers make by a
     product of matrices."""
     axes = 3 if "mrope_section" in (text.rope_parameters or {}) else 1
-    flops = language_flops(text, prompt)
+    flops = language_flops(text, [prompt] * text.num_hidden_layers)
     return flops, flops + axes * prompt * HEAD
 
 
@@ -216,4 +216,4 @@ def test_families_that_cannot_be_measured_say_so():
     with pytest.raises(VTCError, match="Mllama.* cannot be measured stage by stage"):
         with Stages(lambda: 0).on(mllama.build()):
             pass
-    assert language_flops(narrow("internvl3-8b").config(Depth(1, 1)).vision_config, 3) is None
+    assert language_flops(narrow("internvl3-8b").config(Depth(1, 1)).vision_config, [3]) is None
