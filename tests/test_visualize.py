@@ -135,6 +135,7 @@ def test_a_merged_patch_goes_with_its_token():
         source=torch.tensor([*range(16), 15]),
         weight=torch.ones(17),
         num_outputs=3,
+        num_sources=16,
     )
     report = ImageReport.from_tokens(tokens, replace(out, merged=index))
     assert report.read.eq(1).all()
@@ -157,7 +158,7 @@ def test_cuts_are_in_the_heading_and_the_legend(monkeypatch):
     counts = heard["heading"].counts
     assert "1 of 16 patch tokens left" in counts
     assert "reads 8 tokens of it, 4 from layer 2 on, 1 from layer 6 on" in counts
-    assert "21.9% of the patch tokens" in counts  # (2 * 8 + 4 * 4 + 2 * 1) / 8 / 16
+    assert "26.6% of the patch tokens" in counts  # (2 * 8 + 4 * 4 + 2 * 1) / 8 / 16
     assert (2 / 8, "dropped in front of layer 2 of 8") in heard["legend"]
     assert (6 / 8, "dropped in front of layer 6 of 8") in heard["legend"]
     assert ("dropped", "dropped") in heard["legend"]
