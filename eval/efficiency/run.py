@@ -232,7 +232,7 @@ def _count(run: Measurement, serial: Iterator[int], step: Callable[[str], Any]) 
             case.series = Series(found)
     for case in run.cases:
         key = case.key
-        if case.series is None or key in (None, *run.ideals) or case.attention not in peaks:
+        if case.series is None or key is None or key in run.ideals or case.attention not in peaks:
             continue
         lengths = case.counts["lengths"]
         ideal = run.ideals[key] = Case(FULL, case.attention, case.cuts, alone=lengths)
@@ -350,7 +350,7 @@ def _describe(
     ids, config = inputs["input_ids"], subject.model.config
     placeholder = adapter_for(subject.model).token_id(config, "image")
     tokens = int((ids == placeholder).sum())
-    counts = {"tokens": tokens, "tokens_full": tokens}
+    counts: dict[str, Any] = {"tokens": tokens, "tokens_full": tokens}
     counts.update(prompt=ids.shape[1], prompt_full=ids.shape[1])
     if handle is not None and handle.reports:
         report = handle.reports[-1]

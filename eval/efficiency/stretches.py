@@ -6,6 +6,7 @@ the published depth every stretch has its own number of layers.
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +101,8 @@ def at_depth(method: LayerMethod, published: int) -> LayerMethod:
     def counts(self: Any, tokens: int, depth: int) -> tuple[int, ...]:
         return tuple(cls.counts(self, tokens, published))
 
-    made = type(cls.__name__, (cls,), {"cuts": cuts, "counts": counts, "_published": cls})
-    shallow: LayerMethod = made.__new__(made)
-    shallow.__dict__.update(method.__dict__)
-    return shallow
+    own = {"cuts": cuts, "counts": counts, "_published": cls}
+    shallow: Any = copy.copy(method)
+    shallow.__class__ = type(cls.__name__, (cls,), own)
+    made: LayerMethod = shallow
+    return made

@@ -7,7 +7,9 @@ import torch
 
 import vtc
 from tests.eval.tiny_shapes import HEAD, KV, subject
+from vtc.commands.eval import main
 from vtc.errors import VTCError
+from vtc.eval.common.records import read_manifest
 from vtc.eval.common.settings import FULL, Setting, create, plan
 from vtc.eval.efficiency import bare, passes
 from vtc.eval.efficiency import run as runs
@@ -200,3 +202,21 @@ def test_settings_of_several_methods():
     ):
         with pytest.raises(VTCError, match=message):
             plan(methods, [retention], options=more)
+
+
+def test_command(tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = "efficiency --shape llava-1.5-7b --width 0.03125 --layers 8 --vision-layers 2"
+    arguments += " --methods fastv,random+fastv --retention own,0.5 --rounds 1 --new-tokens 2"
+    assert main([*arguments.split(), "--quiet", "--output", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "llava-1.5-7b, 0.03125 of its width, 8 + 2 layers" in printed
+    settings = {line.setting: line for line in read_measures(folder)}
+    assert list(settings) == ["none@1", "fastv@own", "fastv@0.5", "random+fastv@0.5"]
+    assert all(line.error is None for line in settings.values())
+    assert settings["random+fastv@0.5"].average_tokens == 288 / 32 * 2 + 144 / 32 * 30
+    half = settings["fastv@0.5"].average_tokens / IMAGE
+    assert 0.49 < half <= 0.5
+    assert read_manifest(folder)["width"] == 0.03125
+    assert main(["efficiency", "--width", "0.5", "--output", str(tmp_path / "other")]) == 1
+    assert "width: got 0.5, but only shapes" in capsys.readouterr().err
