@@ -64,6 +64,13 @@ class HandView:
                     out[b, :, r] = maps[b, :, row]
         return out.mean(1) if mean else out
 
+    def positional(self, rows: Tensor, layer: Which) -> Tensor:
+        """Of ones that are rotated like Llama's, at places counted from 0."""
+        size, scale = self.seen.image.shape[1], self.tables[layer, True].scale
+        ones = rotated(torch.ones(len(self.seen.image), 1, size, HEAD_WIDTH))
+        bare = HandView(self.seen, self.hidden, {(layer, True): Heads(ones, ones, scale)})
+        return bare.attention(rows, layer, mean=True)
+
 
 def seen_of(
     image: Tensor,

@@ -11,7 +11,7 @@ from PIL import Image
 import vtc
 import vtc.eval.reference as reference
 from vtc.cli import main
-from vtc.commands.methods import MARKS, describe
+from vtc.commands.methods import ACTS, MARKS, describe
 from vtc.commands.needs import KEY
 from vtc.eval.common import loading
 from vtc.registry import create_method, list_methods
@@ -78,7 +78,7 @@ def test_methods_takes_a_glob_and_a_name(capsys):
 def test_every_option_is_explained(name):
     """`vtc methods NAME` reads the `Attributes:` of the docstrings; none may be missing."""
     row = describe(name)
-    assert row["text"] and row["stage"] in ("vision", "language")
+    assert row["text"] and row["acts"] in ACTS
     assert [option["name"] for option in row["options"] if not option["text"]] == []
 
 
@@ -92,6 +92,19 @@ def test_signals_are_those_that_are_asked_for(capsys, name):
     assert status == 0 and f"signals: {', '.join(row['signals']) or 'none'}" in " ".join(
         out.split()
     )
+
+
+def test_where_methods_act_is_in_words(capsys):
+    rows = {row["name"]: row for row in run_json(capsys, "methods")}
+    words = {"resize": "pictures", "tokenflex": "tower", "visionzip": "prompt", "fastv": "layers"}
+    assert {name: rows[name]["acts"] for name in words} == words
+    for row in rows.values():
+        assert (row["acts"] == "layers") == (row["where"] == "layers") == bool(row["cuts"])
+    said = " ".join(run(capsys, "methods", "pyramiddrop")[1].split())
+    assert "acts inside the language model" in said
+    assert "in front of layers 8, 16, 24 of 32" in said
+    table = run(capsys, "methods")[1]
+    assert all(f"\n{word}: {meaning}" in table for word, meaning in ACTS.items())
 
 
 def test_needs_are_in_words_and_every_word_has_a_key(capsys):

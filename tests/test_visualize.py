@@ -12,7 +12,7 @@ from PIL import Image
 from vtc.errors import VTCError
 from vtc.panels import cells_of, excerpt, font, paint_panel, swatch
 from vtc.pictures import load_image, visualize
-from vtc.report import ImageReport, Report
+from vtc.report import ImageReport, LayerCut, Report
 from vtc.sheet import GAP, PAGE, Heading, sheet, wrap
 from vtc.tokens import MergeIndex, VisualTokens, keep_patches
 
@@ -97,6 +97,76 @@ def test_dropped_is_dark_and_outside_is_neither():
     panel = np.asarray(paint_panel(picture, report_keeping(tokens, (1, 2, 0)), "crops")).astype(int)
     kept, dropped = panel[80, 40], panel[360, 600]
     assert kept.min() > 240 and dropped.max() < 140
+
+
+def cut_report():
+    """Of 16 patches 8 go on to a language model of 8 layers; 4 are left from layer 2 on, 1 from 6 on."""
+    report = report_keeping(
+        view(None, None, newline=False), *((0, row, col) for row in (0, 2) for col in range(4))
+    )
+    report.cut(8, [LayerCut(2, torch.tensor([0, 1, 4, 5])), LayerCut(6, torch.tensor([4]))])
+    return report
+
+
+def test_what_is_dropped_inside_the_language_model_is_blue_by_the_layers_that_read_it():
+    report = cut_report()
+    want = torch.zeros(4, 4)
+    want[0], want[2] = torch.tensor([6, 6, 2, 2]) / 8, torch.tensor([8, 6, 2, 2]) / 8
+    assert torch.equal(report.read.view(4, 4), want)
+    picture = Image.new("RGB", (400, 400), (128, 128, 128))
+    panel = paint_panel(picture, report, "thumbnail")
+    pixels = np.asarray(panel).astype(int)[80::160, 80::160]
+    kept, late, early, front = pixels[2, 0], pixels[2, 1], pixels[2, 2], pixels[1, 0]
+    assert abs(kept - 128).max() < 4
+    blue = [int(pixel[2] - pixel[0]) for pixel in (late, early, front)]
+    assert blue[0] > blue[1] > blue[2] > 0 and blue[1] > 2 * blue[2]
+    assert np.array_equal(pixels[0, 0], late) and np.array_equal(pixels[0, 3], early)
+    # the swatches of the legend are painted alike
+    for level, pixel in ((6 / 8, late), (2 / 8, early)):
+        patch = np.asarray(swatch(level, Image.new("RGB", (40, 20), (128, 128, 128)))).astype(int)
+        assert abs(patch[10, 20] - pixel).max() <= 2
+
+
+def test_a_merged_patch_goes_with_its_token():
+    tokens = view(None, None, newline=False)
+    out = keep_patches(tokens, torch.arange(16)[None] < 3)
+    index = MergeIndex(
+        output=torch.tensor([0, 1, 1, *[2] * 13, 0]),
+        source=torch.tensor([*range(16), 15]),
+        weight=torch.ones(17),
+        num_outputs=3,
+        num_sources=16,
+    )
+    report = ImageReport.from_tokens(tokens, replace(out, merged=index))
+    assert report.read.eq(1).all()
+    report.cut(4, [LayerCut(1, torch.tensor([0]))])
+    assert report.read[0, :15].tolist() == [1.0, *[0.25] * 14]
+    assert report.read[0, 15] == 1  # part of it is in a token that is left
+    assert (report.group[0] >= 0).nonzero().flatten().tolist() == [0, 15]
+
+
+def test_cuts_are_in_the_heading_and_the_legend(monkeypatch):
+    heard = {}
+
+    def listen(heading, panels, labels, legend, sample):
+        heard.update(heading=heading, legend=legend)
+        return sheet(heading, panels, labels, legend, sample)
+
+    monkeypatch.setattr("vtc.pictures.sheet", listen)
+    picture = Image.new("RGB", (400, 400), GREEN)
+    visualize(picture, cut_report())
+    counts = heard["heading"].counts
+    assert "1 of 16 patch tokens left" in counts
+    assert "reads 8 tokens of it, 4 from layer 2 on, 1 from layer 6 on" in counts
+    assert "26.6% of the patch tokens" in counts  # (2 * 8 + 4 * 4 + 2 * 1) / 8 / 16
+    assert (2 / 8, "dropped in front of layer 2 of 8") in heard["legend"]
+    assert (6 / 8, "dropped in front of layer 6 of 8") in heard["legend"]
+    assert ("dropped", "dropped") in heard["legend"]
+    report = cut_report()
+    report.cut(8, [])
+    visualize(picture, report)
+    assert not any(isinstance(kind, float) for kind, _ in heard["legend"])
+    assert "from layer" not in heard["heading"].counts
 
 
 def test_merged_patches_are_tinted_and_stronger_when_fewer_share():

@@ -111,3 +111,11 @@ class LayerView(Protocol):
             among: bool `[B, S]`, the keys of the softmax; None for all that a row may see.
             mean: over heads, `[B, R, S]`.
         """
+
+    def positional(self, rows: Tensor, layer: Which) -> Tensor:
+        """Float32 `[B, R, S]`, the attention that positions alone would give: of queries and keys that
+        are all ones, under the layer's rotary embedding, over the keys of this call.
+
+        Args:
+            rows, layer: as for `attention`.
+        """

@@ -22,6 +22,7 @@ Array = np.ndarray
 INK, CROP = (28, 32, 44), (64, 196, 255)
 WASH, OUTSIDE = np.array([26.0, 30.0, 44.0]), np.array([58.0, 61.0, 72.0])
 TINT, GROUP = np.array([255.0, 163.0, 26.0]), np.array([255.0, 112.0, 0.0])
+LAYERS = np.array([54.0, 110.0, 255.0])
 WHITE = np.array([255.0, 255.0, 255.0])
 WIDTH, HEIGHT = 640, 720  # px, the box a panel is fitted into
 SLIMMEST = 5.0  # most by which one side of a panel is longer than the other
@@ -88,6 +89,7 @@ class Cells:
         group: token of a merged patch, -1 elsewhere.
         patch: number of the patch, all tiles counted on, -1 outside the canvas.
         tile: tile of the cell, -1 outside the canvas.
+        read: see `ImageReport.read`.
         limits: `(top, left, cells per pixel down, cells per pixel across)` of the picture on the
             canvas, in cells.
     """
@@ -96,19 +98,21 @@ class Cells:
     group: Array
     patch: Array
     tile: Array
+    read: Array
     limits: tuple[float, float, float, float]
 
     @property
     def kind(self) -> Array:
-        """0 no token looks, 1 dropped, 2 merged, 3 kept."""
-        return np.select([self.share < 0, self.group >= 0, self.share > 0], [0, 2, 3], 1)
+        """0 no token looks, 1 dropped, 2 merged, 3 kept, 4 dropped inside the language model."""
+        cases = [self.share < 0, self.group >= 0, self.share > 0, self.read > 0]
+        return np.select(cases, [0, 2, 3, 4], 1)
 
 
 def cells_of(
     report: ImageReport, name: str, size: tuple[int, int], original: tuple[int, int], frame: int = 0
 ) -> Cells:
     """Which cell of the canvas each pixel of a panel of `size` (width, height) lies in."""
-    share, group = report.share.numpy(), report.group.numpy()
+    share, group, read = (x.numpy() for x in (report.share, report.group, report.read))
     if name == "thumbnail" or report.tile_grid is None:
         rows, cols = report.patch_grid
         patch = np.arange(rows * cols).reshape(rows, cols)
@@ -133,6 +137,7 @@ def cells_of(
         group=np.where(inside, group[tile, patch][at], -1),
         patch=np.where(inside, (tile * share.shape[1] + patch)[at], -1),
         tile=np.where(inside, tile[at], -1),
+        read=np.where(inside, read[tile, patch][at], 0.0),
         limits=(top, left, down / height, across / width),
     )
 
@@ -177,7 +182,8 @@ def _placement(
 
 
 def _wash(pixels: Array, cells: Cells) -> Array:
-    """`[H, W, 3]` floats: clear, tinted, washed out or hatched."""
+    """`[H, W, 3]` floats: clear, tinted, washed out or hatched; what goes inside the language model is
+    blue, the fainter the sooner."""
     share = cells.share[..., None]
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     washed = WASH + 0.34 * grey[..., None]
@@ -186,6 +192,8 @@ def _wash(pixels: Array, cells: Cells) -> Array:
     out = washed + clear.clip(max=1) ** 0.7 * (pixels - washed)
     tint = np.where(merged, 0.10 + 0.26 * clear, 0.0)
     out = out + tint * (TINT - out)
+    later = np.where(cells.kind == 4, cells.read, 0.0)[..., None]
+    out = out + later * (0.55 * (pixels - out) + 0.6 * (LAYERS - out))
     diagonal = np.add.outer(*(np.arange(n) for n in cells.share.shape))
     hatch = np.where(diagonal % 9 < 2, 1.22, 1.0)[..., None]
     outside = (OUTSIDE + 0.10 * grey[..., None]) * hatch
@@ -254,20 +262,23 @@ def _crop_labels(panel: Image.Image, cells: Cells, report: ImageReport) -> None:
                 break
 
 
-def swatch(kind: str, sample: Image.Image) -> Image.Image:
+def swatch(kind: str | float, sample: Image.Image) -> Image.Image:
     """A sample of a kind of area: a piece of the picture itself, painted as the panels are.
 
     Args:
-        kind: "kept", "merged", "dropped", "outside", or "border" of a crop.
+        kind: "kept", "merged", "dropped", "outside", or "border" of a crop; a number for what is dropped
+            inside the language model, the share of its layers that read it.
         sample: from `excerpt`.
     """
     wide, tall = sample.size
-    share = np.full((tall, wide), {"kept": 1.0, "outside": -1.0}.get(kind, 0.0))
+    level = {"kept": 1.0, "outside": -1.0}.get(kind, 0.0) if isinstance(kind, str) else 0.0
+    share = np.full((tall, wide), level)
+    read = np.full((tall, wide), 0.0 if isinstance(kind, str) else kind)
     patch, group = np.zeros((tall, wide), int), np.full((tall, wide), -1)
     if kind == "merged":  # three patches of one token, the last counts least
         column = np.arange(wide) * 3 // wide
         share[:], patch[:], group = np.array([0.6, 0.3, 0.08])[column], column, patch * 0
-    cells = Cells(share, group, patch, patch, (0.0, 0.0, 1.0, 1.0))
+    cells = Cells(share, group, patch, patch, read, (0.0, 0.0, 1.0, 1.0))
     pixels = _wash(np.asarray(sample, dtype=float), cells)
     _edges(pixels, cells)
     out = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

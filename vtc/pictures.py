@@ -1,7 +1,8 @@
 """Pictures of what a method kept, merged and dropped, painted over the original image.
 
 Kept patches stay clear, dropped ones are washed out, merged ones are tinted (the fainter the less
-they count in their token). Anyres images get two panels, one for the thumbnail and one for the
+they count in their token), and those that are dropped inside the language model are blue (the fainter
+the sooner they go). Anyres images get two panels, one for the thumbnail and one for the
 crops: the same picture twice, because both cover all of it. Needs numpy and Pillow only.
 """
 
@@ -178,6 +179,12 @@ def _counts(report: ImageReport) -> str:
         newlines = f"newline token{'s' * (before > 1)} of the model"
         stay = f"and all {before}" if after == before else f"and {after} of the {before}"
         text += f", {stay} {newlines}"
+    if report.inside:
+        behind = [f"{tokens} from layer {layer} on" for layer, tokens in report.cuts]
+        text += (
+            f" · the language model reads {report.tokens_entering} tokens of it, {', '.join(behind)}: "
+            f"{report.average_retention:.1%} of the patch tokens in a layer on average"
+        )
     return text
 
 
@@ -201,15 +208,20 @@ def _label(
     return text
 
 
-def _legend(report: ImageReport, kinds: set[int]) -> list[tuple[str, str]]:
+def _legend(report: ImageReport, kinds: set[int]) -> list[tuple[str | float, str]]:
     """`(swatch, text)` of what the panels show."""
-    texts = {
+    texts: dict[int, tuple[str | float, str]] = {
         3: ("kept", "kept"),
         2: ("merged", "merged: fainter the less a patch counts in its token"),
         1: ("dropped", "dropped"),
         0: ("outside", "no token looks here"),
     }
     entries = [entry for kind, entry in texts.items() if kind in kinds]
+    if 4 in kinds:
+        entries += [
+            (cut.layer / report.depth, f"dropped in front of layer {cut.layer} of {report.depth}")
+            for cut in report.inside
+        ]
     if report.tile_grid is not None:
         entries.append(("border", "edge between crops; the number is what a crop keeps"))
     return entries

@@ -45,7 +45,7 @@ COUNTS = (
     "seconds",
 )
 #: what is worked out once of an image's tokens
-_CACHED = ("patches_after", "kept", "kept_at", "per_tile", "share", "group")
+_CACHED = ("patches_after", "kept", "kept_at", "per_tile", "share", "group", "read")
 #: most lines that images add to the notes of a report
 MOST_NOTES = 4
 
@@ -292,6 +292,24 @@ class ImageReport(Packed):
             share.index_add_(0, self.merged.source.cpu(), self._parts * self._left[self._output])
         share = share.clamp(max=1.0).reshape(tiles, patches)
         return share.masked_fill(~self.packing.valid, -1.0)
+
+    @cached_property
+    def read(self) -> Tensor:
+        """Float `[T, N]`: the share of the language model's layers that read a patch, be it in a merged
+        token; 0 for one that was dropped in front of it, 1 for one that no cut has dropped."""
+        tiles, patches = self.num_tiles, self.patch_grid[0] * self.patch_grid[1]
+        layers = torch.ones(self.tokens_entering)
+        for cut in reversed(self.inside):
+            gone = torch.ones(self.tokens_entering, dtype=torch.bool)
+            gone[cut.left.cpu()] = False
+            layers[gone] = cut.layer / self.depth
+        read = torch.zeros(tiles * patches)
+        if self.merged is None:
+            tile, patch = self.tile.cpu(), self.patch.cpu()
+            read[(tile * patches + patch)[patch >= 0]] = layers[patch >= 0]
+        else:
+            read.scatter_reduce_(0, self.merged.source.cpu(), layers[self._output], "amax")
+        return read.reshape(tiles, patches)
 
     @cached_property
     def group(self) -> Tensor:

@@ -37,7 +37,7 @@ def sheet(
     heading: Heading,
     panels: list[Image.Image],
     labels: list[str],
-    legend: list[tuple[str, str]],
+    legend: list[tuple[str | float, str]],
     sample: Image.Image,
 ) -> Image.Image:
     """Heading, panels side by side (one above the other for wide pictures), legend.
@@ -101,9 +101,11 @@ def wrap(text: str, size: int, width: int) -> list[str]:
     return lines
 
 
-def _flow(items: list[tuple[str, str]], width: int) -> list[list[tuple[int, str, str]]]:
+def _flow(
+    items: list[tuple[str | float, str]], width: int
+) -> list[list[tuple[int, str | float, str]]]:
     """Legend entries broken into lines: `(x, kind, text)`."""
-    lines: list[list[tuple[int, str, str]]] = [[]]
+    lines: list[list[tuple[int, str | float, str]]] = [[]]
     x = 0
     for kind, text in items:
         wide = SWATCH[0] + 10 + math.ceil(font(15).getlength(text))

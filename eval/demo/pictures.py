@@ -127,6 +127,8 @@ def contact_sheet(shown: Exhibit, found: Sequence[tuple[Setting, Report]]) -> Im
     draw = ImageDraw.Draw(page)
     draw.text((20, 30), shown.title, INK, font=big, anchor="lm")
     key = "clear: kept - orange: merged, fainter the less it counts - dark: dropped"
+    if any(report.images[0].inside for _, report in found):
+        key += " - blue: between layers"
     draw.text((20, 60), f"asked: {shown.question}   {key}", FAINT, font=mid, anchor="lm")
     for column, retention in enumerate(retentions):
         text = share_label(retention)
@@ -140,7 +142,11 @@ def contact_sheet(shown: Exhibit, found: Sequence[tuple[Setting, Report]]) -> Im
             panel, image = panels[method, retention]
             x = left + column * (width + GAP)
             page.paste(panel, (x, y))
-            count = f"{image.patches_after} of {image.patches_before} ({image.retention:.1%})"
+            share = (
+                image.average_retention
+            )  # over layers, where tokens are dropped inside the model
+            left = round(share * image.patches_before)
+            count = f"{left} of {image.patches_before} ({share:.1%})"
             draw.text((x, y + height + 12), count, FAINT, font=small, anchor="lm")
     return page
 

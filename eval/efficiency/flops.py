@@ -7,7 +7,7 @@ of tokens, causal or not, as PyTorch's counter does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,11 +28,12 @@ def counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping={kernel: attention})
 
 
-def language_flops(config: Any, tokens: int) -> int | None:
-    """FLOPs of a language model's run over `tokens` places, head at the last one only.
+def language_flops(config: Any, lengths: Sequence[int]) -> int | None:
+    """FLOPs of a language model's run over a prompt, head at the last place only.
 
     Args:
         config: of the language model; decoders with grouped-query attention and a gated MLP.
+        lengths: tokens that enter each layer.
 
     Returns:
         None for another kind of model.
@@ -44,8 +45,7 @@ def language_flops(config: Any, tokens: int) -> int | None:
     kv = config.num_key_value_heads
     projections = 2 * width * each * (2 * heads + 2 * kv)
     mlp = 2 * 3 * width * config.intermediate_size
-    attention = 4 * tokens * heads * each
-    layers = config.num_hidden_layers * tokens * (projections + mlp + attention)
+    layers = sum(n * (projections + mlp + 4 * n * heads * each) for n in lengths)
     return layers + 2 * width * config.vocab_size
 
 

@@ -4,7 +4,8 @@ A line, as JSON:
 
     {"setting": "globalcom2@0.25", "method": "globalcom2", "retention": 0.25, "seed": 0,
      "options": {}, "attention": "sdpa", "tokens": 768, "tokens_full": 2928, "patches": 720,
-     "patches_full": 2880, "prompt": 816, "prompt_full": 2976, "rounds": 5, "partial": false,
+     "patches_full": 2880, "prompt": 816, "prompt_full": 2976, "lengths": [816, 816],
+     "average_tokens": 768.0, "rounds": 5, "partial": false,
      "error": null, "notes": [],
      "measures": {
        "ttft": {"value": 1.71, "low": 1.69, "high": 1.75, "unit": "s",
@@ -39,6 +40,7 @@ MEASURES = {
     "vision_time": "s",
     "selection_time": "s",
     "prefill_time": "s",
+    "inside_time": "s",
     "ttft": "s",
     "decode_speed": "tokens/s",
     "peak_memory": "bytes",
@@ -46,6 +48,7 @@ MEASURES = {
     "vision_flops": "FLOPs",
     "selection_flops": "FLOPs",
     "prefill_flops": "FLOPs",
+    "inside_flops": "FLOPs",
     "flops": "FLOPs",
 }
 
@@ -78,11 +81,14 @@ class Line:
         setting: `records.Setting.key`; unique in a run together with `attention`.
         method, retention, seed, options: of the setting.
         attention: attention implementation of the whole model.
-        tokens, tokens_full: visual tokens after and before compression, separators included; None
-            when nothing was measured.
-        patches, patches_full: the patch tokens among them, which `retention` is about; None for the
-            uncompressed model.
+        tokens, tokens_full: visual tokens that enter the language model, and those before compression,
+            separators included; None when nothing was measured.
+        patches, patches_full: the patch tokens among them; None for the uncompressed model.
         prompt, prompt_full: the same of the whole prompt, text included.
+        lengths: tokens of the prompt that entered each layer, text included; they differ where a method
+            works inside the language model. None when nothing was measured.
+        average_tokens: visual tokens that enter a layer of the published model, averaged over its
+            layers; of a method in front of the language model and one inside it the product.
         rounds: timed rounds that were finished.
         partial: whether the run was interrupted before the last round.
         measures: name -> figure, as measured.
@@ -103,6 +109,8 @@ class Line:
     patches_full: int | None = None
     prompt: int | None = None
     prompt_full: int | None = None
+    lengths: tuple[int, ...] | None = None
+    average_tokens: float | None = None
     rounds: int = 0
     partial: bool = False
     measures: Mapping[str, Measure] = field(default_factory=dict)
@@ -125,7 +133,9 @@ class Line:
             part: {name: _measure(data) for name, data in line[part].items()}
             for part in ("measures", "extrapolated")
         }
-        return cls(**{**line, **figures, "notes": tuple(line["notes"])})
+        lengths = line.get("lengths")  # runs were made before they were noted
+        lengths = None if lengths is None else tuple(lengths)
+        return cls(**{**line, **figures, "notes": tuple(line["notes"]), "lengths": lengths})
 
 
 def _measure(data: Mapping[str, Any]) -> Measure:
@@ -155,7 +165,15 @@ def write_summary(path: Path, lines: Sequence[Line]) -> None:
         f"{prefix}{name}_{column}" for prefix, _ in parts for name in MEASURES for column in columns
     ]
     first = "setting method retention seed attention tokens tokens_full patches patches_full"
-    fixed = [*first.split(), "prompt", "prompt_full", "rounds", "partial", "error"]
+    fixed = [
+        *first.split(),
+        "prompt",
+        "prompt_full",
+        "average_tokens",
+        "rounds",
+        "partial",
+        "error",
+    ]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*fixed, *names])

@@ -29,14 +29,12 @@ def weight_bytes(holders: Iterable[Any]) -> int:
     return sum(storages.values())
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values in a `transformers` cache."""
-    return sum(
-        tensor.nbytes
+def cache_bytes(cache: Any) -> list[int]:
+    """Bytes of the keys and values in a `transformers` cache, layer by layer."""
+    return [
+        sum(x.nbytes for x in (layer.keys, layer.values) if isinstance(x, Tensor))
         for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
-        if isinstance(tensor, Tensor)
-    )
+    ]
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:

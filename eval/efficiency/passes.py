@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vtc.eval.efficiency import bare
 from vtc.eval.efficiency.flops import counter
 from vtc.eval.efficiency.memory import cache_bytes, peak_bytes
-from vtc.eval.efficiency.stages import Stages
+from vtc.eval.efficiency.stages import LayerMarks, Stages, parts
+from vtc.eval.efficiency.stretches import Stretches, stretches
 from vtc.plugins.model.inputs import PIXELS
 
 if TYPE_CHECKING:
@@ -38,10 +41,12 @@ class Counted(Pass):
 
     Attributes:
         layers: encoder layers that ran.
+        lengths: tokens that entered each layer of the language model.
         encoder: the encoder's call, to be made again; None when there were no images.
     """
 
     layers: int = 0
+    lengths: tuple[int, ...] = ()
     encoder: Callable[[], Any] | None = None
 
 
@@ -58,7 +63,13 @@ class _Arrivals:
         """Nothing is left to do."""
 
 
-def timed(subject: Subject, inputs: Mapping[str, Any], new_tokens: int) -> Pass:
+def timed(
+    subject: Subject,
+    inputs: Mapping[str, Any],
+    new_tokens: int,
+    cuts: Stretches | None = None,
+    fed: Sequence[int] | None = None,
+) -> Pass:
     """Seconds of a call, stage by stage, and tokens a second behind the first one.
 
     On CUDA the stages are read from events in the stream, so that nothing waits between them; the
@@ -67,6 +78,8 @@ def timed(subject: Subject, inputs: Mapping[str, Any], new_tokens: int) -> Pass:
     Args:
         inputs: arguments of `generate`.
         new_tokens: at least 2.
+        cuts: the layers between cuts inside the language model; None for no cut.
+        fed: tokens that layers are fed by hand, see `bare.fed`.
     """
     cuda = subject.device.type == "cuda"
 
@@ -81,20 +94,21 @@ def timed(subject: Subject, inputs: Mapping[str, Any], new_tokens: int) -> Pass:
 
     stages, arrivals = Stages(event if cuda else time.perf_counter), _Arrivals()
     place = torch.cuda.device(subject.device) if cuda else nullcontext()
-    with place, stages.on(subject.model), torch.inference_mode():
+    with place, _feeding(subject, fed), stages.on(subject.model), torch.inference_mode():
         wait()
         start = time.perf_counter()
         subject.model.generate(**inputs, **_greedy(subject, new_tokens), streamer=arrivals)
         wait()
-    spans = {
-        name: [a.elapsed_time(b) / 1e3 if cuda else b - a for a, b in marks]
-        for name, marks in stages.marks.items()
-    }
+
+    def between(begin: Any, end: Any) -> float:
+        return begin.elapsed_time(end) / 1e3 if cuda else end - begin
+
     _, first, *_, last = arrivals.times  # the prompt is put before the first token
     ttft, step = first - start, (last - first) / (new_tokens - 1)
-    now, more = _by_stage(subject, spans, stages.layers)
-    inside = sum(spans["language_layers"][1:]) / (new_tokens - 1)
-    more_step = inside / subject.depth.language * subject.missing.language
+    cuts = cuts or stretches(None, subject.depth.language, subject.true_depth.language)
+    now, more = _by_stage(subject, stages, between, cuts)
+    steps = [_layers(run, between) for run in stages.language_layers[1:]]
+    more_step = statistics.fmean(cuts.missing(layers) for layers in steps)
     return Pass(
         {
             **{f"{name}_time": value for name, value in now.items()},
@@ -109,27 +123,34 @@ def timed(subject: Subject, inputs: Mapping[str, Any], new_tokens: int) -> Pass:
     )
 
 
-def counted(subject: Subject, inputs: Mapping[str, Any], weights: int) -> Counted:
+def counted(
+    subject: Subject,
+    inputs: Mapping[str, Any],
+    weights: int,
+    cuts: Stretches | None = None,
+    fed: Sequence[int] | None = None,
+) -> Counted:
     """FLOPs up to the first token, peak memory, bytes of the cache behind the prompt.
 
     Args:
         weights: bytes of the weights that the call needs.
+        cuts, fed: as for `timed`.
     """
     flops, kept = counter(), []
+    cuts = cuts or stretches(None, subject.depth.language, subject.true_depth.language)
     stages = Stages(flops.get_total_flops)
 
     def call() -> None:
-        with torch.no_grad(), stages.on(subject.model), flops:
+        with torch.no_grad(), _feeding(subject, fed), stages.on(subject.model), flops:
             output = subject.model.generate(
                 **inputs, **_greedy(subject, 1), return_dict_in_generate=True, use_cache=True
             )
             kept.append(cache_bytes(output.past_key_values))
 
     peak = weights + peak_bytes(call, subject.device)
-    spans = {name: [float(b - a) for a, b in marks] for name, marks in stages.marks.items()}
-    now, more = _by_stage(subject, spans, stages.layers)
-    (cache,), total = kept, float(flops.get_total_flops())
-    more_cache = cache // subject.depth.language * subject.missing.language
+    now, more = _by_stage(subject, stages, lambda begin, end: float(end - begin), cuts)
+    (layers,), total = kept, float(flops.get_total_flops())
+    cache, more_cache = sum(layers), round(cuts.missing(layers))
     more_weights = subject.true_weights - subject.weights
     return Counted(
         {
@@ -145,6 +166,7 @@ def counted(subject: Subject, inputs: Mapping[str, Any], weights: int) -> Counte
             "kv_cache": cache + more_cache,
         },
         stages.layers,
+        tuple(stages.lengths),
         stages.encoder,
     )
 
@@ -171,26 +193,39 @@ def embeddings(subject: Subject, tokens: int) -> dict[str, Any]:
 
 
 def _by_stage(
-    subject: Subject, spans: Mapping[str, list[float]], layers: int
+    subject: Subject, stages: Stages, between: Callable[[Any, Any], float], cuts: Stretches
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Vision, selection and prefill; and what the layers that are missing would add to each.
+    """Vision, selection, prefill and what of it goes into cuts; and what the layers that are missing
+    would add to each.
 
-    A stage is taken to be linear in its layers: what it spends in them grows with their number, the
-    rest stays.
+    A stage is taken to be linear in its layers: what it spends in them grows with their number, between
+    two cuts as much as there; the rest stays.
     """
-    encoder, shorten = sum(spans["encoder"]), sum(spans["shorten"])
-    prefill, inside = spans["language"][0], spans["language_layers"][0]
+    spans = {name: sum(between(*pair) for pair in pairs) for name, pairs in stages.marks.items()}
+    prompt = stages.language_layers[0]
     now = {
-        "vision": encoder,
-        "selection": shorten - encoder if spans["shorten"] else 0.0,
-        "prefill": prefill,
+        "vision": spans["encoder"],
+        "selection": spans["shorten"] - spans["encoder"] if stages.marks["shorten"] else 0.0,
+        "prefill": between(*stages.marks["language"][0]),
+        "inside": sum(between(layer.arrived, layer.begin) for layer in prompt),
     }
+    if len(set(stages.lengths)) == 1:
+        now["inside"] = 0.0  # what is left is the cost of a mark
     more = {
-        "vision": sum(spans["encoder_layers"]) / max(layers, 1) * subject.missing.vision,
+        "vision": spans["encoder_layers"] / max(stages.layers, 1) * subject.missing.vision,
         "selection": 0.0,
-        "prefill": inside / subject.depth.language * subject.missing.language,
+        "prefill": cuts.missing(_layers(prompt, between)),
+        "inside": 0.0,
     }
     return now, more
+
+
+def _layers(run: Sequence[LayerMarks], between: Callable[[Any, Any], float]) -> list[float]:
+    return [between(layer.begin, layer.end) for layer in run]
+
+
+def _feeding(subject: Subject, fed: Sequence[int] | None) -> AbstractContextManager[None]:
+    return nullcontext() if fed is None else bare.fed(parts(subject.model)[3], fed)
 
 
 def _greedy(subject: Subject, new_tokens: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,12 @@ from vtc.eval.efficiency.flops import encoder_flops, language_flops
 from vtc.eval.efficiency.lines import LINES, Line, write_summary
 from vtc.eval.efficiency.memory import weight_bytes
 from vtc.eval.efficiency.passes import Counted, counted, embeddings, encoder_peak, timed
+from vtc.eval.efficiency.stretches import Stretches, at_depth, inside, stretches
 from vtc.eval.efficiency.subject import Subject
+from vtc.methods.base import Method
+from vtc.methods.layer_method import LayerMethod
 from vtc.plugins.hf.adapters import adapter_for
+from vtc.registry import method_class
 from vtc.several import names_of
 
 #: a count may differ from its formula by this share before a note says so
@@ -37,7 +41,8 @@ class Case:
 
     Attributes:
         setting, attention: as it says.
-        alone: tokens of the language model alone, 0 for a setting.
+        cuts: the layers between cuts inside the language model.
+        alone: tokens that enter each layer of the language model alone, none for a setting.
         series: what was measured, None before.
         error: why it failed; no more rounds then.
         counts: of tokens, fields of `Line`.
@@ -46,7 +51,8 @@ class Case:
 
     setting: Setting
     attention: str
-    alone: int = 0
+    cuts: Stretches
+    alone: tuple[int, ...] = ()
     series: Series | None = None
     error: str | None = None
     counts: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +61,15 @@ class Case:
     @property
     def name(self) -> str:
         """For progress and `rounds.jsonl`."""
-        return f"language model alone@{self.alone}" if self.alone else self.setting.key
+        if not self.alone:
+            return self.setting.key
+        return f"language model alone@{'-'.join(map(str, dict.fromkeys(self.alone)))}"
+
+    @property
+    def key(self) -> tuple[Any, ...] | None:
+        """What a setting shares with the language model alone that it is compared with."""
+        lengths = self.counts.get("lengths")
+        return None if lengths is None else (self.attention, lengths, self.cuts)
 
 
 @dataclass
@@ -65,7 +79,7 @@ class Measurement:
     Attributes:
         subject: the model.
         cases: the settings; the uncompressed model is the first under each attention.
-        ideals: (attention, tokens) -> the language model alone.
+        ideals: `Case.key` -> the language model alone.
         positions: position policy of compressed prompts.
         rounds: finished rounds.
         wanted: rounds that were asked for.
@@ -76,7 +90,7 @@ class Measurement:
     subject: Subject
     cases: list[Case]
     positions: str = "original"
-    ideals: dict[tuple[str, int], Case] = field(default_factory=dict)
+    ideals: dict[tuple[Any, ...], Case] = field(default_factory=dict)
     rounds: int = 0
     wanted: int = 0
     warnings: list[str] = field(default_factory=list)
@@ -109,7 +123,7 @@ class Measurement:
         series, full = case.series, self.full(case.attention).series
         # of several uncompressed models the first is what the others are compared with
         baseline = self.full(self.cases[0].attention).series if setting == FULL else full
-        ideal = self.ideals.get((case.attention, case.counts["prompt"]))
+        ideal = None if case.key is None else self.ideals.get(case.key)
         alone = None if ideal is None else ideal.series
         found = measures(series, baseline, alone, full)
         deeper = {}
@@ -156,7 +170,11 @@ def measure(
     """
     if folder.exists() and any(folder.iterdir()):
         raise VTCError(f"output: {str(folder)!r} is not empty; times of two runs do not mix")
-    cases = [Case(setting, attention) for attention in attentions for setting in settings]
+    cases = [
+        Case(setting, attention, _cuts(subject, setting))
+        for attention in attentions
+        for setting in settings
+    ]
     run = Measurement(subject, cases, positions, wanted=rounds)
     details = {
         "kind": "efficiency",
@@ -206,20 +224,22 @@ def _count(run: Measurement, serial: Iterator[int], step: Callable[[str], Any]) 
         inputs = subject.inputs(next(serial))
         with _marking(case), _prepared(run, case) as handle:
             brought = [] if handle is None else _brought(handle)
-            found = counted(subject, inputs, subject.weights + weight_bytes(brought))
+            weights = subject.weights + weight_bytes(brought)
+            found = counted(subject, inputs, weights, case.cuts)
             _describe(case, subject, inputs, found, handle)
             if case.setting == FULL and found.encoder is not None:
                 peaks[case.attention] = subject.weights + encoder_peak(subject, found.encoder)
             case.series = Series(found)
     for case in run.cases:
-        tokens = case.counts.get("prompt", 0)
-        key = (case.attention, tokens)
-        if case.series is None or key in run.ideals or case.attention not in peaks:
+        key = case.key
+        if case.series is None or key is None or key in run.ideals or case.attention not in peaks:
             continue
-        ideal = run.ideals[key] = Case(FULL, case.attention, alone=tokens)
+        lengths = case.counts["lengths"]
+        ideal = run.ideals[key] = Case(FULL, case.attention, case.cuts, alone=lengths)
         step(f"counting {ideal.name}")
         with _marking(ideal), _prepared(run, ideal):
-            found = counted(subject, embeddings(subject, tokens), subject.weights)
+            prompt = embeddings(subject, lengths[0])
+            found = counted(subject, prompt, subject.weights, case.cuts, lengths)
             # the ideal has an encoder as well, and needs what the hungrier of both does
             more = max(peaks[case.attention] - found.figures["peak_memory"], 0)
             found.figures["peak_memory"] += more
@@ -241,9 +261,10 @@ def _rounds(
             if case.series is None or case.error is not None:
                 continue
             step(f"round {turn + 1 - warm} of {run.wanted}: {case.name}")
-            inputs = embeddings(subject, case.alone) if case.alone else subject.inputs(next(serial))
+            fed = case.alone or None
+            inputs = embeddings(subject, fed[0]) if fed else subject.inputs(next(serial))
             with _marking(case), _prepared(run, case):
-                one = timed(subject, inputs, new_tokens)
+                one = timed(subject, inputs, new_tokens, case.cuts, fed)
                 found.append((case.series, one))
                 if counts:
                     entry = {"round": turn - warm, "setting": case.name}
@@ -285,8 +306,7 @@ def _prepared(run: Measurement, case: Case) -> Iterator[Any]:
             raise VTCError(f"attention: cannot use {case.attention!r} here: {error}") from None
     on: AbstractContextManager[Any] = nullcontext()
     if case.setting != FULL:
-        names = names_of(case.setting.method)
-        methods = create(case.setting, {name: subject.options(name) for name in names})
+        methods = _methods(subject, case.setting)
         on = vtc.compress(
             subject.model, methods, processor=subject.processor, positions=run.positions
         )
@@ -294,6 +314,27 @@ def _prepared(run: Measurement, case: Case) -> Iterator[Any]:
         if handle is not None:
             run.held[case.setting.key] = handle.text_encoder
         yield handle
+
+
+def _methods(subject: Subject, setting: Setting) -> list[Method]:
+    """The methods of a setting, made for this model."""
+    made = create(setting, {name: subject.options(name) for name in names_of(setting.method)})
+    depth, published = subject.depth.language, subject.true_depth.language
+    return [
+        at_depth(method, published)
+        if isinstance(method, LayerMethod) and depth != published
+        else method
+        for method in made
+    ]
+
+
+def _cuts(subject: Subject, setting: Setting) -> Stretches:
+    """The layers between the cuts of a setting; one that cannot be had is refused later."""
+    method = None
+    if any(method_class(name).where == "layers" for name in names_of(setting.method)):
+        with suppress(VTCError):
+            method = inside(_methods(subject, setting))
+    return stretches(method, subject.depth.language, subject.true_depth.language)
 
 
 def _brought(handle: Any) -> list[Any]:
@@ -309,22 +350,27 @@ def _describe(
     ids, config = inputs["input_ids"], subject.model.config
     placeholder = adapter_for(subject.model).token_id(config, "image")
     tokens = int((ids == placeholder).sum())
-    counts = {"tokens": tokens, "tokens_full": tokens}
+    counts: dict[str, Any] = {"tokens": tokens, "tokens_full": tokens}
     counts.update(prompt=ids.shape[1], prompt_full=ids.shape[1])
     if handle is not None and handle.reports:
         report = handle.reports[-1]
-        counts["tokens"] = report.total("tokens_after")
+        counts["tokens"] = report.total("tokens_entering")
         counts["prompt"] += counts["tokens"] - tokens
-        counts["patches"] = report.total("patches_after")
+        counts["patches"] = sum(int((image.patch >= 0).sum()) for image in report.images)
         counts["patches_full"] = report.total("patches_before")
         case.notes += report.notes
+    text = counts["prompt"] - counts["tokens"]
+    counts["lengths"] = found.lengths
+    counts["average_tokens"] = round(case.cuts.mean(found.lengths) - text, 3)
     case.counts = counts
-    formulas = {
-        "vision_flops": encoder_flops(config, inputs, found.layers),
-        "prefill_flops": language_flops(config.get_text_config(), counts["prompt"]),
+    figures = found.figures
+    by_formula = language_flops(config.get_text_config(), found.lengths)
+    checked = {
+        "vision_flops": (figures["vision_flops"], encoder_flops(config, inputs, found.layers)),
+        # what cuts read and choose is in no formula
+        "prefill_flops": (figures["prefill_flops"] - figures["inside_flops"], by_formula),
     }
-    for name, value in formulas.items():
-        counted_value = found.figures[name]
+    for name, (counted_value, value) in checked.items():
         if value is None:
             case.notes.append(f"{name}: counted, not checked: no formula for this family")
         elif abs(counted_value - value) > CLOSE * value:

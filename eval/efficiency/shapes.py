@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from vtc.errors import VTCError
@@ -55,6 +57,33 @@ class Shape:
                 f"vision-layers: got {vision}, allowed are {of}{self.least} to {self.depth.vision}"
             )
         return Depth(language or self.depth.language, vision or self.depth.vision)
+
+
+def narrowed(wanted: Shape, width: float) -> Shape:
+    """A shape whose language model has a share of its width, and heads as wide as before.
+
+    Raises:
+        VTCError: the share is none, or leaves no whole number of heads.
+    """
+    if width == 1:
+        return wanted
+    text = wanted.config(Depth(1, wanted.least)).get_text_config()
+    heads = [width * text.num_attention_heads, width * text.num_key_value_heads]
+    if not 0 < width < 1 or any(number != int(number) for number in heads):
+        least = Fraction(1, math.gcd(text.num_attention_heads, text.num_key_value_heads))
+        raise VTCError(f"width: got {width}, allowed are multiples of {least} up to 1")
+
+    def config(depth: Depth) -> Any:
+        made = wanted.config(depth)
+        text, vision = made.get_text_config(), made.vision_config
+        text.num_attention_heads, text.num_key_value_heads = map(int, heads)
+        if getattr(vision, "out_hidden_size", None) == text.hidden_size:
+            vision.out_hidden_size = int(width * text.hidden_size)
+        text.hidden_size = int(width * text.hidden_size)
+        text.intermediate_size = int(width * text.intermediate_size)
+        return made
+
+    return replace(wanted, config=config)
 
 
 def shape(name: str) -> Shape:

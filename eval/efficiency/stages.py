@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -17,10 +17,24 @@ from vtc.errors import VTCError
 from vtc.plugins.hf.adapters import adapter_for
 from vtc.plugins.hf.watch import watching
 
-#: "encoder": vision tower and projector. "shorten": all that vtc does before the language model,
-#: the encoder included. "language": language model and head. "*_layers": from the first layer to
-#: the end of the last.
-STAGES = ("encoder", "encoder_layers", "shorten", "language", "language_layers")
+#: "encoder": vision tower and projector. "encoder_layers": from its first layer to the end of its last.
+#: "shorten": all that vtc does before the language model, the encoder included. "language": language
+#: model and head.
+STAGES = ("encoder", "encoder_layers", "shorten", "language")
+
+
+class LayerMarks(NamedTuple):
+    """What was read at a layer of the language model.
+
+    Attributes:
+        arrived: before anything is done to what enters it; from here to `begin` tokens are chosen and
+            dropped where they are.
+        begin, end: of the layer itself.
+    """
+
+    arrived: Any
+    begin: Any
+    end: Any
 
 
 class Stages:
@@ -32,6 +46,8 @@ class Stages:
     Attributes:
         marks: stage -> `(begin, end)` of every time it ran, in order. The language model runs once
             for the prompt, then once for every further token.
+        language_layers: marks of the language model's layers, a list of them a run.
+        lengths: tokens of the prompt that entered each layer of the language model.
         layers: layers that ran in the encoder.
         encoder: the last call of the encoder, to be made again.
     """
@@ -39,6 +55,8 @@ class Stages:
     def __init__(self, read: Callable[[], Any]) -> None:
         self.read = read
         self.marks: dict[str, list[tuple[Any, Any]]] = {stage: [] for stage in STAGES}
+        self.language_layers: list[list[LayerMarks]] = []
+        self.lengths: list[int] = []
         self.layers = 0
         self.encoder: Callable[[], Any] | None = None
         self._open: dict[str, Any] = {}
@@ -56,10 +74,12 @@ class Stages:
             base.get_image_features = self._encoder(base.get_image_features)
             stack.callback(_restore, base, features)
             stack.enter_context(watching(self._shorten))
-            for layers, stage in ((towers, "encoder_layers"), (decoder, "language_layers")):
-                for layer in layers:
-                    for handle in self._layer(layer, stage):
-                        stack.callback(handle.remove)
+            for hung in (self._tower_layer(layer) for layer in towers):
+                for handle in hung:
+                    stack.callback(handle.remove)
+            for hung in (self._language_layer(layer) for layer in decoder):
+                for handle in hung:
+                    stack.callback(handle.remove)
             for handle in (
                 language.register_forward_pre_hook(lambda *_: self._begin("language")),
                 model.register_forward_hook(lambda *_: self._end("language")),
@@ -92,20 +112,42 @@ class Stages:
         if self.marks["encoder"]:  # a step behind a cached prompt has nothing to shorten
             self._end("shorten")
 
-    def _layer(self, layer: nn.Module, stage: str) -> Iterator[Any]:
+    def _tower_layer(self, layer: nn.Module) -> Iterator[Any]:
         """The span of all layers grows with each of them, and is one entry a run."""
-        inside = {"encoder_layers": "encoder", "language_layers": "language"}[stage]
+        spans = self.marks["encoder_layers"]
 
         def before(*_: Any) -> None:
-            if len(self.marks[stage]) == len(self.marks[inside]):
+            if len(spans) == len(self.marks["encoder"]):
                 begin = self.read()
-                self.marks[stage].append((begin, begin))
+                spans.append((begin, begin))
 
         def after(*_: Any) -> None:
-            self.layers += stage == "encoder_layers"
-            self.marks[stage][-1] = (self.marks[stage][-1][0], self.read())
+            self.layers += 1
+            spans[-1] = (spans[-1][0], self.read())
 
         yield layer.register_forward_pre_hook(before)
+        yield layer.register_forward_hook(after)
+
+    def _language_layer(self, layer: nn.Module) -> Iterator[Any]:
+        """Marks around what others have hung in front of the layer, and around the layer."""
+
+        def arrive(*_: Any) -> None:
+            if len(self.language_layers) == len(self.marks["language"]):
+                self.language_layers.append([])
+            self._open["arrived"] = self.read()
+
+        def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if len(self.language_layers) == 1:
+                self.lengths.append(hidden.shape[1])
+            self._begin("layer")
+
+        def after(*_: Any) -> None:
+            marks = LayerMarks(self._open.pop("arrived"), self._open.pop("layer"), self.read())
+            self.language_layers[-1].append(marks)
+
+        yield layer.register_forward_pre_hook(arrive, prepend=True)
+        yield layer.register_forward_pre_hook(before, with_kwargs=True)
         yield layer.register_forward_hook(after)
 
 

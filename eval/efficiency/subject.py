@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 import vtc
 from vtc.errors import VTCError
-from vtc.eval.efficiency.shapes import Depth, Shape, build, shape
+from vtc.eval.efficiency.shapes import Depth, Shape, build, narrowed, shape
 
 #: language and vision layers of a shape on a CPU, unless asked for otherwise
 CPU_DEPTH = (1, 4)
@@ -78,6 +78,7 @@ def from_shape(
     dtype: str = "auto",
     image: Image.Image | None = None,
     question: int = QUESTION,
+    width: float = 1.0,
 ) -> Subject:
     """An architecture with random weights.
 
@@ -87,15 +88,16 @@ def from_shape(
         dtype: "auto" is bfloat16 on a GPU and float32 on a CPU.
         image: of the prompt.
         question: tokens of text around the image.
+        width: share of the language model's width.
 
     Raises:
-        VTCError: unknown shape, depth out of range, or too little memory.
+        VTCError: unknown shape, depth or width out of range, or too little memory.
     """
     import torch
 
     from vtc.eval.common.loading import find_device
 
-    wanted = shape(name)
+    wanted = narrowed(shape(name), width)
     place = find_device(device)
     if place.type == "cpu":
         layers = CPU_DEPTH[0] if layers is None else layers
@@ -103,7 +105,8 @@ def from_shape(
     half = torch.float32 if place.type == "cpu" else torch.bfloat16
     kind = half if dtype == "auto" else getattr(torch, dtype)
     depth = wanted.reduced(layers, vision_layers)
-    return assemble(name, wanted, depth, place, kind, image or picture(IMAGE_SIZE), question)
+    made = assemble(name, wanted, depth, place, kind, image or picture(IMAGE_SIZE), question)
+    return replace(made, facts={**made.facts, "width": width})
 
 
 def assemble(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,21 @@ RATIOS = {
     "cache": "kv_cache",
     "FLOPs": "flops",
 }
-HEADER = ["method", "share", "tokens", "selection", *RATIOS]
-HEADER.insert(HEADER.index("first token") + 1, "to ideal")
+#: figures whose ratio to the ideal stands behind it -> its header
+IDEALS = {"prefill_time": "prefill to ideal", "ttft": "to ideal"}
+HEADER = ["method", "share", "tokens", "selection"]
+for _header, _name in RATIOS.items():
+    HEADER += [_header, *([IDEALS[_name]] if _name in IDEALS else [])]
 
 CAPTION = (
-    "share: of patch tokens to keep. tokens: visual tokens of the prompt, separators included. "
+    "share: of patch tokens to keep, of a+b in front of the language model. tokens: visual tokens that "
+    "enter a layer of the language model, the mean over its layers, separators included. "
     "Ratios to the uncompressed model of the same run; under times the quartiles over the rounds. "
-    "selection: all that vtc adds, in ms and as a share of the time to the first token. "
+    "selection: all that vtc adds, in ms and as a share of the time to the first token; what is added "
+    "inside the language model is a part of prefill too. "
     "first token: vision, selection and prefill. to ideal: time to the first token against "
-    "the vision tower as it is and the language model alone on as many tokens. "
-    "decode: tokens a second, more is better."
+    "the vision tower as it is and the language model alone on as many tokens in every layer, prefill "
+    "against the latter. decode: tokens a second, more is better."
 )
 
 
@@ -44,12 +50,23 @@ def cells(line: Line, extrapolated: bool = False) -> list[str]:
     start = [line.method, share]
     if not figures:
         return [*start, *["-"] * (len(HEADER) - 2)]
-    row = [*start, "-" if line.tokens is None else str(line.tokens), _selection(figures)]
+    row = [*start, _tokens(line, extrapolated), _selection(figures)]
     for name in RATIOS.values():
         row.append(_cell(figures.get(name)))
-        if name == "ttft":
+        if name in IDEALS:
             row.append(_cell(figures.get(name), ideal=True))
     return row
+
+
+def _tokens(line: Line, extrapolated: bool) -> str:
+    if line.tokens is None:
+        return "-"
+    if line.lengths is None or line.prompt is None:
+        return str(line.tokens)
+    mean = statistics.fmean(line.lengths) - line.prompt + line.tokens
+    if extrapolated and line.average_tokens is not None:
+        mean = line.average_tokens
+    return f"{mean:.0f}"
 
 
 def table(title: str, lines: Sequence[Line], extrapolated: bool = False) -> Table:
@@ -72,10 +89,11 @@ def table(title: str, lines: Sequence[Line], extrapolated: bool = False) -> Tabl
 
 
 def _selection(figures: Mapping[str, Measure]) -> str:
-    time, whole = figures.get("selection_time"), figures.get("ttft")
-    if time is None or whole is None or not time.value:
+    parts = [figures[name] for name in ("selection_time", "inside_time") if name in figures]
+    time, whole = sum(part.value for part in parts), figures.get("ttft")
+    if whole is None or not time:
         return "-"
-    return f"{1e3 * time.value:.1f}\n{time.value / whole.value:.1%}"
+    return f"{1e3 * time:.1f}\n{time / whole.value:.1%}"
 
 
 def _cell(figure: Measure | None, ideal: bool = False) -> str:

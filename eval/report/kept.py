@@ -37,7 +37,8 @@ class Panel:
     Attributes:
         label: the method.
         picture: painted over.
-        kept, patches: patch tokens of the question's images, after and before.
+        kept, patches: patch tokens of the question's images, after (on average over the layers of the
+            language model) and before.
         said: the recorded answer.
         right: whether it scored more than half.
     """
@@ -222,7 +223,7 @@ def _panel(
     return Panel(
         label,
         paint_panel(pictures[0], images[0], part, SIDE, labels=False),
-        sum(image.patches_after for image in images),
+        round(sum(image.average_retention * image.patches_before for image in images)),
         sum(image.patches_before for image in images),
         answer.prediction or "",
         (answer.score or 0.0) > 0.5,

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: what the argument may be called, the new name first
 NAMES = ("cache", "past_key_values")
+#: the method of a cache by which transformers sizes masks
+MASK_SIZES = "get_mask_sizes"
 
 
 def name(model: Model) -> str:
@@ -188,7 +190,7 @@ def held(cache: Any) -> Held | None:
 
 def forget(cache: Any) -> None:
     """Take the notes off a cache."""
-    for attribute in ("_vtc_held", "_vtc_inside", *_FOLLOWED):
+    for attribute in ("_vtc_held", "_vtc_inside", MASK_SIZES, *_FOLLOWED):
         vars(cache).pop(attribute, None)
 
 

@@ -13,7 +13,7 @@ from vtc.errors import VTCError
 from vtc.eval.efficiency import passes
 from vtc.eval.efficiency.flops import counter, encoder_flops, language_flops
 from vtc.eval.efficiency.memory import peak_bytes, weight_bytes
-from vtc.eval.efficiency.shapes import SHAPES, Depth, build
+from vtc.eval.efficiency.shapes import SHAPES, Depth, build, narrowed
 from vtc.eval.efficiency.stages import Stages
 
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def _language_flops(text, prompt) -> tuple[int, int]:
     """What the formula says, and the same with the rotary angles, which older transformers make by a
     product of matrices."""
     axes = 3 if "mrope_section" in (text.rope_parameters or {}) else 1
-    flops = language_flops(text, prompt)
+    flops = language_flops(text, [prompt] * text.num_hidden_layers)
     return flops, flops + axes * prompt * HEAD
 
 
@@ -216,4 +216,18 @@ def test_families_that_cannot_be_measured_say_so():
     with pytest.raises(VTCError, match="Mllama.* cannot be measured stage by stage"):
         with Stages(lambda: 0).on(mllama.build()):
             pass
-    assert language_flops(narrow("internvl3-8b").config(Depth(1, 1)).vision_config, 3) is None
+    assert language_flops(narrow("internvl3-8b").config(Depth(1, 1)).vision_config, [3]) is None
+
+
+def test_a_share_of_the_width():
+    shape = narrowed(SHAPES["qwen2.5-vl-7b"], 0.25)
+    text = shape.config(Depth(1, 8)).text_config
+    assert (text.hidden_size, text.intermediate_size) == (896, 4736)
+    assert (text.num_attention_heads, text.num_key_value_heads) == (7, 1)
+    model = build(shape.config(Depth(1, 8)), "meta", torch.bfloat16)
+    head = model.model.language_model.layers[0].self_attn.q_proj.out_features // 7
+    assert head == 128 and model.model.visual.merger.mlp[-1].out_features == 896
+    assert narrowed(shape, 1.0) is shape
+    for width in (0.0, 0.3, 1.5, float("nan")):
+        with pytest.raises(VTCError, match="width: got .*allowed are multiples of 1/4 up to 1"):
+            narrowed(SHAPES["qwen2.5-vl-7b"], width)

@@ -14,7 +14,10 @@ from vtc.eval.efficiency.lines import LINES, MEASURES, Line, read_measures, writ
 from vtc.eval.efficiency.passes import Pass
 from vtc.eval.efficiency.table import HEADER, cells
 
-COUNTED = ("peak_memory", "kv_cache", "vision_flops", "selection_flops", "prefill_flops", "flops")
+COUNTED = (
+    *("peak_memory", "kv_cache"),
+    *("vision_flops", "selection_flops", "prefill_flops", "inside_flops", "flops"),
+)
 
 
 def series(counts: dict[str, float], *rounds: dict[str, float]) -> Series:
@@ -128,6 +131,7 @@ def test_lines_are_read_back(tmp_path):
         line(notes=("one", "two")),
         line(extrapolated=measures(SHORT, FULL, None, FULL, true_depth=True)),
         line(measures={}, tokens=None, error="out of memory"),
+        line(lengths=(10, 5), average_tokens=2.5),
     ]
     (tmp_path / LINES).write_text("".join(one.line() + "\n" for one in lines))
     assert read_measures(tmp_path) == lines
@@ -162,4 +166,9 @@ def test_cells():
     assert row["selection"] == "1000.0\n20.0%"
     assert row["first token"] == "0.50\n0.50-0.65" and row["to ideal"] == "1.25\n1.25-1.62"
     assert row["FLOPs"] == "0.60" and row["cache"] == "-"
+    assert row["prefill to ideal"] == "1.00\n1.00-1.50"
+    inside = line(tokens=7, prompt=10, lengths=(10, 5, 5, 4), average_tokens=2.8)
+    assert cells(inside)[2] == "3" and cells(inside, extrapolated=True)[2] == "-"
+    deep = dataclasses.replace(inside, extrapolated=inside.measures)
+    assert cells(deep, extrapolated=True)[2] == "3"
     assert cells(line(measures={}))[2:] == ["-"] * (len(HEADER) - 2)

@@ -109,13 +109,13 @@ def test_a_method_that_does_not_work_here_is_a_row_with_its_reason(tmp_path):
 
 
 def test_out_of_memory_marks_the_row_and_goes_on(small, tmp_path, monkeypatch):
-    def sometimes(subject, inputs, new_tokens, times=[0]):  # noqa: B006
+    def sometimes(subject, inputs, *more, times=[0]):  # noqa: B006
         compressed = hasattr(subject.model, "_vtc")
         if compressed and subject.model._vtc.patches[0].method.name == "uniform":
             times[0] += 1
             if times[0] == 2:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return runs_timed(subject, inputs, new_tokens)
+        return runs_timed(subject, inputs, *more)
 
     runs_timed = runs.timed
     monkeypatch.setattr(runs, "timed", sometimes)
@@ -129,10 +129,10 @@ def test_out_of_memory_marks_the_row_and_goes_on(small, tmp_path, monkeypatch):
 def test_without_the_uncompressed_model_there_are_figures_but_no_ratios(
     small, tmp_path, monkeypatch
 ):
-    def never(subject, inputs, weights):
+    def never(subject, inputs, *more):
         if not hasattr(subject.model, "_vtc") and "pixel_values" in inputs:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 TB")
-        return runs_counted(subject, inputs, weights)
+        return runs_counted(subject, inputs, *more)
 
     runs_counted = runs.counted
     monkeypatch.setattr(runs, "counted", never)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.kernels.pretend import OnDevice, PretendDevice, taken_back
-from tests.layer_views import HandView, Row, batch, row
+from tests.layer_views import HEAD_WIDTH, HandView, Row, batch, row
 from tests.methods import plain_layers as plain
 from tests.methods.test_layer_budgets import INSIDE, make
 from vtc.layers import Choice, Heads
@@ -119,6 +120,35 @@ def test_sparsevlm_in_proportion_and_by_a_budget():
 def plain_sparse(one: Row, number: int, tokens: int) -> set[int]:
     left, _ = plain.sparsevlm(one, [tokens * 300 // 576 if i == number else 0 for i in range(3)])
     return left & set(plain.images(one)[number])
+
+
+@pytest.mark.parametrize("heads", [None, 2])
+def test_attention_is_divided_by_what_positions_give(heads):
+    """Element by element, with the angles of Llama's rotary embedding."""
+    one = row([(7, 7)], seed=3)
+    columns = [s for s in range(len(one)) if one.image[s] >= 0]
+    method = make("sparsevlm", kept=(20, 9, 5), recycle=False, heads=heads, unbias=True)
+    view, _, embeds = batch([one], [[20]])
+    raters = method.raters(view.seen, embeds)[0].nonzero().flatten().tolist()
+    rows = view.attention(torch.tensor([raters]), "before")[0].tolist()  # [H, R, S]
+    half = HEAD_WIDTH // 2
+    for rater_row, rater in enumerate(raters):
+        turns = [
+            sum(2 * math.cos((rater - s) * 10000 ** (-k / half)) for k in range(half))
+            * HEAD_WIDTH**-0.5
+            for s in range(rater + 1)
+        ]
+        total = sum(math.exp(turn) for turn in turns)
+        for head in rows:
+            for s, turn in enumerate(turns):
+                head[rater_row][s] /= math.exp(turn) / total
+    each = [{s: sum(r[s] for r in head) for s in columns} for head in rows]
+    looks = sorted(range(len(each)), key=lambda h: -sum(each[h].values()))[:heads]
+    want = plain.best({s: sum(each[h][s] for h in looks) for s in columns}, 20)
+    [(left, _)] = together(method, [one], [[20]])
+    assert left == want
+    [(biased, _)] = together(replace(method, unbias=False), [one], [[20]])
+    assert biased != left
 
 
 def test_heads_that_rate():

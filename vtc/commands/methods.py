@@ -13,13 +13,22 @@ from vtc.eval.common.arguments import add_imports
 from vtc.registry import list_methods, method_class, where_from
 
 if TYPE_CHECKING:
-    pass
+    from vtc.methods.base import Method
 
 #: marks in the texts of options: where a default comes from
 MARKS = {
     "code": "as the official code has it",
     "paper": "as the paper has it",
     "ours": "chosen here, where paper and code say nothing or do not hold in general",
+}
+
+
+#: where methods act: a word for tables, and what it means
+ACTS = {
+    "pictures": "on pictures, before the vision tower sees them",
+    "tower": "on tokens of the vision tower, in front of the projector",
+    "prompt": "on tokens behind the projector, in front of the language model",
+    "layers": "inside the language model: its first layers see every token",
 }
 
 
@@ -67,8 +76,9 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "from": where_from(name),
-        "stage": cls.stage,
         "where": cls.where,
+        "acts": acts(cls),
+        "cuts": cuts(cls),
         "signals": signals(cls),
         "needs": needs(cls),
         "adaptive": cls.adaptive,
@@ -76,6 +86,23 @@ def describe(name: str) -> dict[str, Any]:
         "text": " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()),
         "options": options,
     }
+
+
+def acts(cls: type[Method]) -> str:
+    """The key of `ACTS` that holds for a method."""
+    if cls.where != "boundary":
+        return {"pixels": "pictures", "layers": "layers"}[cls.where]
+    return "tower" if cls.stage == "vision" else "prompt"
+
+
+def cuts(cls: type[Method]) -> str:
+    """In front of which layers a method inside the language model drops tokens by default, in words;
+    empty for the others."""
+    layers = getattr(cls, "paper_layers", ())
+    if not layers:
+        return ""
+    named = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
+    return f"drops tokens in front of {named} of {cls.paper_depth}"  # type: ignore[attr-defined]
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -111,7 +138,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
     away = any(row["from"] != "vtc" for row in rows)  # methods of other packages or files
     table = Table(box=None, pad_edge=False, header_style="bold")
-    columns = ["method", *["from"] * away, "needs", "own count", "what it does"]
+    columns = ["method", *["from"] * away, "acts on", "needs", "own count", "what it does"]
     for name in columns:
         table.add_column(name, no_wrap=name == "method", max_width=22 if name == "needs" else None)
     for row in rows:
@@ -119,6 +146,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
         cells = [
             row["name"],
             *[row["from"]] * away,
+            row["acts"],
             ", ".join(row["needs"]) or "nothing",
             count,
             row["text"],
@@ -144,7 +172,8 @@ def _print_one(row: dict[str, Any]) -> None:
     console.print(f"[bold]{row['name']}[/bold]: {escape(row['text'])}")
     facts = [
         f"from: {row['from']}",
-        f"stage: {row['stage']}",
+        f"acts {ACTS[row['acts']]}",
+        row["cuts"],
         f"signals: {', '.join(row['signals']) or 'none'}",
         "has a count of its own" if row["adaptive"] else "",
         f"paper: {row['paper']}" if row["paper"] else "",
@@ -165,15 +194,15 @@ def _print_one(row: dict[str, Any]) -> None:
 
 
 def _print_key(rows: list[dict[str, Any]]) -> None:
-    """What the words under `needs` mean, those that are there."""
+    """What the words in the table mean, those that are there."""
     from rich.markup import escape
 
     from vtc.commands.needs import KEY
 
     found = {need for row in rows for need in row["needs"]}
-    for need, meaning in KEY.items():
-        if need in found:
-            stdout().print(
-                f"[dim]{need}: {escape(meaning)}[/dim]",
-                highlight=False,
-            )
+    meanings = {need: meaning for need, meaning in KEY.items() if need in found}
+    if len(rows) > 1:  # of one method it is said in full
+        used = {row["acts"] for row in rows}
+        meanings = {word: text for word, text in ACTS.items() if word in used} | meanings
+    for word, meaning in meanings.items():
+        stdout().print(f"[dim]{word}: {escape(meaning)}[/dim]", highlight=False)

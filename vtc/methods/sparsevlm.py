@@ -59,7 +59,8 @@ class SparseVLM(SeveralCuts):
 
     The code adds noise to the densities, which alone decides between two clusters; here the first token
     of equal ones is the denser. It also takes one row alone, and moves the clusters behind the kept
-    tokens, with positions counted afresh; here the centres keep their places. Raters stand behind the
+    tokens, with positions counted afresh; here the centres keep their places. Version 2 of the code is
+    `recycle=False, heads=14, unbias=True`, with the counts of its own in `kept`, such as (300, 200, 118). Raters stand behind the
     last image of a row [ours]; where nothing does, the last token of the prompt rates.
 
     Paper: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model
@@ -72,11 +73,15 @@ class SparseVLM(SeveralCuts):
         recycle: True. Whether dropped tokens are averaged into clusters; version 2 of the code does not.
         heads: None. How many heads rate, those whose raters look at the image most; None for all.
             Version 2 of the code has 14 [code].
+        unbias: False. Whether attention is divided by what positions alone give: that of queries and
+            keys which are all ones, under the same rotary embedding, as version 2 of the code has it.
+            Heads are chosen by the quotients [ours].
     """
 
     kept: Sequence[int] | None = None
     recycle: bool = True
     heads: int | None = None
+    unbias: bool = False
 
     name: ClassVar[str] = "sparsevlm"
     paper: ClassVar[str] = "arXiv 2410.04417"
@@ -86,6 +91,7 @@ class SparseVLM(SeveralCuts):
     def __post_init__(self) -> None:
         super().__post_init__()
         _fields.flag("recycle", self.recycle)
+        _fields.flag("unbias", self.unbias)
         if self.heads is not None:
             _fields.whole("heads", self.heads, 1)
         if self.kept is not None:
@@ -172,9 +178,14 @@ class SparseVLM(SeveralCuts):
         number = raters.sum(1)
         first = torch.where(raters, 0, -1)
         rows = places(raters.cumsum(1) - 1, first, 1, max(most, 1)).squeeze(1)
+        each_row = view.attention(rows, "before", mean=self.heads is None)  # [B, (H,) R, S]
+        if self.unbias:
+            bias = view.positional(rows, "before")
+            bias = bias if self.heads is None else bias[:, None]
+            each_row = torch.where(bias > 0, each_row / bias, 0)
         if self.heads is None:
-            return view.attention(rows, "before", mean=True).sum(1) / number.clamp(min=1)[:, None]
-        each = view.attention(rows, "before").sum(2) / number.clamp(min=1)[:, None, None]
+            return each_row.sum(1) / number.clamp(min=1)[:, None]
+        each = each_row.sum(2) / number.clamp(min=1)[:, None, None]
         looks = each.masked_fill(view.seen.image[:, None] < 0, 0).sum(2)
         among = segmented_topk(looks, torch.full_like(number, self.heads))[1]
         return (each * among[..., None]).sum(1) / among.sum(1, keepdim=True)

@@ -19,8 +19,9 @@ class VTW(OneCut):
     """Drops all image tokens in front of one layer.
 
     Without a budget that is layer 15 of 32, 46.9 % on average. `retention` moves the layer: the deepest
-    one whose average is no larger. The paper's search of a layer for a model is not here: it takes the
-    first one from 5 on at which the divergence of the last token's logits is below a threshold.
+    one whose average is no larger. `python -m vtc.eval.vtw_layer` searches the layer for a model as the
+    paper does: the first one from 5 on at which the next token's distribution changes by no more than a
+    threshold.
 
     Paper: Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for Rapid
     Inference" (arXiv 2405.05803, AAAI 2025).

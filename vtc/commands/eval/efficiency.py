@@ -52,6 +52,13 @@ def add(commands: Any) -> None:
         "--vision-layers", type=positive, help="vision layers; default: 4 on a CPU (8 for qwen)"
     )
     parser.add_argument(
+        "--width",
+        type=float,
+        default=1.0,
+        metavar="SHARE",
+        help="of the language model's width, for a shape; default 1",
+    )
+    parser.add_argument(
         "--image-size", metavar="WxH", type=_size, help="pixels, default 672x672; reference 128x128"
     )
     parser.add_argument("--image", metavar="FILE", help="a picture instead of smooth noise")
@@ -108,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """What can be said of the arguments before a heavy library is imported."""
-    from vtc.eval.efficiency.shapes import shape
+    from vtc.eval.efficiency.shapes import narrowed, shape
 
     if args.new_tokens < 2:
         raise VTCError(f"new-tokens: got {args.new_tokens}, allowed are 2 and more")
@@ -116,8 +123,12 @@ def _check(args: argparse.Namespace) -> None:
         if name not in ATTENTIONS:
             raise VTCError(f"attention: got {name!r}, allowed are {', '.join(ATTENTIONS)}")
     if args.shape not in (None, "reference"):
-        shape(args.shape).reduced(args.layers, args.vision_layers)
+        narrowed(shape(args.shape), args.width).reduced(args.layers, args.vision_layers)
         return
+    if args.width != 1:
+        raise VTCError(
+            f"width: got {args.width}, but only shapes with random weights can be narrower"
+        )
     for name in ("layers", "vision_layers"):
         if getattr(args, name) is not None:
             raise VTCError(
@@ -136,7 +147,8 @@ def _subject(args: argparse.Namespace) -> Subject:
     common = dict(device=args.device, dtype=args.dtype, image=image, question=args.question)
     if args.shape in (None, "reference"):
         return from_checkpoint(args.model or "reference", **common)
-    return from_shape(args.shape, args.layers, args.vision_layers, **common)
+    depth = args.layers, args.vision_layers
+    return from_shape(args.shape, *depth, **common, width=args.width)
 
 
 def _attentions(given: Sequence[str] | None, device: Any) -> list[str]:
@@ -158,6 +170,8 @@ def _print(done: Measurement, lines: Sequence[Line], folder: Path) -> None:
     for attention in dict.fromkeys(line.attention for line in lines):
         rows = [line for line in lines if line.attention == attention]
         about = f"{subject.name}, {attention}" if many else subject.name
+        width = subject.facts.get("width", 1.0)
+        about += f", {width:g} of its width" if width != 1 else ""
         depth, true = subject.depth, subject.true_depth
         layers = f"{depth.language} + {depth.vision} layers"
         console.print(table(f"{about}, {layers}, as measured", rows))

@@ -39,7 +39,8 @@ def leave(lm: Model, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any)
         return None
     if state.prompt:
         return _finish(state, kwargs, output)
-    cache.given(kwargs)._vtc_inside.later = None
+    notes = cache.given(kwargs)._vtc_inside
+    notes.later, notes.entered = None, False
     return None
 
 
@@ -88,5 +89,6 @@ def _bring(lm: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     valid = torch.ones(batch, fresh, dtype=torch.bool, device=inputs.device)
     if isinstance(mask, Tensor) and mask.dim() == 2:
         valid = mask[:, -fresh:].bool()
+    notes.entered = True
     notes.fit(batch, cache.name(lm))
     return args, {**kwargs, KEY: call.late(lm, lm, notes, held_in, valid, True)}

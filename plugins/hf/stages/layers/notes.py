@@ -47,12 +47,16 @@ class Notes:
         columns: what layer 0 holds.
         shared: columns at the end that all layers hold alike; no more of them can be taken off.
         later: what the call under way needs, None outside of one.
+        entered: whether a call is under way that knows of these notes.
+        owner: of the model that continued last, see `continued`.
     """
 
     held: list[Held]
     columns: int
     shared: int
     later: Any = None
+    entered: bool = False
+    owner: int = 0
 
     @property
     def rows(self) -> int:
