@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vtc import VTCError
 from vtc.packing import Packing
 from vtc.plugins.model.units import Unit, uncut
 from vtc.plugins.vllm.capture import Record
-from vtc.plugins.vllm.compress import Images, View, compress
+from vtc.plugins.vllm.compress import Images, View, compress, wanted
 from vtc.plugins.vllm.families import Tower
 from vtc.plugins.vllm.settings import Limits, Wish
 from vtc.plugins.vllm.spec import Spec, make, spaced
@@ -62,3 +63,16 @@ def test_every_tile_keeps_its_share_where_tags_stand_between() -> None:
     assert places == sorted(places)
     shares = [spec.shares[nth] for nth in (1, 2, 0)]
     assert torch.bincount(torch.tensor(places) // 16, minlength=3).tolist() == shares
+
+
+def test_a_promise_of_another_version_is_kept_with_tokens_at_even_distances(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mine = make(Wish("uniform", tokens=4), Unit(Packing((4, 4))), Limits())
+    text = bytes(mine.to_tensor().tolist()).replace(b'"format":1', b'"format":9')
+    theirs = Spec.from_tensor(torch.tensor(list(text), dtype=torch.uint8))
+    rows, kept, failed = run([theirs, mine])
+    assert failed == [0] and "the same vtc must be installed on every node" in caplog.text
+    assert torch.equal(kept[0], rows[0][spaced(16, theirs)]) and len(kept[0]) == 4
+    with pytest.raises(VTCError):  # of such a call the tower is run and not read
+        wanted([theirs, mine], Tower(has_cls=True, depth=2, built=2, read=1, windows=False))

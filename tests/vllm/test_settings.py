@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vtc import VTCError
-from vtc.plugins.vllm.settings import Limits, Settings, Wish, server_settings
+from vtc.plugins.vllm.settings import Limits, Settings, Wish
 
 DEFAULT = {"vtc_method": "uniform", "vtc_retention": 0.5, "num_crops": 4}
 
@@ -102,13 +102,3 @@ def test_operators_cap_what_requests_may_keep() -> None:
 def test_foreign_keywords_are_the_operators_to_allow() -> None:
     settings = Settings(DEFAULT, {"VTC_ALLOW_PROCESSOR_KWARGS": "1"})
     assert settings.request({"num_crops": 16}) == settings.default
-
-
-def test_vllm_never_sees_our_keywords() -> None:
-    class Config:
-        mm_processor_kwargs: Any = dict(DEFAULT)
-
-    config = Config()
-    assert server_settings(config) == DEFAULT
-    assert config.mm_processor_kwargs == {"num_crops": 4}
-    assert server_settings(config) == DEFAULT  # once more, in the same process

@@ -41,7 +41,11 @@ def test_a_server_answers_bad_requests_and_goes_on(
     command += ["--chat-template", str(tmp_path / "chat.jinja")]
     log = (tmp_path / "log").open("w")
     server = subprocess.Popen(
-        command, env={**os.environ, **ENV}, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+        command,
+        env={**os.environ, **ENV, "VTC_IMPORT": "tests.vllm.engine.broken"},
+        cwd=tmp_path,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -74,12 +78,15 @@ def test_a_server_answers_bad_requests_and_goes_on(
             assert status == 400, (keywords, status, said)
             assert re.search(message, said["error"]["message"]), (keywords, said)
         assert ask({})[1]["usage"]["prompt_tokens"] == half
+        failing = ask({"vtc_method": "broken_raises", "vtc_tokens": 6})
+        assert failing[1]["usage"]["prompt_tokens"] == whole - 58
         metrics = _get(f"{url}/metrics") or ""
         kept, dropped = (
             float(re.findall(rf'vtc_visual_tokens_total{{state="{state}"}} (\S+)', metrics)[0])
             for state in ("kept", "dropped")
         )
-        assert (kept, dropped) == (64 + 32 + 6 + 32, 32 + 58 + 32)
+        assert (kept, dropped) == (64 + 32 + 6 + 32 + 6, 32 + 58 + 32 + 58)
+        assert "vtc_fallbacks_total 1.0" in metrics  # counted in another process
     finally:
         server.terminate()
         server.wait(60)
