@@ -84,6 +84,8 @@ def units(
 def _joined(pixels: Sequence[Tensor]) -> Tensor:
     """Pixels of images one by one, as one tensor where they are alike; the first where they are not,
     since then sizes are told elsewhere."""
+    if len(pixels) == 1:  # a request's one image is not copied
+        return pixels[0][None]
     alike = len({each.shape for each in pixels}) == 1
     return torch.stack(list(pixels)) if alike else pixels[0]
 

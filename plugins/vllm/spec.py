@@ -79,6 +79,15 @@ class Spec:
             )
         return _created(self.method, self.options)
 
+    @property
+    def whole(self) -> bool:
+        """Whether every token of the image stays.
+
+        Raises:
+            VTCError: as `create`.
+        """
+        return replace(self.create(), retention=None, tokens=self.tokens).is_identity(self.packing)
+
     def pieces(self) -> list[tuple[int, int, Packing]]:
         """`(first tile, tokens, packing)` of what is compressed by itself: the image, or its tiles in
         the order in which they are packed."""

@@ -54,6 +54,20 @@ def test_an_image_that_a_method_fails_on_costs_no_other(caplog: pytest.LogCaptur
     assert len(alone) == len(kept[1]) == 4
 
 
+def test_an_image_that_keeps_everything_is_not_touched() -> None:
+    """Nor does a method that reads the tower make it be read for such an image."""
+    unit, tower = Unit(Packing((4, 4))), Tower(True, depth=2, built=2, read=1, windows=False)
+    whole = make(Wish("fastervlm", 1.0), unit, Limits())
+    rows, kept, failed = run([whole, whole])  # nothing was seen of the tower
+    assert not failed and all(a is b for a, b in zip(rows, kept, strict=True))
+    assert wanted([whole], tower) == (set(), False)
+    assert wanted([whole, make(Wish("fastervlm", 0.5), unit, Limits())], tower) == ({1}, False)
+    rows, kept, failed = run([make(Wish("random", 1.0), unit, Limits())])
+    assert not failed and kept[0] is rows[0]
+    rows, kept, failed = run([make(Wish("uniform", n), unit, Limits()) for n in (1.0, 0.5)])
+    assert not failed and kept[0] is rows[0] and len(kept[1]) == 8
+
+
 def test_every_tile_keeps_its_share_where_tags_stand_between() -> None:
     unit = Unit(uncut((4, 4), (1, 2), order="thumbnail_last"), fused=True)
     spec = make(Wish("uniform", tokens=10), unit, Limits(), tagged=True)
