@@ -167,10 +167,8 @@ def tabled(lines: Sequence[dict[str, Any]]) -> str:
         )
         off = [x for x in lines if (x["in_flight"], x["share"]) == (flight, "off")]
         by_round = {x["round"]: x["requests"] for x in off}
-        against = "1"
-        if share != "off":
-            gain = ratio([x["requests"] for x in some], [by_round[x["round"]] for x in some])
-            against = f"{gain.median:.2f} ({gain.low:.2f} to {gain.high:.2f})"
+        base = [by_round[x["round"]] for x in some]
+        against = "1" if share == "off" else str(ratio([x["requests"] for x in some], base))
         rows.append(
             [
                 share,
@@ -193,7 +191,7 @@ def _place(setting: tuple[int, str]) -> tuple[int, float]:
 
 def _spread(values: Sequence[float], form: str) -> str:
     middle, low, high = spread(values)
-    return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
