@@ -47,7 +47,7 @@ def test_two_ranks_say_what_one_says(
     made = checkpoints.load(family, path)
     requests = [Request(("wide", "tall"), name, 0.375) for name in methods]
     job = [request.job(made, pictures) for request in requests]
-    found = engine(path, [job], engine=settings)
+    found = engine(path, [job], engine=settings, profile="pipeline_parallel_size" in settings)
     wrong = []
     for request, got in zip(requests, found["rounds"][0], strict=True):
         wrong += differences(0, request, got, answer(made, pictures, request))

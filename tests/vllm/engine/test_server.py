@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,11 @@ def test_a_server_answers_bad_requests_and_goes_on(
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(240):
+        for _ in range(900):
             if server.poll() is not None or _get(f"{url}/health") is not None:
                 break
             time.sleep(1)
-        assert server.poll() is None, (tmp_path / "log").read_text()[-4000:]
+        assert _get(f"{url}/health") is not None, (tmp_path / "log").read_text()[-4000:]
         picture = base64.b64encode(pictures["wide"].read_bytes()).decode()
 
         def ask(keywords: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -89,7 +90,9 @@ def test_a_server_answers_bad_requests_and_goes_on(
         assert "vtc_fallbacks_total 1.0" in metrics  # counted in another process
     finally:
         server.terminate()
-        server.wait(60)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(60)
+        server.kill()
         log.close()
 
 
