@@ -29,8 +29,16 @@ from vtc.eval.common.docs import put, table
 from vtc.eval.common.records import write_whole
 from vtc.eval.common.timing import ratio, spread, turns
 
-HEAD = ("share kept", "in flight", "requests/s", "against off", "first token, median ms", "p99 ms")
-HEAD += ("KV cache in use, most", "input tokens")
+HEAD = (
+    "share kept",
+    "in flight",
+    "requests/s",
+    "against off",
+    "first token, median ms",
+    "p99 ms",
+    "KV cache in use, most",
+    "input tokens",
+)
 
 
 @contextmanager
@@ -134,17 +142,18 @@ def measured(
 def run(args: argparse.Namespace, more: Sequence[str]) -> list[dict[str, Any]]:
     """A line for every measurement, in the order in which they were made."""
     pruned = [(f"{share:g}", {"vtc_retention": share}) for share in args.shares]
-    sides = [("0", [("off", {})]), ("1", pruned)]
+    off: list[tuple[str, dict[str, float]]] = [("off", {})]
+    sides = [("0", off), ("1", pruned)]
     lines = []
     for turn, order in turns(sides, args.rounds):
         for on, cases in order:
             with server(args.model, args.port, more, {"VTC_VLLM": on}):
                 for _, case in cases:  # what is done once, with images of its own
-                    keywords = {"vtc_method": args.method, **case} if case else {}
+                    keywords = {**case, "vtc_method": args.method} if case else {}
                     measured(args.model, args.port, 2, 4, args.side, 2**20 + turn, keywords)
                 for flight in args.in_flight:
                     for name, case in cases if turn % 2 else cases[::-1]:
-                        keywords = {"vtc_method": args.method, **case} if case else {}
+                        keywords = {**case, "vtc_method": args.method} if case else {}
                         seed = 1000 * turn + flight
                         got = measured(
                             args.model, args.port, flight, args.prompts, args.side, seed, keywords
