@@ -141,22 +141,27 @@ def measured(
 
 def run(args: argparse.Namespace, more: Sequence[str]) -> list[dict[str, Any]]:
     """A line for every measurement, in the order in which they were made."""
-    pruned = [(f"{share:g}", {"vtc_retention": share}) for share in args.shares]
-    off: list[tuple[str, dict[str, float]]] = [("off", {})]
+    off: list[tuple[str, dict[str, Any]]] = [("off", {})]
+    pruned: list[tuple[str, dict[str, Any]]] = [
+        (f"{share:g}", {"vtc_method": args.method, "vtc_retention": share}) for share in args.shares
+    ]
     sides = [("0", off), ("1", pruned)]
     lines = []
     for turn, order in turns(sides, args.rounds):
         for on, cases in order:
             with server(args.model, args.port, more, {"VTC_VLLM": on}):
-                for _, case in cases:  # what is done once, with images of its own
-                    keywords = {**case, "vtc_method": args.method} if case else {}
+                for _, keywords in cases:  # what is done once, with images of its own
                     measured(args.model, args.port, 2, 4, args.side, 2**20 + turn, keywords)
                 for flight in args.in_flight:
-                    for name, case in cases if turn % 2 else cases[::-1]:
-                        keywords = {**case, "vtc_method": args.method} if case else {}
-                        seed = 1000 * turn + flight
+                    for name, keywords in cases if turn % 2 else cases[::-1]:
                         got = measured(
-                            args.model, args.port, flight, args.prompts, args.side, seed, keywords
+                            args.model,
+                            args.port,
+                            flight,
+                            args.prompts,
+                            args.side,
+                            1000 * turn + flight,
+                            keywords,
                         )
                         load = os.getloadavg()[0]
                         line = {"round": turn, "share": name, "in_flight": flight, **got}
