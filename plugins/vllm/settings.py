@@ -151,6 +151,7 @@ class Settings:
         self.config = _over(base, ours)
         self.question = _question(ours.get("vtc_question"))
         self.default = self._wish(self.config, self.question, budget=_has_budget(ours))
+        self._known: dict[str, Wish] = {}
 
     def request(self, keywords: Mapping[str, Any]) -> Wish:
         """What a request asks for.
@@ -171,6 +172,17 @@ class Settings:
                     )
         if not ours:
             return self.default
+        key = repr(sorted(ours.items()))
+        wish = self._known.get(key)
+        if wish is None:
+            wish = self._checked(ours)
+            if len(self._known) >= 256:
+                self._known.clear()
+            self._known[key] = wish
+        return wish
+
+    def _checked(self, ours: Mapping[str, Any]) -> Wish:
+        """What keywords mean that were not seen before; most requests say the same."""
         options = ours.get("vtc_options")
         for name, value in options.items() if isinstance(options, Mapping) else ():
             if name in OPERATORS and value != self.config.options.get(name):

@@ -220,6 +220,8 @@ def cut(ids: Sequence[int], embed: Sequence[bool], spec: Spec) -> list[int]:
             "please report it, and use vtc_method='none' for such an image"
         )
     left = spec.runs() or [spec.length]
+    if len(left) == 1 and count == len(ids):  # nothing but placeholders
+        return [*ids[: spec.length], *ids[-1:] * (spec.length - count)]
     tile = spec.full // len(left)
     out, seen = [], 0
     for token, is_placeholder in zip(ids, embed, strict=True):

@@ -69,6 +69,19 @@ def test_a_request_changes_the_default_key_by_key() -> None:
     assert settings.request({"num_crops": 4}) == settings.default  # the server's own
 
 
+def test_what_was_asked_before_is_answered_alike() -> None:
+    settings = Settings(DEFAULT, {})
+    first = settings.request({"vtc_retention": 0.25})
+    assert settings.request({"vtc_retention": 0.25}) is first
+    assert settings.request({"vtc_retention": 0.25, "vtc_method": "pool"}).method == "pool"
+    settings.request({"vtc_tokens": 1})
+    with pytest.raises(VTCError, match="vtc_tokens: got True"):  # equal to 1, and no number
+        settings.request({"vtc_tokens": True})
+    for tokens in range(1, 600):  # questions of many clients do not pile up
+        assert settings.request({"vtc_tokens": tokens}).tokens == tokens
+    assert len(settings._known) <= 256
+
+
 def test_the_environment_is_below_the_flags() -> None:
     env = {"VTC_METHOD": "pool", "VTC_TOKENS": "9"}
     assert Settings({}, env).default == Wish("pool", tokens=9)
