@@ -12,7 +12,7 @@ MODELS := tests/families tests/hf tests/layers tests/reference tests/eval tests/
 
 DOCS   := .venv-docs
 
-.PHONY: demo docs docs-serve dist dist-check release-check test test-slow test-oldest test-newest test-vllm matrix golden \
+.PHONY: demo docs docs-serve dist dist-check release-check test test-slow test-oldest test-newest test-vllm test-vllm-quick matrix golden \
 	report kernels style clean
 
 demo: $(VENV)/.demo          ## the main job on the embedded reference VLM
@@ -33,8 +33,14 @@ test-newest: $(VENV)/newest/.ready   ## the same on what a plain install resolve
 	PYTHONPATH=$(VENV)/newest $(PYTEST) $(MODELS)
 
 VLLM := .venv-vllm
-test-vllm: $(VLLM)/.ready    ## engines of the community CPU build of vLLM against transformers; 40 minutes
-	PYTHONPATH=tests/vllm/shim OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm tests/vllm
+VLLM_PYTEST := PYTHONPATH=tests/vllm/shim OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m vllm
+test-vllm: $(VLLM)/.ready    ## engines of the community CPU build of vLLM against transformers; about a minute of a core each
+	$(VLLM_PYTEST) tests/vllm
+
+test-vllm-quick: $(VLLM)/.ready   ## of these the server, what is refused, what fails, and two families
+	$(VLLM_PYTEST) tests/vllm/engine/test_refused.py tests/vllm/engine/test_server.py \
+		tests/vllm/engine/test_safe.py tests/vllm/engine/test_equal.py \
+		-k "test_refused or test_server or broken or llava] or qwen2_5_vl]"
 
 matrix: $(VENV)/.ready       ## every family, method and way to run, and the table of what holds
 	$(RUN) -m tests.families.matrix --output docs/support.md --jobs 2

@@ -7,10 +7,7 @@ nothing is set on workers. `VTC_VLLM=0`, or `VLLM_PLUGINS` without `vtc`, leaves
 from __future__ import annotations
 
 import functools
-import os
 from typing import Any
-
-from vtc.errors import VTCError
 
 
 def register() -> None:
@@ -21,20 +18,22 @@ def register() -> None:
     Raises:
         VTCError: `VTC_VLLM` is neither 0 nor 1.
     """
-    word = os.environ.get("VTC_VLLM", "1").strip()
-    if word not in ("0", "1"):
-        raise VTCError(f"VTC_VLLM: got {word!r}, allowed are 0 and 1")
-    if word == "0":
+    from vtc.plugins.vllm.server import turned_on
+
+    if not turned_on():
         return
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.platforms import current_platform
 
     from vtc.plugins.vllm.families import ARCHITECTURES
+    from vtc.plugins.vllm.start import checked
 
     known = ModelRegistry.get_supported_archs()
     for name in ARCHITECTURES:
         if name in known:  # by name: CUDA must not be touched before vLLM starts its processes
             ModelRegistry.register_model(name, f"vtc.plugins.vllm.models:{name}")
+            MODELS_CONFIG_MAP[name] = checked(MODELS_CONFIG_MAP.get(name))
     if current_platform.is_cpu():
         _mend_cpu_runner()
 

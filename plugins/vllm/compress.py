@@ -78,7 +78,7 @@ class Kept:
 def wanted(specs: Sequence[Spec], tower: Tower) -> tuple[set[int], bool]:
     """The layers whose attention is read for these images, and whether the projector's input is."""
     layers, projector = set(), False
-    for spec in {each.key: each for each in specs}.values():
+    for spec in {each.key: each for each in specs if not each.whole}.values():
         method = spec.create()
         for request in placed(method, tower).values():
             if request.kind in ATTENTION:
@@ -105,7 +105,7 @@ def compress(view: View, images: Images, failed: Callable[[int], None]) -> list[
 
     def keep(members: list[int]) -> None:
         try:
-            done.update(zip(members, _together(view, images, signals, members), strict=True))
+            done.update(_together(view, images, signals, members))
         except Exception:
             if len(members) > 1:
                 for index in members:
@@ -130,16 +130,20 @@ def stand_in(rows: Tensor, spec: Spec) -> Kept:
     return Kept(rows[anchor], anchor)
 
 
-def _together(view: View, images: Images, signals: _Signals, members: Sequence[int]) -> list[Kept]:
-    """The rows of images of one method.
+def _together(
+    view: View, images: Images, signals: _Signals, members: Sequence[int]
+) -> dict[int, Kept]:
+    """The rows of images of one method, by their number.
 
     Raises:
         Exception: whatever a method raises, or its rows are not those that were promised.
     """
     method = images.specs[members[0]].create()
     requests = placed(method, view.tower)
+    kept = {index: _all_of(images, index) for index in members if images.specs[index].whole}
+    members = [index for index in members if index not in kept]
     seeds = [0] * len(members)
-    if method.draws:
+    if method.draws and members:
         seeds = content_seeds([images.pixels(index) for index in members])
     tokens: list[VisualTokens] = []
     budgets: list[int] = []
@@ -155,13 +159,20 @@ def _together(view: View, images: Images, signals: _Signals, members: Sequence[i
             tokens.append(piece)
             budgets.append(budget)
             owners.append(index)
-    outs = replace(method, retention=None, tokens=budgets).compress_all(tokens)
-    kept = []
+    outs = replace(method, retention=None, tokens=budgets).compress_all(tokens) if tokens else []
     for index in members:
         mine = [out for out, owner in zip(outs, owners, strict=True) if owner == index]
-        kept.append(_packed(view, images, index, mine, method.stage == "vision"))
-    _check(kept, [images.specs[index] for index in members])
+        kept[index] = _packed(view, images, index, mine, method.stage == "vision")
+    _check([kept[index] for index in members], [images.specs[index] for index in members])
     return kept
+
+
+def _all_of(images: Images, index: int) -> Kept:
+    """An image of which nothing is dropped, untouched."""
+    rows = images.rows[index]
+    if len(rows) != images.specs[index].length:
+        raise VTCError(f"image: vLLM made {len(rows)} tokens of it, vtc counts otherwise")
+    return Kept(rows, torch.arange(len(rows), device=rows.device))
 
 
 def _visual_tokens(
@@ -218,7 +229,7 @@ def _check(kept: Sequence[Kept], specs: Sequence[Spec]) -> None:
             raise VTCError(
                 f"method {spec.method!r} made {len(each.rows)} tokens, {spec.length} are promised"
             )
-    if not bool(torch.stack([torch.isfinite(each.rows).all() for each in kept]).all()):
+    if kept and not bool(torch.stack([torch.isfinite(each.rows).all() for each in kept]).all()):
         raise VTCError(f"method {specs[0].method!r} made features that are not finite numbers")
 
 

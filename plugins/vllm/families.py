@@ -18,8 +18,9 @@ from vtc.methods.which import quoted, without_signals
 from vtc.plugins.model import families
 from vtc.plugins.model.inputs import Inputs
 from vtc.plugins.model.layers import layer_index, layer_of_features
-from vtc.plugins.model.signals import ATTENTION, HIDDEN, POOLED
+from vtc.plugins.model.signals import ATTENTION, HIDDEN, POOLED, WORDS
 from vtc.plugins.model.units import Unit, uncut
+from vtc.plugins.vllm.settings import Wish
 from vtc.tokens import SignalRequest
 
 #: architecture -> module of vLLM and class in it
@@ -57,21 +58,9 @@ def units(
         data: the processor's outputs as vLLM holds them, without ids.
         grids: `(rows, cols)` of the crops of each image where `data` does not tell, (0, 0) for none.
 
-    Raises:
-        VTCError: an image is cut in a way that cannot be served.
     """
     kind, values = config.model_type, dict(data)
     pixels = values["pixel_values"]
-    if kind == "llava" and config.vision_config.model_type == "pixtral":
-        raise VTCError(
-            "model: Pixtral has a token behind every row of patches, which no method may move; "
-            "it is served without pruning"
-        )
-    if kind == "smolvlm":
-        raise VTCError(
-            "model: SmolVLM could not be compared, since transformers before 5.23 takes whole tiles of "
-            "it only; it is served without pruning"
-        )
     if kind in TAGGED:
         grid = (families.grid_side(config) // config.scale_factor,) * 2
         assert grids is not None, "the processor's own count"
@@ -81,11 +70,6 @@ def units(
         ]
     if isinstance(pixels, (list, tuple)):
         values["pixel_values"] = _joined(pixels)
-    if kind == "gemma3":
-        raise VTCError(
-            "model: vLLM's own attention over Gemma 3's image tokens is not transformers', so nothing "
-            "could be proven; it is served without pruning"
-        )
     if kind == "llava_onevision":  # vLLM crops all images and knows one limit
         values["vision_aspect_ratio"] = "anyres_max_9"
     placeholder = torch.zeros(1, 0, dtype=torch.bool)
@@ -100,6 +84,8 @@ def units(
 def _joined(pixels: Sequence[Tensor]) -> Tensor:
     """Pixels of images one by one, as one tensor where they are alike; the first where they are not,
     since then sizes are told elsewhere."""
+    if len(pixels) == 1:  # a request's one image is not copied
+        return pixels[0][None]
     alike = len({each.shape for each in pixels}) == 1
     return torch.stack(list(pixels)) if alike else pixels[0]
 
@@ -114,6 +100,7 @@ class Tower:
         built: layers that vLLM builds; of the one behind them queries and keys can be had as well.
         read: the layer whose output the features are.
         windows: whether attention may go window by window.
+        blind: why nothing can be read of it, empty where it can.
     """
 
     has_cls: bool
@@ -121,24 +108,55 @@ class Tower:
     built: int
     read: int
     windows: bool
+    blind: str = ""
 
 
-def tower_of(config: Any) -> Tower:
+def tower_of(config: Any, blind: str = "") -> Tower:
     """The tower of a model, by its configuration.
 
-    Raises:
-        VTCError: it hands its CLS token to the language model as if it were a patch.
+    Args:
+        config: of the model.
+        blind: why nothing can be read of it.
     """
     vision, kind = config.vision_config, config.model_type
     depth = getattr(vision, "num_hidden_layers", None) or vision.depth
     has_cls = vision.model_type in _WITH_CLS
-    if has_cls and getattr(config, "vision_feature_select_strategy", None) == "full":
-        raise VTCError(
-            "vision_feature_select_strategy: got 'full', which hands the CLS token to the language "
-            "model as if it were a patch; allowed here is 'default'"
-        )
     read = layer_of_features(config, depth) if kind in _CUT_SHORT else depth - 1
-    return Tower(has_cls, depth, read + 1 if kind in _CUT_SHORT else depth, read, kind in MROPE)
+    built = read + 1 if kind in _CUT_SHORT else depth
+    return Tower(has_cls, depth, built, read, kind in MROPE, blind)
+
+
+def check(wish: Wish, config: Any, tower: Tower) -> None:
+    """Raise `VTCError` where a model is not pruned, or its tower cannot give what the method reads."""
+    if wish.method == "none":
+        return
+    why = _unserved(config)
+    if why:
+        raise VTCError(f"model: {why}; it is served without pruning")
+    placed(wish.create(), tower)
+
+
+def _unserved(config: Any) -> str:
+    """Why images of a model are not pruned, empty where they are."""
+    kind, vision = config.model_type, config.vision_config
+    if kind == "llava" and vision.model_type == "pixtral":
+        return "Pixtral has a token behind every row of patches, which no method may move"
+    if kind == "smolvlm":
+        return (
+            "SmolVLM could not be compared: transformers before 5.23 takes whole tiles of it only"
+        )
+    if kind == "gemma3":
+        return (
+            "vLLM's own attention over Gemma 3's image tokens is not transformers', so nothing could be "
+            "proven"
+        )
+    full = getattr(config, "vision_feature_select_strategy", None) == "full"
+    if full and vision.model_type in _WITH_CLS:
+        return (
+            "vision_feature_select_strategy='full' hands the CLS token to the language model as if it "
+            "were a patch"
+        )
+    return ""
 
 
 def placed(method: Method, tower: Tower) -> dict[str, SignalRequest]:
@@ -148,7 +166,15 @@ def placed(method: Method, tower: Tower) -> dict[str, SignalRequest]:
         VTCError: vLLM's tower does not give one of them.
     """
     out = {}
-    for name, request in method.requests(tower.has_cls).items():
+    requests = method.requests(tower.has_cls)
+    if tower.blind and (
+        method.stage == "vision" or {request.kind for request in requests.values()} - WORDS
+    ):
+        raise VTCError(
+            f"vtc_method: {method.name!r} reads the vision tower, and {tower.blind}; "
+            f"{quoted(without_signals())} work without"
+        )
+    for name, request in requests.items():
         if request.kind in HIDDEN | POOLED | {"pixels"}:
             raise VTCError(
                 f"vtc_method: {method.name!r} reads {request.kind}, which is not kept while vLLM "

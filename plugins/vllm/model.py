@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 
-from vtc.errors import VTCError
-from vtc.plugins.vllm import batches, capture, families, metrics, mrope
+from vtc.plugins.vllm import batches, capture, families, metrics, mrope, server, start
 from vtc.plugins.vllm.compress import Images, Kept, View, compress, stand_in, wanted
-from vtc.plugins.vllm.settings import SPEC, server_settings
+from vtc.plugins.vllm.settings import SPEC
 from vtc.plugins.vllm.spec import Spec
 
 logger = init_logger("vllm.vtc")
@@ -26,11 +26,12 @@ class PruningModel:
     """Encodes, lets the methods choose, and returns fewer rows."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        server_settings(vllm_config.model_config.multimodal_config)
-        _refuse(vllm_config)
+        told = server.of(vllm_config.model_config.multimodal_config)
+        start.refuse(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         config = vllm_config.model_config.hf_config
-        tower = families.tower_of(config)
+        tower = families.tower_of(config, told.blind)
+        self._vtc_tally = told.tally
         self._vtc_limit = vllm_config.scheduler_config.max_num_encoder_input_tokens
         self._vtc_next = None
         if tower.built < tower.depth:
@@ -97,7 +98,8 @@ class PruningModel:
 
     def _vtc_failed(self, index: int) -> None:
         self.vtc_fallbacks += 1
-        metrics.fallbacks().inc()
+        if get_tensor_model_parallel_rank() == 0:  # all ranks fail alike
+            metrics.fell_back(self._vtc_tally)
 
     def _vtc_row(self, kept: Kept, spec: Spec) -> Tensor:
         return kept.rows
@@ -130,11 +132,21 @@ class PruningMRoPE(PruningModel):
     supported_video_pruning_methods: tuple[str, ...] = ()
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        # the runner asks this before it hands positions over, and Qwen3-VL before it lays out a table of
+        # rotary positions, which must have more than there are tokens
+        model_config = vllm_config.model_config
+        object.__setattr__(model_config.multimodal_config, "is_multimodal_pruning_enabled", _always)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        # the runner asks this before it hands positions over; behind the model's own `__init__`, so that
-        # the model does not take it for its pruning of videos
-        mm_config = vllm_config.model_config.multimodal_config
-        object.__setattr__(mm_config, "is_multimodal_pruning_enabled", _always)
+        self.is_multimodal_pruning_enabled = False  # the model's own pruning, of videos
+        self._vtc_length = model_config.max_model_len
+        self._vtc_known = min(
+            (
+                len(module.cos_sin_cache)
+                for module in self.get_language_model().modules()  # type: ignore[attr-defined]
+                if hasattr(module, "cos_sin_cache")
+            ),
+            default=2**31,
+        )
 
     def _vtc_row(self, kept: Kept, spec: Spec) -> Tensor:
         cols = spec.packing.patch_grid[1]
@@ -166,7 +178,7 @@ class PruningMRoPE(PruningModel):
         ids, places = mrope.restored(list(input_tokens), gaps)
         positions, _ = super().get_mrope_input_positions(ids, long)  # type: ignore[misc]
         delta = int(positions.max()) + 1 - len(input_tokens)
-        return positions[:, places].contiguous(), delta
+        return self._vtc_bounded(positions[:, places].contiguous(), delta)
 
     def recompute_mrope_positions(
         self,
@@ -179,41 +191,15 @@ class PruningMRoPE(PruningModel):
         config = self._vtc_view.config
         ids = torch.as_tensor(input_ids)
         is_embed = (ids == config.image_token_id) | (ids == config.video_token_id)
-        return mrope.recomputed(
+        features, positions, delta = mrope.recomputed(
             is_embed, multimodal_embeddings, mrope_positions, num_computed_tokens
         )
+        return features, *self._vtc_bounded(positions, delta)
+
+    def _vtc_bounded(self, positions: Tensor, delta: int) -> tuple[Tensor, int]:
+        """A position behind the table would end the engine; the API server lets none come so far."""
+        return mrope.bounded(positions, delta, self._vtc_known, self._vtc_length)
 
 
 def _always() -> bool:
     return True
-
-
-def _refuse(vllm_config: Any) -> None:
-    """Raise `VTCError` for what would be silently wrong beside pruning."""
-    compilation = vllm_config.compilation_config
-    mm_config = vllm_config.model_config.multimodal_config
-    lora = vllm_config.lora_config
-    for wrong, name, why in (
-        (
-            getattr(compilation, "cudagraph_mm_encoder", False),
-            "cudagraph_mm_encoder",
-            "graphs of the encoder go around what prunes its images",
-        ),
-        (
-            getattr(compilation, "compile_mm_encoder", False),
-            "compile_mm_encoder",
-            "nothing can be read of the attention of a compiled encoder",
-        ),
-        (
-            mm_config.get_video_pruning_spec() is not None,
-            "video_pruning_rate",
-            "vLLM's pruning of videos keeps positions in the same place",
-        ),
-        (
-            lora is not None and getattr(lora, "enable_tower_connector_lora", False),
-            "enable_tower_connector_lora",
-            "adapters of the tower count the tokens that are left",
-        ),
-    ):
-        if wrong:
-            raise VTCError(f"{name}: got {wrong}, {why}; turn it off, or set VTC_VLLM=0")

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vtc.errors import VTCError
+
 #: columns behind an embedding: row high, row low, column high, column low, whether they are meant
 COLUMNS = 5
 #: bf16 holds whole numbers to 256 only
@@ -54,6 +56,37 @@ def columns(row: Tensor, col: Tensor, like: Tensor) -> Tensor:
 def blank(like: Tensor) -> Tensor:
     """`[L, COLUMNS]` for rows `[L, D]` whose positions are right already."""
     return like.new_zeros(len(like), COLUMNS)
+
+
+def check_reach(length: int, images: Sequence[tuple[int, int]], known: int) -> None:
+    """Raise `VTCError` where a prompt reaches positions that the model was not made for.
+
+    Kept tokens have the places that they had, so an image takes as many positions as its longer side
+    has tokens, however few are left. vLLM bounds the number of tokens alone.
+
+    Args:
+        length: tokens of the prompt.
+        images: `(left, side)` of each image: its tokens in the prompt, and along its longer side.
+        known: positions that the model was made for.
+    """
+    reach = length + sum(side - left for left, side in images)
+    if reach > max(known, length):
+        raise VTCError(
+            f"image: {len(images)} images in {length} tokens take positions to {reach}, since kept "
+            f"tokens stay at their places, and the model knows {known}; send fewer or smaller images"
+        )
+
+
+def bounded(positions: Tensor, delta: int, known: int, length: int) -> tuple[Tensor, int]:
+    """Positions and what the next one is ahead of the next place, within what a model can look up.
+
+    Args:
+        positions: int64 `[3, L]`.
+        delta: what the next position is ahead of the next place.
+        known: positions that the model can look up.
+        length: tokens that a prompt and its answer have at most.
+    """
+    return positions.clamp(max=known - 1), min(delta, known - length)
 
 
 def recomputed(

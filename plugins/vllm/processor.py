@@ -20,8 +20,8 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from vtc.plugins.model.question import asked, worded
-from vtc.plugins.vllm import families, metrics, spec
-from vtc.plugins.vllm.settings import SPEC, Settings, Wish, server_settings, split
+from vtc.plugins.vllm import families, metrics, mrope, server, spec
+from vtc.plugins.vllm.settings import SPEC, Settings, Wish, split
 
 logger = init_logger("vllm.vtc")  # vLLM's own handlers
 _PROFILING: ContextVar[bool] = ContextVar("vtc_profiling", default=False)
@@ -40,14 +40,15 @@ class PruningProcessor:
     """Counts, checks and promises; tokens are dropped by the worker."""
 
     def __init__(self, info: Any, dummy_inputs: Any, **kwargs: Any) -> None:
-        defaults = server_settings(info.ctx.get_mm_config())
+        told = server.of(info.ctx.get_mm_config())
         super().__init__(info, dummy_inputs, **kwargs)  # type: ignore[call-arg]
         self._vtc_config = info.ctx.get_hf_config()
-        self._vtc = Settings(defaults, os.environ)
-        self._vtc_tower = families.tower_of(self._vtc_config)
-        self._vtc_check(self._vtc.default)
+        self._vtc = Settings(told.defaults, os.environ)
+        self._vtc_tower = families.tower_of(self._vtc_config, told.blind)
+        families.check(self._vtc.default, self._vtc_config, self._vtc_tower)
         self._vtc_sizes = metrics.Sizes()
         metrics.visual_tokens()  # in /metrics from the start
+        metrics.fallbacks(told.tally)
 
     # -- a request -------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ class PruningProcessor:
                 self._vtc.limits.check_whole()
             inputs.hf_processor_mm_kwargs = theirs
         else:
-            self._vtc_check(wish)
+            families.check(wish, self._vtc_config, self._vtc_tower)
             inputs.hf_processor_mm_kwargs = {**theirs, SPEC: self._vtc_key(wish, inputs)}
         out = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         if not _PROFILING.get():
@@ -74,12 +75,6 @@ class PruningProcessor:
         """Memory is measured without pruning: a request may ask for all tokens."""
         with _profiling():
             return super().get_dummy_mm_inputs(*args, **kwargs)  # type: ignore[misc]
-
-    def _vtc_check(self, wish: Wish) -> None:
-        """Raise `VTCError` where the model's tower cannot give what the method reads."""
-        if wish.method == "none":
-            return
-        families.placed(wish.create(), self._vtc_tower)
 
     def _vtc_key(self, wish: Wish, inputs: Any) -> str:
         """The wish as one text, the same for equal ones: a part of every cache's key."""
@@ -100,17 +95,28 @@ class PruningProcessor:
         return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
 
     def _vtc_count(self, out: Any, wish: Wish) -> None:
-        """Count kept and dropped tokens."""
+        """Count kept and dropped tokens.
+
+        Raises:
+            VTCError: they take positions that the model does not have.
+        """
         hashes = out["mm_hashes"].get("image", ())
         ranges = out["mm_placeholders"].get("image", ())
         kept = dropped = 0
         items = out["mm_kwargs"].get("image", ())
+        sides = []
         for key, place, item in zip(hashes, ranges, items, strict=True):
             left = place.get_num_embeds()
             if item is not None and SPEC in item:  # a cache that has the image keeps its data
-                self._vtc_sizes.put(key, spec.Spec.from_tensor(item[SPEC].data).full)
+                promise = spec.Spec.from_tensor(item[SPEC].data)
+                self._vtc_sizes.put(key, (promise.full, max(promise.packing.patch_grid)))
+            full, side = self._vtc_sizes.get(key) or (left, left)
             kept += left
-            dropped += max((self._vtc_sizes.get(key) or left) - left, 0)
+            dropped += max(full - left, 0)
+            sides.append((left, side))
+        if self._vtc_config.model_type in families.MROPE:
+            known = self._vtc_config.get_text_config().max_position_embeddings
+            mrope.check_reach(len(out["prompt_token_ids"]), sides, known)
         if kept:
             metrics.visual_tokens().labels("kept").inc(kept)
             metrics.visual_tokens().labels("dropped").inc(dropped)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,6 @@ KEYS = ("vtc_method", "vtc_retention", "vtc_tokens", "vtc_options", "vtc_questio
 SPEC = "vtc_spec"
 #: options that name files or hold modules: the operator's alone
 OPERATORS = frozenset({"projector", "text_encoder"})
-_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -153,6 +151,7 @@ class Settings:
         self.config = _over(base, ours)
         self.question = _question(ours.get("vtc_question"))
         self.default = self._wish(self.config, self.question, budget=_has_budget(ours))
+        self._known: dict[str, Wish] = {}
 
     def request(self, keywords: Mapping[str, Any]) -> Wish:
         """What a request asks for.
@@ -173,6 +172,17 @@ class Settings:
                     )
         if not ours:
             return self.default
+        key = repr(sorted(ours.items()))
+        wish = self._known.get(key)
+        if wish is None:
+            wish = self._checked(ours)
+            if len(self._known) >= 256:
+                self._known.clear()
+            self._known[key] = wish
+        return wish
+
+    def _checked(self, ours: Mapping[str, Any]) -> Wish:
+        """What keywords mean that were not seen before; most requests say the same."""
         options = ours.get("vtc_options")
         for name, value in options.items() if isinstance(options, Mapping) else ():
             if name in OPERATORS and value != self.config.options.get(name):
@@ -228,23 +238,6 @@ def split(keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             theirs[key] = value
     return ours, theirs
-
-
-def server_settings(mm_config: Any) -> dict[str, Any]:
-    """The server's processor keywords; what is for `vtc` is taken out of vLLM's configuration, which
-    hands all that is left to the model's own processor.
-
-    Args:
-        mm_config: vLLM's `MultiModalConfig`.
-    """
-    with _LOCK:
-        if not hasattr(mm_config, "vtc_defaults"):
-            given = dict(mm_config.mm_processor_kwargs or {})
-            ours, theirs = split(given)
-            mm_config.vtc_defaults = given
-            if ours:
-                mm_config.mm_processor_kwargs = theirs or None
-        return mm_config.vtc_defaults
 
 
 def check_method(method: Method) -> None:

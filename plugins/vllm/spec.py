@@ -22,8 +22,10 @@ from vtc.plugins.model.units import Unit
 from vtc.plugins.vllm.settings import Limits, Wish
 from vtc.registry import create_method
 
-#: of the JSON; whoever reads another number must not guess
+#: of the JSON; `format`, `length` and `packing` stay where they are in every one of them
 FORMAT = 1
+#: stands for a method that cannot be read
+UNREADABLE = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,26 @@ class Spec:
         return self.method, self.options
 
     def create(self) -> Method:
-        """The method without a budget, made once for equal specs and never changed."""
+        """The method without a budget, made once for equal specs and never changed.
+
+        Raises:
+            VTCError: another version of the plug-in wrote the spec.
+        """
+        if self.method == UNREADABLE:
+            raise VTCError(
+                f"vtc_spec: got another format than {FORMAT}; the same vtc must be installed on "
+                "every node"
+            )
         return _created(self.method, self.options)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token of the image stays.
+
+        Raises:
+            VTCError: as `create`.
+        """
+        return replace(self.create(), retention=None, tokens=self.tokens).is_identity(self.packing)
 
     def pieces(self) -> list[tuple[int, int, Packing]]:
         """`(first tile, tokens, packing)` of what is compressed by itself: the image, or its tiles in
@@ -106,8 +126,8 @@ class Spec:
     def from_tensor(cls, data: Tensor) -> Spec:
         """The inverse of `to_tensor`; what is not filled with bytes (0) at its end is left out.
 
-        Raises:
-            VTCError: it was written by another version of the plug-in.
+        Of what another version of the plug-in wrote, the number of rows alone is read: without it the
+        engine could not go on.
         """
         return _parsed(bytes(data.tolist()).rstrip(b"\0"))
 
@@ -115,11 +135,9 @@ class Spec:
 @functools.lru_cache(maxsize=4096)
 def _parsed(text: bytes) -> Spec:
     data = json.loads(text)
-    if data.get("format") != FORMAT:
-        raise VTCError(
-            f"vtc_spec: got format {data.get('format')!r}, this worker reads {FORMAT}; "
-            "the same vtc must be installed on every node"
-        )
+    if data["format"] != FORMAT:
+        length = data["length"]
+        return Spec(UNREADABLE, "{}", length, length, Packing.from_dict(data["packing"]))
     question = data["question"]
     return Spec(
         data["method"],
@@ -202,6 +220,8 @@ def cut(ids: Sequence[int], embed: Sequence[bool], spec: Spec) -> list[int]:
             "please report it, and use vtc_method='none' for such an image"
         )
     left = spec.runs() or [spec.length]
+    if len(left) == 1 and count == len(ids):  # nothing but placeholders
+        return [*ids[: spec.length], *ids[-1:] * (spec.length - count)]
     tile = spec.full // len(left)
     out, seen = [], 0
     for token, is_placeholder in zip(ids, embed, strict=True):

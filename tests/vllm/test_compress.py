@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from vtc import VTCError
 from vtc.packing import Packing
 from vtc.plugins.model.units import Unit, uncut
 from vtc.plugins.vllm.capture import Record
-from vtc.plugins.vllm.compress import Images, View, compress
+from vtc.plugins.vllm.compress import Images, View, compress, wanted
 from vtc.plugins.vllm.families import Tower
 from vtc.plugins.vllm.settings import Limits, Wish
 from vtc.plugins.vllm.spec import Spec, make, spaced
@@ -53,6 +54,20 @@ def test_an_image_that_a_method_fails_on_costs_no_other(caplog: pytest.LogCaptur
     assert len(alone) == len(kept[1]) == 4
 
 
+def test_an_image_that_keeps_everything_is_not_touched() -> None:
+    """Nor does a method that reads the tower make it be read for such an image."""
+    unit, tower = Unit(Packing((4, 4))), Tower(True, depth=2, built=2, read=1, windows=False)
+    whole = make(Wish("fastervlm", 1.0), unit, Limits())
+    rows, kept, failed = run([whole, whole])  # nothing was seen of the tower
+    assert not failed and all(a is b for a, b in zip(rows, kept, strict=True))
+    assert wanted([whole], tower) == (set(), False)
+    assert wanted([whole, make(Wish("fastervlm", 0.5), unit, Limits())], tower) == ({1}, False)
+    rows, kept, failed = run([make(Wish("random", 1.0), unit, Limits())])
+    assert not failed and kept[0] is rows[0]
+    rows, kept, failed = run([make(Wish("uniform", n), unit, Limits()) for n in (1.0, 0.5)])
+    assert not failed and kept[0] is rows[0] and len(kept[1]) == 8
+
+
 def test_every_tile_keeps_its_share_where_tags_stand_between() -> None:
     unit = Unit(uncut((4, 4), (1, 2), order="thumbnail_last"), fused=True)
     spec = make(Wish("uniform", tokens=10), unit, Limits(), tagged=True)
@@ -62,3 +77,16 @@ def test_every_tile_keeps_its_share_where_tags_stand_between() -> None:
     assert places == sorted(places)
     shares = [spec.shares[nth] for nth in (1, 2, 0)]
     assert torch.bincount(torch.tensor(places) // 16, minlength=3).tolist() == shares
+
+
+def test_a_promise_of_another_version_is_kept_with_tokens_at_even_distances(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mine = make(Wish("uniform", tokens=4), Unit(Packing((4, 4))), Limits())
+    text = bytes(mine.to_tensor().tolist()).replace(b'"format":1', b'"format":9')
+    theirs = Spec.from_tensor(torch.tensor(list(text), dtype=torch.uint8))
+    rows, kept, failed = run([theirs, mine])
+    assert failed == [0] and "the same vtc must be installed on every node" in caplog.text
+    assert torch.equal(kept[0], rows[0][spaced(16, theirs)]) and len(kept[0]) == 4
+    with pytest.raises(VTCError):  # of such a call the tower is run and not read
+        wanted([theirs, mine], Tower(has_cls=True, depth=2, built=2, read=1, windows=False))

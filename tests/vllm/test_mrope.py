@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.families import tiny
 from tests.families.models import IMAGE
+from vtc import VTCError
 from vtc.plugins.vllm import mrope
 
 
@@ -80,3 +82,38 @@ def test_large_grids_in_half_precision() -> None:
     assert (
         after[1].tolist() == (7 + row).tolist() and after[2].tolist() == (7 + row.flip(0)).tolist()
     )
+
+
+def test_images_may_not_take_more_positions_than_the_model_knows() -> None:
+    """Ten images of 3 tokens, 40 tokens wide: 60 tokens, with positions to 430."""
+    images = [(3, 40)] * 10
+    mrope.check_reach(60, images, 430)
+    with pytest.raises(VTCError, match="10 images in 60 tokens take positions to 430.* knows 429"):
+        mrope.check_reach(60, images, 429)
+    mrope.check_reach(500, [(400, 40)], 429)  # as far as tokens alone go, vLLM decides
+
+
+def test_no_position_lies_behind_the_table() -> None:
+    positions = torch.tensor([[0, 5, 70]] * 3)
+    kept, delta = mrope.bounded(positions, 68, 64, 32)
+    assert kept[0].tolist() == [0, 5, 63] and delta == 32  # 31 + 32 is the last one
+    same, delta = mrope.bounded(positions, 20, 256, 32)
+    assert torch.equal(same, positions) and delta == 20
+
+
+def test_as_far_as_transformers_counts() -> None:
+    """The reach of a prompt is one behind the last position that transformers gives it."""
+    model = tiny.build("qwen2_5_vl")
+    batch = tiny.inputs("qwen2_5_vl", [[("image", (96, 160)), ("image", (160, 64))]])
+    theirs, _ = model.model.get_rope_index(
+        batch["input_ids"],
+        mm_token_type_ids=batch["mm_token_type_ids"],
+        image_grid_thw=batch["image_grid_thw"],
+    )
+    last, length = int(theirs.max()), batch["input_ids"].shape[1]
+    grids = [(rows // 2, cols // 2) for _, rows, cols in batch["image_grid_thw"].tolist()]
+    short = length - sum(r * c for r, c in grids) + 2  # one token is left of each
+    images = [(1, max(grid)) for grid in grids]
+    mrope.check_reach(short, images, last + 1)
+    with pytest.raises(VTCError, match=f"take positions to {last + 1},"):
+        mrope.check_reach(short, images, last)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vtc import VTCError
-from vtc.plugins.vllm.settings import Limits, Settings, Wish, server_settings
+from vtc.plugins.vllm.settings import Limits, Settings, Wish
 
 DEFAULT = {"vtc_method": "uniform", "vtc_retention": 0.5, "num_crops": 4}
 
@@ -69,6 +69,19 @@ def test_a_request_changes_the_default_key_by_key() -> None:
     assert settings.request({"num_crops": 4}) == settings.default  # the server's own
 
 
+def test_what_was_asked_before_is_answered_alike() -> None:
+    settings = Settings(DEFAULT, {})
+    first = settings.request({"vtc_retention": 0.25})
+    assert settings.request({"vtc_retention": 0.25}) is first
+    assert settings.request({"vtc_retention": 0.25, "vtc_method": "pool"}).method == "pool"
+    settings.request({"vtc_tokens": 1})
+    with pytest.raises(VTCError, match="vtc_tokens: got True"):  # equal to 1, and no number
+        settings.request({"vtc_tokens": True})
+    for tokens in range(1, 600):  # questions of many clients do not pile up
+        assert settings.request({"vtc_tokens": tokens}).tokens == tokens
+    assert len(settings._known) <= 256
+
+
 def test_the_environment_is_below_the_flags() -> None:
     env = {"VTC_METHOD": "pool", "VTC_TOKENS": "9"}
     assert Settings({}, env).default == Wish("pool", tokens=9)
@@ -102,13 +115,3 @@ def test_operators_cap_what_requests_may_keep() -> None:
 def test_foreign_keywords_are_the_operators_to_allow() -> None:
     settings = Settings(DEFAULT, {"VTC_ALLOW_PROCESSOR_KWARGS": "1"})
     assert settings.request({"num_crops": 16}) == settings.default
-
-
-def test_vllm_never_sees_our_keywords() -> None:
-    class Config:
-        mm_processor_kwargs: Any = dict(DEFAULT)
-
-    config = Config()
-    assert server_settings(config) == DEFAULT
-    assert config.mm_processor_kwargs == {"num_crops": 4}
-    assert server_settings(config) == DEFAULT  # once more, in the same process

@@ -21,6 +21,8 @@ def main(job: Path, out: Path) -> None:
     from vllm import LLM, SamplingParams
 
     llm = LLM(model=work["model"], dtype="float32", enforce_eager=True, **work["engine"])
+    if work.get("profile"):
+        llm.collective_rpc(_profile)
     sampling = SamplingParams(temperature=0, max_tokens=work["steps"], ignore_eos=True, logprobs=0)
     rounds = []
     for requests in work["rounds"]:
@@ -37,6 +39,12 @@ def main(job: Path, out: Path) -> None:
     found: dict[str, Any] = {"rounds": rounds}
     found["fallbacks"] = llm.apply_model(_fallbacks) if work.get("count") else None
     out.write_text(json.dumps(found))
+
+
+def _profile(worker: Any) -> None:
+    """What vLLM's worker for CPUs leaves out of a start with `enforce_eager`; without it the second
+    stage of a pipeline has no place for what the first one sends."""
+    worker.model_runner.profile_run()
 
 
 def _fallbacks(model: Any) -> int:

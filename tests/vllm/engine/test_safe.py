@@ -55,20 +55,3 @@ def test_an_image_in_chunks_and_in_slices(
             wrong += differences(number, request, got, answer(made, pictures, request))
     assert not wrong, "\n".join(wrong)
     assert found["fallbacks"] == [0]
-
-
-def test_two_ranks_select_the_same(
-    folder: Callable[[str], Path], pictures: dict[str, Path], engine: Callable[..., Any]
-) -> None:
-    """Tensor parallel 2, with heads of the tower sharded but for the layer that vLLM leaves out."""
-    path = folder("llava_next")
-    made = checkpoints.load("llava_next", path)
-    names = ("uniform", "globalcom2", "token_correlation", "visionzip", "prumerge", "hiprune")
-    requests = [Request(("wide", "tall"), name, 0.375) for name in names]
-    job = [request.job(made, pictures) for request in requests]
-    found = engine(path, [job], engine={"tensor_parallel_size": 2})
-    wrong = []
-    for request, got in zip(requests, found["rounds"][0], strict=True):
-        wrong += differences(0, request, got, answer(made, pictures, request))
-    assert not wrong, "\n".join(wrong)
-    assert "vtc: method" not in found["log"]

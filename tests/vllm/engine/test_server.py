@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,19 @@ def test_a_server_answers_bad_requests_and_goes_on(
     command += ["--chat-template", str(tmp_path / "chat.jinja")]
     log = (tmp_path / "log").open("w")
     server = subprocess.Popen(
-        command, env={**os.environ, **ENV}, cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT
+        command,
+        env={**os.environ, **ENV, "VTC_IMPORT": "tests.vllm.engine.broken"},
+        cwd=tmp_path,
+        stdout=log,
+        stderr=subprocess.STDOUT,
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(240):
+        for _ in range(900):
             if server.poll() is not None or _get(f"{url}/health") is not None:
                 break
             time.sleep(1)
-        assert server.poll() is None, (tmp_path / "log").read_text()[-4000:]
+        assert _get(f"{url}/health") is not None, (tmp_path / "log").read_text()[-4000:]
         picture = base64.b64encode(pictures["wide"].read_bytes()).decode()
 
         def ask(keywords: dict[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -74,15 +79,20 @@ def test_a_server_answers_bad_requests_and_goes_on(
             assert status == 400, (keywords, status, said)
             assert re.search(message, said["error"]["message"]), (keywords, said)
         assert ask({})[1]["usage"]["prompt_tokens"] == half
+        failing = ask({"vtc_method": "broken_raises", "vtc_tokens": 6})
+        assert failing[1]["usage"]["prompt_tokens"] == whole - 58
         metrics = _get(f"{url}/metrics") or ""
         kept, dropped = (
             float(re.findall(rf'vtc_visual_tokens_total{{state="{state}"}} (\S+)', metrics)[0])
             for state in ("kept", "dropped")
         )
-        assert (kept, dropped) == (64 + 32 + 6 + 32, 32 + 58 + 32)
+        assert (kept, dropped) == (64 + 32 + 6 + 32 + 6, 32 + 58 + 32 + 58)
+        assert "vtc_fallbacks_total 1.0" in metrics  # counted in another process
     finally:
         server.terminate()
-        server.wait(60)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(60)
+        server.kill()
         log.close()
 
 
