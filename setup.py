@@ -62,6 +62,9 @@ EXTRAS["test"] = [
     "ruff>=0.6",
     "mypy>=1.10",
     "types-PyYAML",
+    "nbclient>=0.10",  # with the two below: the notebooks of the documentation run from top to bottom
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
 ]
 EXTRAS["all"] = sorted({need for needs in EXTRAS.values() for need in needs})
 EXTRAS["docs"] = [  # what `make docs` needs, which runs none of this package
