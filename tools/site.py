@@ -28,7 +28,9 @@ NAV: list[tuple[str, Any]] = [
             ("How it works", "how.md"),
             ("Threads, caches, columns", "calling.md"),
             ("Serving", "serving.md"),
-            ("Which models", "support.md"),
+            ("Your model", "models.md"),
+            ("Families and methods", "support.md"),
+            ("What is promised", "promises.md"),
             ("Questions", "faq.md"),
         ],
     ),
@@ -47,6 +49,7 @@ NAV: list[tuple[str, Any]] = [
     (
         "Measure",
         [
+            ("What it costs and saves", "costs.md"),
             ("Results", "results.md"),
             ("Accuracy", "accuracy.md"),
             ("Time and memory", "efficiency.md"),
