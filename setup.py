@@ -10,7 +10,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 #: where the repository lies, such as https://github.com/NAME/vtc; the one place that says so. It has no
-#: public address yet. It is put in before the first release, which `make release-check` refuses without it
+#: public address yet. It is put in before the first release: `make release-check` refuses without
 URL = ""
 PAGES = {
     "Documentation": "/tree/main/docs",

@@ -1,4 +1,4 @@
-"""What the README shows can be run, and its tables say what the registry and the committed results say."""
+"""What the README shows can be run; its tables say what registry and committed results say."""
 
 from __future__ import annotations
 
