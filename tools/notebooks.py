@@ -2,21 +2,24 @@
 
     python tools/notebooks.py [NAME ...]
 
-The committed outputs are what readers see on the site. Times and machines are left out of the files, so
-that a run that gives the same changes nothing.
+The committed outputs are what readers see on the site: what cells print and draw, without progress bars
+and warnings, which name folders of the machine.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
 import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
-#: seconds a cell may take on a busy machine
+#: seconds a cell, or the start of a kernel, may take on a busy machine
 LIMIT = 600
 
 
@@ -25,15 +28,31 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     NotebookClient(
         notebook,
         timeout=LIMIT,
+        startup_timeout=LIMIT,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
     ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [slim(out) for out in cell.outputs if out.get("name") != "stderr"]
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def slim(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The same output with one small picture where there are several kinds."""
+    kinds = output.get("data", {})
+    kinds.pop("image/jpeg", None)
+    if "image/png" in kinds:
+        picture = Image.open(io.BytesIO(base64.b64decode(kinds["image/png"]))).convert("RGB")
+        file = io.BytesIO()
+        picture.quantize(128, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        kinds["image/png"] = base64.b64encode(file.getvalue()).decode("ascii")
+    return output
 
 
 def main() -> None:
