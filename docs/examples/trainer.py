@@ -3,8 +3,8 @@
     python trainer.py --model Qwen/Qwen2.5-VL-3B-Instruct --retention 0.25 --output tuned
 
 A model that is to run on few image tokens learns to do so when it is tuned on few. The data are drawn
-scenes with questions and answers; put your own into `Questions`. What is saved is a plain model without
-compression.
+scenes with questions and answers; put your own into `Questions`. The small model knows such scenes
+already, so it learns little here. What is saved is a plain model without compression.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Collator:
         return {**batch, "labels": labels}
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> Trainer:
     parser = argparse.ArgumentParser(description="Fine-tune on compressed pictures.")
     parser.add_argument("--model", default=str(checkpoint_path()))
     parser.add_argument("--method", default="uniform")
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--scenes", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--learning-rate", type=float, default=1e-5)
     parser.add_argument("--output", default="tuned")
     settings = parser.parse_args(arguments)
 
@@ -104,6 +104,7 @@ def main(arguments: list[str] | None = None) -> None:
     handle.remove()
     trainer.save_model(settings.output)
     processor.save_pretrained(settings.output)
+    return trainer
 
 
 if __name__ == "__main__":

