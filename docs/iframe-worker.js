@@ -4,6 +4,7 @@ if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(script) {
       super();
+      const home = new URL(script, location.href);
       const frame = document.createElement("iframe");
       frame.hidden = true;
       document.body.append(frame);
@@ -11,7 +12,7 @@ if (location.protocol === "file:") {
       const load = (source) =>
         new Promise((done, failed) => {
           const tag = this.inner.document.createElement("script");
-          tag.src = new URL(source, script).href;
+          tag.src = new URL(source, home).href;
           tag.onload = done;
           tag.onerror = failed;
           this.inner.document.body.append(tag);
@@ -20,7 +21,7 @@ if (location.protocol === "file:") {
       this.inner.importScripts = async (...sources) => {
         for (const source of sources) await load(source);
       };
-      this.ready = load(script); // messages wait for it, and stay in order
+      this.ready = load(home); // messages wait for it, and stay in order
     }
 
     postMessage(data) {
