@@ -183,6 +183,6 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         name = Path(tag[1]).name
         svg = (DOCS / "images" / name).read_text("utf-8")
         svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL)
-        return f'<div class="drawing">{svg}</div>'
+        return f'<div class="drawing" data-search-exclude>{svg}</div>'
 
     return re.sub(r'<img [^>]*src="([^"]+\.svg)"[^>]*>', drawn, html)
