@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -186,3 +187,15 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         return f'<div class="drawing" data-search-exclude>{svg}</div>'
 
     return re.sub(r'<img [^>]*src="([^"]+\.svg)"[^>]*>', drawn, html)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Stop where a page would load a script, style or picture from elsewhere: it could not offline."""
+    for loads in (
+        r'<(script|img|iframe)\b[^>]* src="https?:',
+        r'<link\b[^>]*"stylesheet"[^>]*="https?:',
+    ):
+        found = re.search(loads + '[^"]*"', output)
+        if found:
+            raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
+    return output
