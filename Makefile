@@ -12,7 +12,8 @@ MODELS := tests/families tests/hf tests/layers tests/reference tests/eval tests/
 
 DOCS   := .venv-docs
 
-.PHONY: demo docs docs-serve dist dist-check release-check test test-slow test-oldest test-newest test-vllm test-vllm-quick matrix golden \
+.PHONY: demo docs docs-serve notebooks dist dist-check release-check test test-slow test-oldest test-newest \
+	test-vllm test-vllm-quick matrix golden \
 	report kernels style clean
 
 demo: $(VENV)/.demo          ## the main job on the embedded reference VLM
@@ -58,8 +59,11 @@ kernels: $(VENV)/.ready      ## compile every kernel for four GPUs, without one
 	$(RUN) -m vtc.kernels.aot --markdown docs/kernels.md
 
 docs: $(DOCS)/.ready         ## the documentation site, in site/; every warning is an error
-	$(DOCS)/bin/python -m mkdocs build --strict --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --quiet --site-dir site
 	@echo "site/index.html"
+
+notebooks: $(VENV)/.ready    ## run the notebooks of docs/notebooks, and keep what they print and draw
+	OMP_NUM_THREADS=1 $(RUN) tools/notebooks.py
 
 docs-serve: $(DOCS)/.ready   ## the same on http://127.0.0.1:8000, made anew with every change
 	$(DOCS)/bin/python -m mkdocs serve --strict

@@ -9,15 +9,26 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-#: where the repository lies; the one place that says so. OWNER is put in before the first release,
-#: which `tools/release.py` sees to
-URL = "https://github.com/OWNER/vtc"
+#: where the repository lies, such as https://github.com/NAME/vtc; the one place that says so. It has no
+#: public address yet. It is put in before the first release: `make release-check` refuses without
+URL = ""
+PAGES = {
+    "Documentation": "/tree/main/docs",
+    "Issues": "/issues",
+    "Changes": "/blob/main/CHANGELOG.md",
+}
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "vtc/__init__.py").read_text("utf-8"), re.M)
 
 
 def description() -> str:
-    """The README with links that work on a package page, where no file lies beside it."""
+    """The README with links that work on a package page, where no file lies beside it.
+
+    Without an address, links to files become plain text, and pictures go.
+    """
     text = (HERE / "README.md").read_text(encoding="utf-8")
+    if not URL:
+        text = re.sub(r"!\[[^\]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+        return re.sub(r"\[([^\]]*)\]\((?!https?:|#)[^)]*\)", r"\1", text)
     text = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{URL}/raw/main/", text)
     return re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\g<1>{URL}/blob/main/", text)
 
@@ -62,6 +73,9 @@ EXTRAS["test"] = [
     "ruff>=0.6",
     "mypy>=1.10",
     "types-PyYAML",
+    "nbclient>=0.10",  # with the two below: the notebooks of the documentation run from top to bottom
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
 ]
 EXTRAS["all"] = sorted({need for needs in EXTRAS.values() for need in needs})
 EXTRAS["docs"] = [  # what `make docs` needs, which runs none of this package
@@ -78,12 +92,8 @@ setup(
     long_description=description(),
     long_description_content_type="text/markdown",
     author="The vtc authors",
-    url=URL,
-    project_urls={
-        "Documentation": f"{URL}/tree/main/docs",
-        "Issues": f"{URL}/issues",
-        "Changes": f"{URL}/blob/main/CHANGELOG.md",
-    },
+    url=URL or None,
+    project_urls={name: URL + path for name, path in PAGES.items()} if URL else {},
     keywords="vision-language models, visual tokens, token pruning, token merging, KV cache",
     license="Apache-2.0",
     python_requires=">=3.10",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -61,16 +62,43 @@ def test_issue_forms_and_hooks_can_be_read() -> None:
         assert isinstance(yaml.safe_load(file.read_text("utf-8")), dict), file
 
 
+def facts(url: str) -> dict[str, object]:
+    """What setup.py would say of this package if its repository lay there."""
+    code = (
+        "import json, re, setuptools, sys; code = open('setup.py').read(); url = sys.argv[1]; "
+        "code, found = re.subn('(?m)^URL = .*', f'URL = {url!r}', code); assert found == 1; "
+        "keep = 'long_description', 'url', 'project_urls'; "
+        "setuptools.setup = lambda **facts: print(json.dumps({key: facts[key] for key in keep})); "
+        "exec(compile(code, 'setup.py', 'exec'), {'__file__': 'setup.py'})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, url], cwd=ROOT, capture_output=True, text=True
+    )
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+def links(page: str) -> list[str]:
+    return re.findall(r"\]\(([^)]+)\)", page)
+
+
 def test_links_of_the_package_page_are_absolute() -> None:
     """Beside a package page lies no file."""
-    code = (
-        "import setuptools, sys; setuptools.setup = lambda **facts: print(facts['long_description']); "
-        "exec(compile(open('setup.py').read(), 'setup.py', 'exec'), {'__file__': 'setup.py'})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    links = re.findall(r"\]\(([^)]+)\)", done.stdout)
-    assert len(links) > 5, done.stderr
-    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    told = facts("https://example.org/vtc")
+    found = links(told["long_description"])
+    assert len(found) > 20
+    assert [link for link in found if not link.startswith(("https://", "#"))] == []
+    assert "https://example.org/vtc/raw/main/docs/images/kept.png" in found
+    assert told["url"] == "https://example.org/vtc"
+    assert all(page.startswith(told["url"] + "/") for page in told["project_urls"].values())
+
+
+def test_without_an_address_there_are_no_links_to_files() -> None:
+    told = facts("")
+    assert told["url"] is None and told["project_urls"] == {}
+    assert [link for link in links(told["long_description"]) if not link.startswith("https:")] == []
+    assert "the whole table" in told["long_description"]  # what was a link is still said
+    assert "OWNER" not in text("setup.py") + text("README.md") + text("docs/quickstart.md")
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md"])
@@ -87,15 +115,16 @@ def wheel_check():
 
 
 @pytest.mark.parametrize(
-    "url, version, message",
+    "line, version, message",
     [
-        ("https://github.com/OWNER/vtc", vtc.__version__, "OWNER"),
-        ("https://github.com/somebody/vtc", "9.9.9", "CHANGELOG.md has no line"),
+        ("Author: somebody", vtc.__version__, "no public address"),
+        ("Project-URL: Issues, https://example.org/vtc", "9.9.9", "CHANGELOG.md has no line"),
+        ("Home-page: https://example.org/vtc", "9.9.9", "CHANGELOG.md has no line"),
     ],
 )
-def test_what_is_no_release_is_refused(tmp_path, url, version, message) -> None:
+def test_what_is_no_release_is_refused(tmp_path, line, version, message) -> None:
     wheel = tmp_path / "vtc_vlm.whl"
     with zipfile.ZipFile(wheel, "w") as files:
-        files.writestr("vtc_vlm.dist-info/METADATA", f"Version: {version}\nHome-page: {url}\n")
+        files.writestr("vtc_vlm.dist-info/METADATA", f"Version: {version}\n{line}\n")
     with pytest.raises(SystemExit, match=message):
         wheel_check().released(wheel)

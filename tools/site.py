@@ -6,10 +6,12 @@ out of the navigation, and a page that nobody named stands under "More": a new p
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +30,9 @@ NAV: list[tuple[str, Any]] = [
             ("How it works", "how.md"),
             ("Threads, caches, columns", "calling.md"),
             ("Serving", "serving.md"),
-            ("Which models", "support.md"),
+            ("Your model", "models.md"),
+            ("Families and methods", "support.md"),
+            ("What is promised", "promises.md"),
             ("Questions", "faq.md"),
         ],
     ),
@@ -42,11 +46,22 @@ NAV: list[tuple[str, Any]] = [
             ("vLLM", "integrations/vllm.md"),
             ("lmms-eval", "integrations/lmms-eval.md"),
             ("VLMEvalKit", "integrations/vlmevalkit.md"),
+            ("Complete scripts", "examples.md"),
+        ],
+    ),
+    (
+        "Notebooks",
+        [
+            ("Compress a model", "notebooks/compress_a_model.md"),
+            ("Compare methods", "notebooks/compare_methods.md"),
+            ("Write a method", "notebooks/write_a_method.md"),
+            ("Train a tokenizer", "notebooks/train_a_tokenizer.md"),
         ],
     ),
     (
         "Measure",
         [
+            ("What it costs and saves", "costs.md"),
             ("Results", "results.md"),
             ("Accuracy", "accuracy.md"),
             ("Time and memory", "efficiency.md"),
@@ -95,7 +110,7 @@ def _present(pages: list[tuple[str, Any]], known: set[str], named: set[str]) -> 
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are made of files outside docs/."""
+    """Add the pages that are made of files outside docs/, of notebooks and of scripts."""
     for name, text in _made():
         files.append(File.generated(config, name, content=text))
     return files
@@ -103,9 +118,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 def _made() -> list[tuple[str, str]]:
     """`(page, Markdown)` of every page that is made."""
+    books = sorted((DOCS / "notebooks").glob("*.ipynb"))
     return [
         ("contributing.md", _moved((ROOT / "CONTRIBUTING.md").read_text("utf-8"))),
         ("changes.md", _moved((ROOT / "CHANGELOG.md").read_text("utf-8"))),
+        ("examples.md", examples(sorted((DOCS / "examples").glob("*.py")))),
+        *((f"notebooks/{book.stem}.md", notebook(book)) for book in books),
     ]
 
 
@@ -119,6 +137,46 @@ def _there(link: re.Match[str]) -> str:
     return link[0] if (DOCS / link[2]).exists() or link[2] == "index.md" else link[1]
 
 
+def notebook(path: Path) -> str:
+    """A notebook as Markdown, with what its cells print and draw."""
+    parts = []
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\.ipynb(?=[)#])", ".md", source))
+        else:
+            parts.append(f"```python\n{source}\n```")
+            parts += [text for output in cell["outputs"] for text in _output(output)]
+    title, rest = parts[0].split("\n", 1)
+    file = f"[This notebook]({path.name}) runs from top to bottom in the tests."
+    return "\n\n".join([title, file, rest.strip(), *parts[1:]]) + "\n"
+
+
+def _output(output: dict[str, Any]) -> list[str]:
+    kinds = output.get("data", {})
+    if "image/png" in kinds:
+        picture = "".join(kinds["image/png"]).replace("\n", "")
+        return [f'<img alt="what the cell draws" src="data:image/png;base64,{picture}">']
+    text = "".join(output.get("text", kinds.get("text/plain", "")))
+    if not text.strip():
+        return []
+    return [f'<div class="output" markdown>\n\n```text\n{text.rstrip()}\n```\n\n</div>']
+
+
+def examples(scripts: list[Path]) -> str:
+    """A page with every complete script."""
+    parts = [
+        "# Complete scripts",
+        "They are in `docs/examples/`. The tests run each on the small model that ships with `vtc`; "
+        "`--model` takes yours.",
+    ]
+    for path in scripts:
+        code = path.read_text("utf-8")
+        title = code.partition('"""')[2].partition("\n")[0].rstrip(".")
+        parts += [f"## {title}", f"[{path.name}](examples/{path.name})", f"```python\n{code}```"]
+    return "\n\n".join(parts) + "\n"
+
+
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     """Put drawings into the page itself, where they take the colours of its scheme."""
 
@@ -126,6 +184,18 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         name = Path(tag[1]).name
         svg = (DOCS / "images" / name).read_text("utf-8")
         svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL)
-        return f'<div class="drawing">{svg}</div>'
+        return f'<div class="drawing" data-search-exclude>{svg}</div>'
 
     return re.sub(r'<img [^>]*src="([^"]+\.svg)"[^>]*>', drawn, html)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Stop where a page would load a script, style or picture from elsewhere: it could not offline."""
+    for loads in (
+        r'<(script|img|iframe)\b[^>]* src="https?:',
+        r'<link\b[^>]*"stylesheet"[^>]*="https?:',
+    ):
+        found = re.search(loads + '[^"]*"', output)
+        if found:
+            raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
+    return output

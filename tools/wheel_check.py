@@ -29,8 +29,8 @@ def released(wheel: Path) -> None:
         facts = files.read(name).decode("utf-8")
     found = re.search(r"^Version: (.+)$", facts, re.MULTILINE)
     version = found[1] if found else "none"
-    if "/OWNER/" in facts:
-        sys.exit("release: setup.py still has OWNER in URL")
+    if not re.search(r"^(Home-page: |Project-URL: \w+, )https://", facts, re.MULTILINE):
+        sys.exit("release: URL in setup.py has no public address of the repository")
     for file, line in (
         ("CHANGELOG.md", rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"),
         ("CITATION.cff", rf"^version: {re.escape(version)}$"),
