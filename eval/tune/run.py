@@ -80,8 +80,7 @@ class Tuning:
         check_target(self.target)
         questions = ByImage.of(self.suite, self.limit)
         quality = self._quality(questions)
-        search, unseen = split(questions, self.seed)
-        self._enough(len(search), len(unseen))
+        search, unseen = check_enough(questions, self.target, self.seed)
         with self._place() as folder:
             costs = Costs(self.cost, folder, lambda: None)
             earlier = self._manifest(folder, questions, quality)
@@ -116,20 +115,6 @@ class Tuning:
             raise VTCError("quality: got 'answers', but the questions have none, allowed are "
                            "agreement and divergence")  # fmt: skip
         return self.quality
-
-    def _enough(self, search: int, unseen: int) -> None:
-        """Refuse too few images for any proof."""
-        least = needed(self.target, max(search, LEAST))
-        if search >= LEAST and unseen >= least:
-            return
-        images = enough(self.target)
-        most = highest(unseen, search) if search >= LEAST else 0.0
-        can = f", or a target of {most:g} or less" if most else ""
-        raise VTCError(
-            f"data: {search + unseen} images are too few to prove {self.target:g}; give {images} at "
-            f"least{can}. It takes {least} images that the search never saw even where a setting loses "
-            "nothing on them; questions about one image count together"
-        )
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[Path]:
@@ -228,6 +213,25 @@ def split(questions: ByImage, seed: int) -> tuple[list[str], list[str]]:
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     count = min(len(order), max(LEAST, round(SHARE * len(order))))
     return order[:count], order[count:]
+
+
+def check_enough(questions: ByImage, target: float, seed: int) -> tuple[list[str], list[str]]:
+    """`split`, where there are images enough for a proof.
+
+    Raises:
+        VTCError: there are not; it says how many it takes.
+    """
+    search, unseen = split(questions, seed)
+    least = needed(target, max(len(search), LEAST))
+    if len(search) >= LEAST and len(unseen) >= least:
+        return search, unseen
+    most = highest(len(unseen), len(search)) if len(search) >= LEAST else 0.0
+    can = f", or a target of {most:g} or less" if most else ""
+    raise VTCError(
+        f"data: {len(search) + len(unseen)} images are too few to prove {target:g}; give "
+        f"{enough(target)} at least{can}. It takes {least} images that the search never saw even where a "
+        "setting loses nothing on them; questions about one image count together"
+    )
 
 
 def enough(target: float) -> int:

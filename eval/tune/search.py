@@ -6,7 +6,8 @@ Every round asks the settings that are left about twice as many images. Behind i
   them smaller budgets of the same method, which are not asked any more;
 - those that cost as much as the full model;
 - of the rest the worse half, by the saving that can be expected: the chance to reach the target times
-  what would be saved. A few always stay.
+  what would be saved. A few always stay, and where a setting falls short, the next larger budget of
+  the same method comes back.
 
 Nothing here is a promise: `confirm` asks images that no round has seen.
 """
@@ -20,7 +21,7 @@ from typing import Protocol
 from vtc.eval.tune.promise import PROOF, Points, bound, evidence, outlook, stakes
 from vtc.eval.tune.space import Candidate
 
-FIRST = 16  # images of the first round
+FIRST = 8  # images of the first round
 KEPT = 6  # settings that halving leaves
 SHORT = 0.01  # chance of reaching the target below which a setting is given up
 SURE = 0.99  # chance of a proof at which the search may stop early
@@ -57,6 +58,7 @@ class Standing:
         chance: of reaching the target, by what the search saw.
         proof: the chance of proving it on the images that are kept back.
         lost: why it is out; "" while it is not.
+        waits: whether it is out by halving alone, and may come back.
         confirmed: what it scored on images that the search never saw.
         low: bound of its quality from those; None where it was not confirmed.
         promised: whether the bound is at least the target.
@@ -69,6 +71,7 @@ class Standing:
     chance: float = 0.5
     proof: float = 0.0
     lost: str = ""
+    waits: bool = False
     confirmed: Points | None = None
     low: float | None = None
     promised: bool = False
@@ -106,19 +109,25 @@ class Search:
     def run(self) -> None:
         """All rounds, until the images are used up or nothing is left to be decided."""
         for number, count in enumerate(rounds(len(self.images)), 1):
-            live = self.live
-            self.answers.ask([s.candidate for s in live], self.images[:count])
-            for standing in live:
-                self._look(standing, count)
-            for standing in live:
-                self._short(standing)
+            self._round(number, count)
             if count < len(self.images):
                 self._halve(number)
-            self.told(
-                f"round {number}: {len(live)} settings on {count} images, {len(self.live)} are left"
-            )
             if not self.live or self._decided():
                 break
+        while self._back(count):
+            self._round(number, count)
+
+    def _round(self, number: int, count: int) -> None:
+        live = self.live
+        self.answers.ask([s.candidate for s in live], self.images[:count])
+        for standing in live:
+            self._look(standing, count)
+        for standing in live:
+            self._short(standing)
+        self.told(
+            f"round {number}: {len(live)} settings on {count} images, {len(self.live)} can reach "
+            f"{self.target:g}"
+        )
 
     def _look(self, standing: Standing, count: int) -> None:
         candidate, seen = standing.candidate, self.images[:count]
@@ -138,15 +147,46 @@ class Search:
             return
         standing.lost = "falls short of the target"
         candidate = standing.candidate
-        for other in self.live:
-            same = other.candidate.family == candidate.family
-            if same and other.candidate.budget < candidate.budget:
+        for other in self._family(candidate):
+            if other.candidate.budget < candidate.budget and (not other.lost or other.waits):
                 other.lost = f"smaller than {candidate.label}, which falls short of the target"
+                other.waits = False
 
     def _halve(self, number: int) -> None:
         ranked = sorted(self.live, key=lambda s: -s.chance * (1 - s.cost))
         for standing in ranked[max(KEPT, (len(ranked) + 1) // 2) :]:
-            standing.lost = f"worse half of round {number}"
+            standing.lost, standing.waits = f"worse half of round {number}", True
+        for candidate in {s.candidate.family: s.candidate for s in self.standings}.values():
+            self._next_larger(candidate)
+
+    def _next_larger(self, candidate: Candidate) -> bool:
+        """Bring back the smallest budget that waits where all smaller ones have fallen short."""
+        family = self._family(candidate)
+        waiting = [s for s in family if s.waits]
+        if not waiting or any(not s.lost for s in family):
+            return False
+        smallest = min(waiting, key=lambda s: s.candidate.budget)
+        if not any(s.images and s.candidate.budget < smallest.candidate.budget for s in family):
+            return False  # halved out as a whole: others save more
+        smallest.lost, smallest.waits = "", False
+        return True
+
+    def _back(self, count: int) -> bool:
+        """Behind the last round: where nothing is likely to be proved, larger budgets of every method
+        that has been left come back, a step at a time; whether any did."""
+        if any(s.proof >= LIKELY for s in self.live):
+            return False
+        families = {s.candidate.family: s.candidate for s in self.standings}
+        found = False
+        for candidate in families.values():
+            waiting = [s for s in self._family(candidate) if s.waits]
+            if waiting:
+                standing = min(waiting, key=lambda s: s.candidate.budget)
+                standing.lost, standing.waits, found = "", False, True
+        return found
+
+    def _family(self, candidate: Candidate) -> list[Standing]:
+        return [s for s in self.standings if s.candidate.family == candidate.family]
 
     def _decided(self) -> bool:
         """Whether more images cannot change what is confirmed."""

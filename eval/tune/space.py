@@ -36,6 +36,9 @@ class Candidate(Setting):
     tokens: int | None = None
     positions: str = "original"
 
+    def __hash__(self) -> int:
+        return hash(self.key)  # options are a mapping
+
     @property
     def key(self) -> str:
         more = "" if self.positions == "original" else f"/{self.positions}"
