@@ -165,6 +165,12 @@ class Asked:
             return self.tokens(candidate)
         return self.costs.of(candidate)
 
+    def dear(self, candidate: Candidate) -> bool:
+        """Whether it surely costs no less than the full model."""
+        if self.costs.kind == "tokens":
+            return self.tokens(candidate) >= 1
+        return self.costs.dear(candidate)
+
     def tokens(self, candidate: Candidate) -> float:
         """Visual tokens that enter a layer of the language model, on average, as a share of all."""
         rows = [a for a in self.rows[candidate.key].values() if a.tokens is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from vtc.errors import VTCError, nearest
 from vtc.eval.accuracy.runner import Row, Runner
 from vtc.eval.common.records import Lines, read_lines
 from vtc.eval.common.settings import FULL, Setting
-from vtc.eval.common.timing import interleaved, ratio, spread, stopwatch
+from vtc.eval.common.timing import spread, stopwatch
 from vtc.eval.suites.base import Item
 from vtc.eval.tune.space import Candidate
 from vtc.pictures import load_image
@@ -23,6 +24,9 @@ SAID = {
     "tokens": "visual tokens in the language model, on average over its layers",
     "memory": "peak memory up to the first token, weights aside",
 }
+#: what takes a function that measures a call, and returns what it measured
+Call = Callable[[Callable[[Callable[[], Any]], float]], float]
+
 TURNS = 3  # timed prompts of a setting in each round
 FILE = "costs.jsonl"
 
@@ -52,14 +56,23 @@ class Costs:
         """Median over its prompts, full model = 1; nan before it was measured."""
         return self.spread(candidate)[0]
 
+    def dear(self, candidate: Candidate) -> bool:
+        """Whether it surely saves nothing: of times a quarter at most is below the full model's."""
+        ratios = self.ratios.get(candidate.key, [])
+        if self.kind == "time" and len(ratios) < 2 * TURNS:
+            return False
+        return bool(ratios) and self.spread(candidate)[1] >= 1
+
     def spread(self, candidate: Candidate) -> tuple[float, float, float]:
         """Median and quartiles."""
         ratios = self.ratios.get(candidate.key)
         return spread(ratios) if ratios else (float("nan"),) * 3
 
-    def measure(self, runner: Runner, candidates: Sequence[Candidate], items: Sequence[Item]) -> None:
-        """Bring every setting to `TURNS` more ratios a round. Every turn is another prompt, and its
-        times are of the full model and all settings in turn.
+    def measure(
+        self, runner: Runner, candidates: Sequence[Candidate], items: Sequence[Item]
+    ) -> None:
+        """Bring every setting to `TURNS` more ratios a round. Every turn is another prompt; on it each
+        setting is measured beside the full model.
 
         Args:
             items: questions about different images.
@@ -83,58 +96,58 @@ class Costs:
         finally:
             lines.close()
 
-    def _ratios(self, runner: Runner, candidates: Sequence[Candidate], item: Item) -> dict[str, float]:
+    def _ratios(
+        self, runner: Runner, candidates: Sequence[Candidate], item: Item
+    ) -> dict[str, float]:
         try:
             inputs = runner.inputs([Row(item, tuple(load_image(call()) for call in item.images))])
         except Exception:  # a picture that cannot be read has failed as a question already
             return {}
-        calls = {c.key: _first_token(runner, c, inputs) for c in [FULL, *candidates]}
-        device = runner.loaded.device
-        if self.kind == "memory":
-            from vtc.eval.efficiency.memory import peak_bytes
-
-            bytes_ = {}
-            for key, call in calls.items():
-                found: list[int] = []
-                _safe(lambda call=call: call(lambda run: found.append(peak_bytes(run, device))))
-                bytes_[key] = found[0] if found else None
-                self.step()
-            full = bytes_.pop(FULL.key) or 1
-            return {key: value / full for key, value in bytes_.items() if value is not None}
-        able: dict[str, Callable[[], float]] = {}
-        for key, call in calls.items():
-
-            def timed(call: Any = call) -> float:
-                found: list[float] = []
-                call(lambda run: found.append(stopwatch(run, device)))
-                return found[0]
-
-            if _safe(timed):
-                able[key] = timed
-        times = interleaved(able, 1, self.step)
-        full = times.pop(FULL.key)
-        return {key: ratio(mine, full).median for key, mine in times.items()}
+        kind = _peak if self.kind == "memory" else stopwatch
+        measured = functools.partial(_on, kind, runner.loaded.device)
+        full = _first_token(runner, FULL, inputs)
+        found = {}
+        for number, candidate in enumerate(candidates):
+            mine = _first_token(runner, candidate, inputs)
+            if not _works(mine):  # which warms up as well
+                continue
+            # side by side, each first in half of the pairs
+            calls = [mine, full] if number % 2 else [full, mine]
+            values = {call: call(measured) for call in calls}
+            found[candidate.key] = values[mine] / max(values[full], 1e-9)
+            self.step()
+        return found
 
 
-def _first_token(runner: Runner, setting: Setting, inputs: Any) -> Callable[[Any], None]:
-    """A call that puts the setting on the model and hands what is to be measured to its argument."""
+def _on(measured: Callable[[Any, Any], float], device: Any, run: Callable[[], Any]) -> float:
+    return measured(run, device)
+
+
+def _peak(run: Callable[[], Any], device: Any) -> float:
+    from vtc.eval.efficiency.memory import peak_bytes
+
+    return float(peak_bytes(run, device))
+
+
+def _first_token(runner: Runner, setting: Setting, inputs: Any) -> Call:
+    """A call that puts the setting on the model, and hands what is to be measured to its argument."""
     import torch
 
-    def call(measured: Callable[[Callable[[], Any]], Any]) -> None:
-        def run() -> Any:
-            with torch.inference_mode():
-                return runner.loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    def run() -> Any:
+        with torch.inference_mode():
+            return runner.loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
 
+    def call(measured: Callable[[Callable[[], Any]], float]) -> float:
         with runner.compressed(setting):
-            measured(run)
+            return measured(run)
 
     return call
 
 
-def _safe(call: Callable[[], Any]) -> bool:
-    """Whether a call works on this prompt; a budget may be one that this picture cannot have."""
+def _works(call: Call) -> bool:
+    """Whether a setting works on this prompt; a budget may be one that this picture cannot have."""
     try:
-        call()
+        call(lambda run: bool(run() is None))
     except Exception:  # its questions have failed with the reason already
         return False
     return True

@@ -139,19 +139,19 @@ class Tuned:
         """What was found, for people."""
         what, best = QUALITY[self.quality_of], self.best
         if best is None:
-            return [f"No setting could be tried; the full model stays. Its reasons: {self._why()}."]
+            return [f"No setting runs and costs less; the full model stays. Why: {self._why()}."]
         size = len(best.confirmed) if best.confirmed is not None else 0
         bound = f"{100 * self.bound:.1f} %"
         measured = f"{100 * best.quality:.1f} % measured on {size} images that the search never saw"
         if self.promised is None:
             return [
                 f"No setting is proved to keep {100 * self.target:g} % ({what}); the full model stays.",
-                f"The best is {best.candidate.label}: {measured}, at least {bound} with 95 % confidence; "
-                f"{self._cost(best)}.",
+                f"The best is {best.candidate.label}: {measured}, at least {bound} with 95 % "
+                f"confidence; {self._cost(best)}.",
             ]
         return [
-            f"{best.candidate.label} keeps {100 * self.target:g} % of the full model's quality ({what}): "
-            f"{measured}, at least {bound} with 95 % confidence.",
+            f"{best.candidate.label} keeps {100 * self.target:g} % of the full model's quality "
+            f"({what}): {measured}, at least {bound} with 95 % confidence.",
             f"{self._cost(best)[0].upper()}{self._cost(best)[1:]}.",
         ]
 
@@ -160,7 +160,8 @@ class Tuned:
         said = f"{self.tokens[key]:.2f} of the visual tokens"
         if key in self.spreads and not math.isnan(self.spreads[key][0]):
             median, low, high = self.spreads[key]
-            said = f"{median:.2f} ({low:.2f}-{high:.2f}) of the full model's {SAID[self.cost_of]}, {said}"
+            what = SAID[self.cost_of]
+            said = f"{median:.2f} ({low:.2f}-{high:.2f}) of the full model's {what}, {said}"
         return f"it costs {said}"
 
     def _why(self) -> str:
@@ -184,7 +185,9 @@ class Tuned:
         files = [output, folder / "tune.html", folder / "result.json"]
         (folder / "best.yaml").unlink(missing_ok=True)
         if self.promised is None and self.best is not None:
-            said = "".join(f"# {line}\n" for line in ["NOT proved to keep the target.", *self.sentences()])
+            said = "".join(
+                f"# {line}\n" for line in ["NOT proved to keep the target.", *self.sentences()]
+            )
             write_whole(folder / "best.yaml", said + plain_yaml(self.best.candidate.config()))
             files.append(folder / "best.yaml")
         write_whole(files[1], page(self, output.name))

@@ -92,7 +92,12 @@ class Tuning:
             able = [c for c in self.candidates if c.key not in asked.refused]
             self._say(questions, search, unseen, able)
             job = Search(
-                asked, self.target, search, unseen, [Standing(c) for c in self.candidates], self.told
+                asked,
+                self.target,
+                search,
+                unseen,
+                [Standing(c) for c in self.candidates],
+                self.told,
             )
             job.run()
             self._warn(asked, search, len(unseen))
@@ -229,8 +234,8 @@ def check_enough(questions: ByImage, target: float, seed: int) -> tuple[list[str
     can = f", or a target of {most:g} or less" if most else ""
     raise VTCError(
         f"data: {len(search) + len(unseen)} images are too few to prove {target:g}; give "
-        f"{enough(target)} at least{can}. It takes {least} images that the search never saw even where a "
-        "setting loses nothing on them; questions about one image count together"
+        f"{enough(target)} at least{can}. It takes {least} images that the search never saw even where "
+        "a setting loses nothing on them; questions about one image count together"
     )
 
 

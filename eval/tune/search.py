@@ -27,6 +27,7 @@ SHORT = 0.01  # chance of reaching the target below which a setting is given up
 SURE = 0.99  # chance of a proof at which the search may stop early
 LIKELY = 0.9  # chance of a proof at which a setting is the first to be confirmed
 WORTH = 0.15  # and below which one is not worth a try behind it
+NOTHING = "saves nothing against the full model"
 TRIES = 4  # settings that are confirmed at most
 
 
@@ -41,6 +42,9 @@ class Answers(Protocol):
 
     def cost(self, candidate: Candidate) -> float:
         """What it costs, full model = 1; nan where that is not known."""
+
+    def dear(self, candidate: Candidate) -> bool:
+        """Whether it surely costs no less than the full model."""
 
     def trouble(self, candidate: Candidate) -> str:
         """Why it cannot run; "" where it can."""
@@ -114,8 +118,11 @@ class Search:
                 self._halve(number)
             if not self.live or self._decided():
                 break
-        while self._back(count):
+        while self._back():
             self._round(number, count)
+        for standing in self.live:
+            if not standing.cost < 1:
+                standing.lost = NOTHING
 
     def _round(self, number: int, count: int) -> None:
         live = self.live
@@ -138,8 +145,8 @@ class Search:
         standing.seen = self.answers.points(candidate, seen)
         standing.cost = self.answers.cost(candidate)
         standing.chance, standing.proof = outlook(standing.seen, self.target, len(self.unseen))
-        if standing.cost >= 1:
-            standing.lost = "saves nothing against the full model"
+        if self.answers.dear(candidate):
+            standing.lost = NOTHING
 
     def _short(self, standing: Standing) -> None:
         """Out with a setting that falls short, and with smaller budgets of the same."""
@@ -153,7 +160,7 @@ class Search:
                 other.waits = False
 
     def _halve(self, number: int) -> None:
-        ranked = sorted(self.live, key=lambda s: -s.chance * (1 - s.cost))
+        ranked = sorted(self.live, key=lambda s: -s.chance * max(0.0, 1 - s.cost))
         for standing in ranked[max(KEPT, (len(ranked) + 1) // 2) :]:
             standing.lost, standing.waits = f"worse half of round {number}", True
         for candidate in {s.candidate.family: s.candidate for s in self.standings}.values():
@@ -171,10 +178,10 @@ class Search:
         smallest.lost, smallest.waits = "", False
         return True
 
-    def _back(self, count: int) -> bool:
+    def _back(self) -> bool:
         """Behind the last round: where nothing is likely to be proved, larger budgets of every method
         that has been left come back, a step at a time; whether any did."""
-        if any(s.proof >= LIKELY for s in self.live):
+        if any(s.proof >= LIKELY and s.cost < 1 for s in self.live):
             return False
         families = {s.candidate.family: s.candidate for s in self.standings}
         found = False
@@ -200,7 +207,7 @@ class Search:
         """The settings to confirm, in the order in which they are: the cheapest that is likely to be
         proved, then cheaper ones, each worth a try if the one before it holds. Where none is likely
         the likeliest comes first; of settings that all fall short, the one with the best quality."""
-        live = self.live
+        live = [s for s in self.live if s.cost < 1]
         if not live:
             known = [s for s in self.standings if s.seen is not None and s.cost < 1]
             return sorted(known, key=lambda s: (-s.images, -s.quality))[:1]

@@ -65,6 +65,9 @@ class Drawn:
     def cost(self, candidate: Candidate) -> float:
         return self.costs.get(candidate, candidate.budget)
 
+    def dear(self, candidate: Candidate) -> bool:
+        return self.cost(candidate) >= 1
+
     def trouble(self, candidate: Candidate) -> str:
         return self.refused.get(candidate, "")
 

@@ -38,9 +38,7 @@ def lossless(images: int) -> Points:
 
 def test_wealth_by_hand() -> None:
     found = Points(np.array([1.0, 0.5]), np.array([1.0, 1.0]), np.array([1.0, 0.5])).wealth(0.8)
-    by_hand = [
-        np.log(1 + g * (1 / 0.8 - 1)) + np.log(1 + g * 0.5 * (0.5 / 0.8 - 1)) for g in BETS
-    ]
+    by_hand = [np.log(1 + g * (1 / 0.8 - 1)) + np.log(1 + g * 0.5 * (0.5 / 0.8 - 1)) for g in BETS]
     assert np.allclose(found, by_hand)
 
 

@@ -78,7 +78,9 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--retention", type=names, metavar="SHARE,...", help="budgets, default 0.75 to 0.05"
     )
-    parser.add_argument("--tokens", type=names, metavar="COUNT,...", help="absolute budgets instead")
+    parser.add_argument(
+        "--tokens", type=names, metavar="COUNT,...", help="absolute budgets instead"
+    )
     parser.add_argument(
         "--positions", type=names, default=["original"], metavar="RULE,...",
         help="rules for position ids, default original",
