@@ -81,7 +81,8 @@ def front(result: Tuned, size: tuple[float, float]) -> Any:
     for number, family in enumerate(families):
         colour = charts.COLOURS[charts.SERIES[number % len(charts.SERIES)]]
         marker = charts.MARKERS[number % len(charts.MARKERS)]
-        mine = sorted((s for s in known if s.candidate.family == family), key=lambda s: s.cost)
+        mine = [s for s in known if s.candidate.family == family]
+        mine.sort(key=lambda s: s.candidate.budget)
         axes.plot(
             [s.cost for s in mine], [100 * s.quality for s in mine], color=colour, linewidth=0.8,
             alpha=0.5, zorder=1.5,
