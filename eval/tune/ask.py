@@ -196,15 +196,14 @@ class Asked:
         """Scores of the setting and of the full model on a question."""
         full, row = self._full(item.id), self.rows[candidate.key].get(item.id)
         assert full is not None
-        failed = row is None or row.error is not None or row.score is None
+        base = (full.score or 0.0) if self.quality == "answers" else 1.0
+        if row is None or row.error is not None or row.score is None:
+            return 0.0, base
         if self.quality == "answers":
-            return (0.0 if failed else row.score, full.score or 0.0)  # type: ignore[union-attr]
-        if failed:
-            return 0.0, 1.0
-        assert row is not None
+            return row.score, base
         if self.quality == "divergence":
-            return max(0.0, 1 - float(row.prediction or 1)), 1.0
-        return exact_match(row.prediction or "", full.prediction or ""), 1.0
+            return max(0.0, 1 - float(row.prediction or 1)), base
+        return exact_match(row.prediction or "", full.prediction or ""), base
 
     def _note_broken(self, candidate: Candidate) -> None:
         rows = list(self.rows[candidate.key].values())

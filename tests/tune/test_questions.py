@@ -68,7 +68,11 @@ def test_pictures_link_questions() -> None:
 
 
 def test_an_image_with_many_questions_counts_as_a_typical_one() -> None:
-    rows = [{"image": picture(i), "question": f"{i} {j} ?"} for i, n in enumerate((1, 2, 9)) for j in range(n)]  # fmt: skip
+    rows = [
+        {"image": picture(number), "question": f"{number} {again} ?"}
+        for number, count in enumerate((1, 2, 9))
+        for again in range(count)
+    ]
     questions = ByImage.of(Questions(rows))
     weights = {len(items): questions.weight(name) for name, items in questions.items.items()}
     assert questions.typical == 2 and weights == {1: 0.5, 2: 1.0, 9: 1.0}
@@ -119,7 +123,9 @@ def images(count: int) -> ByImage:
 def test_too_few_images_are_refused_with_the_number_that_is_needed() -> None:
     count = enough(0.8)
     check_enough(images(count), 0.8, 0)
-    with pytest.raises(VTCError, match=f"too few to prove 0.8; give {count} at least, or a target of"):
+    with pytest.raises(
+        VTCError, match=f"too few to prove 0.8; give {count} at least, or a target of"
+    ):
         check_enough(images(count - 1), 0.8, 0)
     with pytest.raises(VTCError, match="5 images are too few to prove 0.99; give 625 at least"):
         check_enough(images(5), 0.99, 0)

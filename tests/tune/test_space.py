@@ -79,7 +79,10 @@ def test_servers() -> None:
         ({"retentions": [True]}, "retention: got True"),
         ({"tokens": [0]}, "tokens: got 0"),
         ({"positions": ["orginal"]}, "did you mean 'original'"),
-        ({"methods": ["pool"], "options": {"mmr": {}}}, "options of 'mmr', which is not in methods"),
+        (
+            {"methods": ["pool"], "options": {"mmr": {}}},
+            "options of 'mmr', which is not in methods",
+        ),
         ({"methods": ["pool"], "options": {"pool": {"nothing": 1}}}, "nothing"),
         ({"methods": ["divprune+scope"]}, "both work at the same place"),
         ({"methods": ["divprune+fastv"], "tokens": [9]}, "tokens: 'divprune.fastv' has a budget"),
