@@ -104,7 +104,7 @@ class Asked:
         for answer in read_answers(self.folder) if answer_files(self.folder) else ():
             if answer.error is None:
                 self.rows[answer.setting][answer.item] = answer
-        self.searching = True
+        self.searching, self.seen = True, set[str]()
 
     def prepare(
         self, candidates: Sequence[Candidate], defaults: Mapping[str, Mapping[str, Any]]
@@ -140,6 +140,7 @@ class Asked:
         for candidate in able:
             self._note_broken(candidate)
         if self.searching:
+            self.seen = {item.id for item in items}
             able = [c for c in able if c.key not in self.refused]
             self.costs.measure(self.runner, able, [self.questions.items[i][0] for i in images])
 
@@ -172,8 +173,10 @@ class Asked:
         return self.costs.dear(candidate)
 
     def tokens(self, candidate: Candidate) -> float:
-        """Visual tokens that enter a layer of the language model, on average, as a share of all."""
-        rows = [a for a in self.rows[candidate.key].values() if a.tokens is not None]
+        """Visual tokens that enter a layer of the language model, on average, as a share of all; of
+        the search's last round, so that a run that goes on decides as it did before."""
+        known = self.rows[candidate.key]
+        rows = [known[i] for i in self.seen & known.keys() if known[i].tokens is not None]
         whole = sum(a.tokens_full or 0 for a in rows)
         return sum(a.tokens or 0 for a in rows) / whole if whole else float("nan")
 

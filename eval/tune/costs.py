@@ -58,14 +58,14 @@ class Costs:
 
     def dear(self, candidate: Candidate) -> bool:
         """Whether it surely saves nothing: of times a quarter at most is below the full model's."""
-        ratios = self.ratios.get(candidate.key, [])
+        ratios = self._known(candidate)
         if self.kind == "time" and len(ratios) < 2 * TURNS:
             return False
         return bool(ratios) and self.spread(candidate)[1] >= 1
 
     def spread(self, candidate: Candidate) -> tuple[float, float, float]:
         """Median and quartiles."""
-        ratios = self.ratios.get(candidate.key)
+        ratios = self._known(candidate)
         return spread(ratios) if ratios else (float("nan"),) * 3
 
     def measure(
@@ -80,7 +80,7 @@ class Costs:
         if self.kind == "tokens" or not candidates:
             return
         self.round += 1
-        wanted = TURNS * self.round if self.kind == "time" else TURNS
+        wanted = self._wanted
         short = [c for c in candidates if len(self.ratios[c.key]) < wanted]
         if not short:
             return

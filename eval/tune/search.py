@@ -28,6 +28,7 @@ SURE = 0.99  # chance of a proof at which the search may stop early
 LIKELY = 0.9  # chance of a proof at which a setting is the first to be confirmed
 WORTH = 0.15  # and below which one is not worth a try behind it
 NOTHING = "saves nothing against the full model"
+CHEAPER = 0.98  # cost of it that is worth a try, as a share of the first one's
 TRIES = 4  # settings that are confirmed at most
 
 
@@ -216,7 +217,7 @@ class Search:
             first = min(likely, key=lambda s: s.cost)
         else:
             first = max(live, key=lambda s: (s.proof, s.quality))
-        worth = [s for s in live if s.cost < first.cost and s.proof >= WORTH]
+        worth = [s for s in live if s.cost < CHEAPER * first.cost and s.proof >= WORTH]
         return [first, *sorted(worth, key=lambda s: -s.cost)][:TRIES]
 
     def confirm(self) -> Standing | None:
