@@ -35,6 +35,7 @@ BRANCH = ("vtc.errors", "vtc.kernels", "vtc.doors", "vtc.registry")
 
 #: upward imports for type checkers alone, which cost nothing when the package runs
 TYPING = {
+    ("vtc", "vtc.eval.tune"),  # `vtc.tune`, which is imported when it is asked for
     ("vtc.batch", "vtc.methods.base"),  # the methods of a batch
     ("vtc.registry", "vtc.methods.base"),  # what it holds
     ("vtc.plugins.hf.apply", "vtc.plugins.backends"),  # what a plug-in may be given

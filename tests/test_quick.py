@@ -26,7 +26,10 @@ MEASURE = ["efficiency", "--output", "run"]
 VTC = [
     (["--help"], 0, "usage: vtc"),
     (["--version"], 0, "vtc "),
-    *[([name, "--help"], 0, "usage: vtc") for name in ("run", "show", "demo", "doctor", "methods")],
+    *[
+        ([name, "--help"], 0, "usage: vtc")
+        for name in ("run", "show", "tune", "demo", "doctor", "methods")
+    ],
     ([], 2, "required: COMMAND"),
     (["nothing"], 2, "invalid choice: 'nothing'"),
     (["run", *ASK, "--nothing"], 2, "unrecognized arguments: --nothing"),
@@ -51,6 +54,13 @@ VTC = [
     (["show", "--image", "{image}", "--output", "kept.txt"], 1, "allowed are image files"),
     (["methods", "globalcom"], 1, "did you mean 'globalcom2'?"),
     (["methods", "--import", "no_such_module"], 1, "cannot import 'no_such_module'"),
+    (["tune"], 2, "one of the arguments --data --suite is required"),
+    (["tune", "--data", "no.jsonl"], 1, "cannot read 'no.jsonl'"),
+    (["tune", "--data", "{text}", "--target", "1"], 1, "target: got 1.0"),
+    (["tune", "--data", "{text}", "--methods", "poool"], 1, "did you mean 'pool'?"),
+    (["tune", "--data", "{text}", "--cost", "money"], 2, "invalid choice: 'money'"),
+    (["tune", "--data", "{text}", "--output", "run"], 1, "names that end in .yaml"),
+    (["tune", "--data", "{text}"], 1, "text.png, line 1: not JSON"),
     (["demo", "--methods", "poool"], 1, "did you mean 'pool'?"),
     (["demo", "--retention", "0"], 1, "retention: got 0.0"),
     (["doctor", "--method", "poool"], 1, "did you mean 'pool'?"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the same as in _EXPORTS, for type checkers and editors
     from vtc.config import CompressionConfig as CompressionConfig
     from vtc.config import add_arguments as add_arguments
     from vtc.errors import VTCError as VTCError
+    from vtc.eval.tune import tune as tune
     from vtc.methods.asks_text import AsksText as AsksText
     from vtc.methods.base import Method as Method
     from vtc.methods.scored import Scored as Scored
@@ -50,6 +51,7 @@ _EXPORTS = {
     "CompressionConfig": "vtc.config",
     "add_arguments": "vtc.config",
     "VTCError": "vtc.errors",
+    "tune": "vtc.eval.tune",
     "AsksText": "vtc.methods.asks_text",
     "Method": "vtc.methods.base",
     "Scored": "vtc.methods.scored",

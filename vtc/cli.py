@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vtc import __version__
-from vtc.commands import demo, doctor, methods, run, show
+from vtc.commands import demo, doctor, methods, run, show, tune
 from vtc.commands.parser import Parser
 from vtc.commands.status import run_command
 
@@ -18,6 +18,8 @@ examples:
   vtc run --model reference --image page.png --prompt "how many circles are there?" \\
           --method globalcom2 --retention 0.25 --compare
   vtc show --image photo.jpg --method globalcom2 --retention 0.25 --output kept.png
+  vtc tune --model reference --data questions.jsonl --target 0.95 --output vtc.yaml
+                                                    how few tokens your questions need, with a proof
   vtc doctor --model llava-hf/llava-1.5-7b-hf       whether compression is right on a model, here
 """
 
@@ -32,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vtc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (methods, run, show, demo, doctor):
+    for module in (methods, run, show, tune, demo, doctor):
         module.add(commands)
     return parser
 

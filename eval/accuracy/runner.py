@@ -112,9 +112,9 @@ class Runner:
         return self._ask(setting, rows[:half]) + self._ask(setting, rows[half:])
 
     def _generate(self, setting: Setting, rows: Sequence[Row]) -> list[Answer]:
-        loaded, inputs = self.loaded, self._prepared(setting, rows)
+        inputs = self._prepared(setting, rows)
         with self.compressed(setting) as run:
-            said = loaded.answer(inputs, max_new_tokens=self.suite.max_new_tokens)
+            said = self.said(setting, rows, inputs)
             reports = [] if run is None else list(run.reports)
         if run is None:
             counts = self._placeholders(inputs)
@@ -126,6 +126,10 @@ class Runner:
             self._scored(setting, row.item, text.strip(), count)
             for row, text, count in zip(rows, said, counts, strict=True)
         ]
+
+    def said(self, setting: Setting, rows: Sequence[Row], inputs: Any) -> list[str]:
+        """What the model, with the setting on it, says to each row."""
+        return self.loaded.answer(inputs, max_new_tokens=self.suite.max_new_tokens)
 
     def report(self, setting: Setting, item: Item, images: Sequence[Any]) -> Report:
         """What a setting keeps of the images of a question; one prefill, nothing is answered."""

@@ -55,7 +55,7 @@ def against_retention(
     labels, shown = results.labels, results.shown
     drawn = labels if page else shown
     size = (size[0], max(size[1], 0.22 * (len(drawn) + 2)))  # every name needs a line
-    figure, axes = _axes(size, right=1.5)  # for the names at the ends of the lines
+    figure, axes = axes_beside(size, right=1.5)  # for the names at the ends of the lines
     _full_band(results, axes)
     ends = []
     shares = [entry.kept for entry in results.entries if not entry.full and entry.kept > 0]
@@ -106,7 +106,7 @@ def against_cost(
     Args:
         page: as for `against_retention`; a figure with many methods then has no legend.
     """
-    figure, axes = _axes(size, right=0.2)
+    figure, axes = axes_beside(size, right=0.2)
     timed, many = results.timed, len(results.shown) < len(results.labels)
     shown = [e for e in results.entries if not math.isnan(cost(e, timed))]
     for number, label in enumerate(results.labels):
@@ -233,7 +233,7 @@ def _matplotlib() -> Any:
     return pyplot
 
 
-def _axes(size: tuple[float, float], right: float) -> tuple[Any, Any]:
+def axes_beside(size: tuple[float, float], right: float) -> tuple[Any, Any]:
     """Axes with `right` inches beside them."""
     pyplot = _matplotlib()
     figure, axes = pyplot.subplots(figsize=size)

@@ -1,0 +1,323 @@
+"""`tune`: the cheapest setting that keeps a target, on the user's own questions."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtc.errors import VTCError, nearest
+from vtc.eval.accuracy.run import same
+from vtc.eval.common import manifest
+from vtc.eval.common.loading import Loaded
+from vtc.eval.common.records import MANIFEST, read_manifest, write_manifest
+from vtc.eval.suites.base import Suite
+from vtc.eval.tune import space
+from vtc.eval.tune.ask import Asked
+from vtc.eval.tune.costs import Costs
+from vtc.eval.tune.promise import check_target, highest, needed
+from vtc.eval.tune.questions import ByImage, Questions
+from vtc.eval.tune.result import Tuned
+from vtc.eval.tune.search import TRIES, Search, Standing, rounds
+
+QUALITIES = ("answers", "agreement", "divergence")
+LEAST = 24  # images of the search
+SHARE = 1 / 3  # of the images that the search has
+
+
+@dataclass
+class Tuning:
+    """One model, one set of questions, one target.
+
+    Attributes:
+        loaded: the model.
+        suite: the questions.
+        target: quality to reach, in (0, 1).
+        candidates: what is tried.
+        quality: one of `QUALITIES`; None is "answers" where there are some, else "agreement".
+        cost: one of `costs.KINDS`.
+        folder: of the run, which can go on; None for one that is not kept.
+        defaults: fields of methods that come with the model.
+        limit: how many questions of the suite; None for all.
+        batch_size: questions that go through the model together.
+        seed: of the split and the order of images.
+        command: for the manifest.
+        told: is given what is going on, a line at a time.
+        advance: is told how many calls were made.
+        expected: is told how many there will be at most.
+    """
+
+    loaded: Loaded
+    suite: Suite
+    target: float
+    candidates: Sequence[space.Candidate]
+    quality: str | None = None
+    cost: str = "time"
+    folder: Path | None = None
+    defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    limit: int | None = None
+    batch_size: int = 8
+    seed: int = 0
+    command: str = "vtc.tune"
+    told: Callable[[str], None] = lambda line: None
+    advance: Callable[[int], Any] = lambda count: None
+    expected: Callable[[int], Any] = lambda count: None
+
+    def run(self) -> Tuned:
+        """Search, confirm, and say what was found.
+
+        Raises:
+            VTCError: a value out of range, questions that cannot be read, too few images for a proof,
+                or a folder that holds another run.
+        """
+        began = time.monotonic()
+        check_target(self.target)
+        questions = ByImage.of(self.suite, self.limit)
+        quality = self._quality(questions)
+        search, unseen = check_enough(questions, self.target, self.seed)
+        with self._place() as folder:
+            costs = Costs(self.cost, folder, lambda: None)
+            earlier = self._manifest(folder, questions, quality)
+            asked = Asked(
+                self.loaded, self.suite, questions, quality, costs, folder,
+                self.batch_size, self.advance,
+            )  # fmt: skip
+            asked.prepare(self.candidates, self.defaults)
+            able = [c for c in self.candidates if c.key not in asked.refused]
+            self._say(questions, search, unseen, able)
+            job = Search(
+                asked,
+                self.target,
+                search,
+                unseen,
+                [Standing(c) for c in self.candidates],
+                self.told,
+            )
+            job.run()
+            self._warn(asked, search, len(unseen))
+            asked.searching = False
+            found = job.confirm()
+            result = Tuned.of(self, job, found, asked, earlier, time.monotonic() - began)
+            if self.folder is not None:
+                self._close(folder, result)
+        return result
+
+    def _quality(self, questions: ByImage) -> str:
+        if self.quality is None:
+            return "answers" if questions.answered else "agreement"
+        if self.quality not in QUALITIES:
+            raise VTCError(
+                f"quality: got {self.quality!r}, allowed are {', '.join(QUALITIES)}"
+                f"{nearest(self.quality, QUALITIES)}"
+            )
+        if self.quality == "answers" and not questions.answered:
+            raise VTCError("quality: got 'answers', but the questions have none, allowed are "
+                           "agreement and divergence")  # fmt: skip
+        return self.quality
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[Path]:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            yield self.folder
+            return
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+
+    def _manifest(self, folder: Path, questions: ByImage, quality: str) -> list[dict[str, Any]]:
+        """Check or write the manifest; returns the sessions before this one."""
+        model = self.loaded.model
+        facts: dict[str, Any] = {
+            "kind": "tune",
+            "model": manifest.model(self.loaded.name, model),
+            "suite": {"name": self.suite.name, **manifest.plain(self.suite.facts())},
+            "settings": [],
+            "generation": {
+                "max_new_tokens": self.suite.max_new_tokens,
+                "quality": quality,
+                "split_seed": self.seed,
+                "limit": self.limit,
+            },
+            "code": manifest.code(),
+            "sessions": [],
+        }
+        if (folder / MANIFEST).exists():
+            before = read_manifest(folder)
+            same(folder, before, facts, any_code=False)
+            facts = before
+        earlier = list(facts["sessions"])
+        session = {
+            "command": self.command,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "target": self.target,
+            "cost": self.cost,
+            "candidates": sorted(c.key for c in self.candidates),
+            **manifest.machine(self.loaded.device, model),
+        }
+        facts["sessions"].append(session)
+        write_manifest(folder, facts)
+        return earlier
+
+    def _close(self, folder: Path, result: Tuned) -> None:
+        """Note in the manifest that the unseen images were looked at, and for what."""
+        facts = read_manifest(folder)
+        facts["sessions"][-1]["confirmed"] = [
+            s.candidate.key for s in result.standings if s.confirmed is not None
+        ]
+        facts["sessions"][-1]["seconds"] = round(result.seconds, 1)
+        write_manifest(folder, facts)
+
+    def _say(
+        self,
+        questions: ByImage,
+        search: Sequence[str],
+        unseen: Sequence[str],
+        able: Sequence[space.Candidate],
+    ) -> None:
+        count = sum(len(items) for items in questions.items.values())
+        refused = len(self.candidates) - len(able)
+        self.told(
+            f"{count} questions about {len(search) + len(unseen)} images: {len(search)} to search, "
+            f"{len(unseen)} to confirm (a proof of {self.target:g} takes "
+            f"{needed(self.target, len(search))} at least); {len(able)} settings"
+            + (f", and {refused} that this model cannot have" if refused else "")
+        )
+        self.expected(self._rows(questions, search, unseen, len(able)))
+
+    def _rows(
+        self, questions: ByImage, search: Sequence[str], unseen: Sequence[str], settings: int
+    ) -> int:
+        """Answers that are asked for at most."""
+        size = {image: len(items) for image, items in questions.items.items()}
+        total = sum(size[i] for i in search) + (1 + TRIES) * sum(size[i] for i in unseen)
+        seen = 0
+        for count in rounds(len(search)):
+            total += settings * sum(size[i] for i in search[seen:count])
+            settings, seen = max(6, (settings + 1) // 2), count
+        return total
+
+    def _warn(self, asked: Asked, search: Sequence[str], unseen: int) -> None:
+        """Say so where the full model is wrong so often that the images cannot prove the target."""
+        score = asked.score(search) if asked.quality == "answers" else 1.0
+        if 0 < score < 1 and needed(self.target, len(search), score) > unseen:
+            self.told(
+                f"the full model is right in {score:.0%} of the answers, and where it is wrong nothing "
+                f"is proved: {needed(self.target, len(search), score)} images to confirm would be needed"
+            )
+
+
+def split(questions: ByImage, seed: int) -> tuple[list[str], list[str]]:
+    """Images of the search and images to confirm, each in random order; the same for the same data."""
+    names = sorted(questions.items)
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    count = min(len(order), max(LEAST, round(SHARE * len(order))))
+    return order[:count], order[count:]
+
+
+def check_enough(questions: ByImage, target: float, seed: int) -> tuple[list[str], list[str]]:
+    """`split`, where there are images enough for a proof.
+
+    Raises:
+        VTCError: there are not; it says how many it takes.
+    """
+    search, unseen = split(questions, seed)
+    least = needed(target, max(len(search), LEAST))
+    if len(search) >= LEAST and len(unseen) >= least:
+        return search, unseen
+    most = highest(len(unseen), len(search)) if len(search) >= LEAST else 0.0
+    can = f", or a target of {most:g} or less" if most else ""
+    raise VTCError(
+        f"data: {len(search) + len(unseen)} images are too few to prove {target:g}; give "
+        f"{enough(target)} at least{can}. It takes {least} images that the search never saw even where "
+        "a setting loses nothing on them; questions about one image count together"
+    )
+
+
+def enough(target: float) -> int:
+    """How many images a proof of `target` takes at least, those of the search among them."""
+    images = LEAST + needed(target, LEAST)
+    while True:
+        search = max(LEAST, round(SHARE * images))
+        if images - search >= needed(target, search):
+            return images
+        images += 1
+
+
+def tune(
+    model: Any,
+    processor: Any,
+    data: str | Path | Sequence[Mapping[str, Any]] | Suite,
+    *,
+    target: float = 0.99,
+    quality: str | None = None,
+    cost: str = "time",
+    methods: Sequence[str] | None = None,
+    retentions: Sequence[float] | None = None,
+    tokens: Sequence[int] = (),
+    positions: Sequence[str] = ("original",),
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    metric: str = "exact",
+    max_new_tokens: int = 32,
+    batch_size: int = 8,
+    output: str | Path | None = None,
+    seed: int = 0,
+) -> Tuned:
+    """Find the cheapest setting whose quality is at least `target`, on your own questions.
+
+        result = vtc.tune(model, processor, "questions.jsonl", target=0.99, output="vtc.yaml")
+        vtc.apply_from_config(model, result.config)
+
+    Args:
+        model, processor: as for `vtc.compress`; the model is left as it was.
+        data: a JSONL file of questions, the same as dictionaries, or a `vtc.eval.suites.Suite`.
+        target: share of the full model's quality to keep, in (0, 1).
+        quality: "answers", the metric relative to the full model's; "agreement" with the full model's
+            own answers; "divergence", 1 less the Jensen-Shannon divergence of the distributions. By
+            default "answers" where there are some, else "agreement".
+        cost: what is to be small: "time" to the first token, "tokens" or "memory".
+        methods, retentions, tokens, positions, options: what is tried, see `docs/tune.md`.
+        metric: of answers to own questions: exact, contains, anls, relaxed or vqa.
+        max_new_tokens: how long an answer to own questions may get.
+        batch_size: questions that go through the model together.
+        output: a file for the configuration; a folder beside it keeps the run, which can go on, and
+            its page. None writes nothing.
+        seed: of the split into images to search and images to confirm.
+
+    Returns:
+        What was found: `config`, `promised`, `quality`, `bound`, `standings`.
+
+    Raises:
+        VTCError: a value out of range, questions that cannot be read, too few images for a proof, or a
+            folder that holds another run.
+    """
+    check_target(target)
+    candidates = space.plan(methods, retentions, tokens, positions, options)
+    suite = data if isinstance(data, Suite) else Questions(data, metric, max_new_tokens)
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    loaded = Loaded(name, model, processor, model.device)
+    where = None if output is None else Path(output)
+    result = Tuning(
+        loaded, suite, target, candidates, quality, cost, folder_of(where), vtc_defaults(model),
+        batch_size=batch_size, seed=seed,
+    ).run()  # fmt: skip
+    if where is not None:
+        result.write(where)
+    return result
+
+
+def folder_of(output: Path | None) -> Path | None:
+    """The folder of the run beside a configuration file: `vtc.yaml` has `vtc.tune`."""
+    return None if output is None else output.with_suffix(".tune")
+
+
+def vtc_defaults(model: Any) -> Mapping[str, Mapping[str, Any]]:
+    """What the model brings for methods."""
+    import vtc
+
+    return vtc.model_defaults(model)
