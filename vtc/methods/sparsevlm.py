@@ -61,8 +61,8 @@ class SparseVLM(SeveralCuts):
     of equal ones is the denser. It also takes one row alone, and moves the clusters behind the kept
     tokens, with positions counted afresh; here the centres keep their places. Raters stand behind the
     last image of a row [ours]; where nothing does, the last token of the prompt rates. Version 2 of the
-    code is `recycle=False, heads=14, unbias=True`, with counts such as `kept=(300, 200, 118)`; it was not
-    compared with official outputs.
+    code is `recycle=False, heads=14, unbias=True`, with counts such as `kept=(300, 200, 118)`, and was
+    not compared with official outputs.
 
     Paper: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model
     Inference" (arXiv 2410.04417, ICML 2025).
