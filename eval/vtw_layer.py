@@ -15,6 +15,7 @@ In Python `search` takes what the model takes. Paper and code: see `vtc.methods.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ import torch
 from torch import Tensor
 
 import vtc
-from vtc.commands.console import print_json, stdout
 from vtc.errors import VTCError
 from vtc.eval.common.arguments import add_place, add_suite_option, positive
 from vtc.functional.layer_counts import scaled_layers
@@ -151,11 +151,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if args.json:
-        print_json({"layer": found.layer, "divergence": found.divergence})
+        print(json.dumps({"layer": found.layer, "divergence": found.divergence}))
         return 0
     for layer, value in found.divergence.items():
         mark = "  <- the layer for vtw" if layer == found.layer else ""
-        stdout().print(f"layer {layer}: {value:.3g}{mark}", highlight=False)
+        print(f"layer {layer}: {value:.3g}{mark}")
     if found.layer is None:
         print(f"error: no layer is within {args.threshold}", file=sys.stderr)
     return int(found.layer is None)

@@ -59,9 +59,10 @@ class SparseVLM(SeveralCuts):
 
     The code adds noise to the densities, which alone decides between two clusters; here the first token
     of equal ones is the denser. It also takes one row alone, and moves the clusters behind the kept
-    tokens, with positions counted afresh; here the centres keep their places. Version 2 of the code is
-    `recycle=False, heads=14, unbias=True`, with the counts of its own in `kept`, such as (300, 200, 118). Raters stand behind the
-    last image of a row [ours]; where nothing does, the last token of the prompt rates.
+    tokens, with positions counted afresh; here the centres keep their places. Raters stand behind the
+    last image of a row [ours]; where nothing does, the last token of the prompt rates. Version 2 of the
+    code is `recycle=False, heads=14, unbias=True`, with counts such as `kept=(300, 200, 118)`, and was
+    not compared with official outputs.
 
     Paper: Zhang et al., "SparseVLM: Visual Token Sparsification for Efficient Vision-Language Model
     Inference" (arXiv 2410.04417, ICML 2025).

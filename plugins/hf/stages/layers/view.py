@@ -100,8 +100,8 @@ class View:
     def positional(self, rows: Tensor, layer: Which) -> Tensor:
         found, entered = self._of(layer, True), self._entered(layer)
         assert entered.rotary is not None
-        # ones that are turned by a and by b have the product 2 (cos a cos b + sin a sin b), pair by pair,
-        # and cosines and sines are given twice for each pair
+        # ones that are turned by a and by b have the product 2 (cos a cos b + sin a sin b), pair by
+        # pair, and cosines and sines are given twice for each pair
         turned = torch.cat(entered.rotary, -1).float()[:, None]
         allowed = visible(rows, self.seen.valid, 0, found.window, self.blocks)
         asked = turned[:, 0].gather(1, rows.clamp(min=0)[..., None].expand(-1, -1, turned.shape[3]))
