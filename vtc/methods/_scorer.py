@@ -27,6 +27,7 @@ class DemandScorer(nn.Module):
         hidden: width inside.
         heads: of its attention; divides `hidden`.
         layers: how many.
+        strength: factor of what comes out, chosen on images held out: 0 corrects nothing.
         made_for: what identifies the model that it was trained on, see `vtc.plugins.model.identity`;
             None for any with features of this width.
 
@@ -40,16 +41,18 @@ class DemandScorer(nn.Module):
         hidden: int = 96,
         heads: int = 4,
         layers: int = 2,
+        strength: float = 1.0,
         made_for: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("width", width), ("hidden", hidden), ("heads", heads)):
             _fields.whole(name, value, 1)
         _fields.whole("layers", layers, 0)
+        _fields.number("strength", strength, 0, 1)
         if hidden % heads:
             raise VTCError(f"heads: got {heads}, allowed are divisors of hidden={hidden}")
         self.config = {"width": width, "hidden": hidden, "heads": heads, "layers": layers}
-        self.made_for = made_for
+        self.strength, self.made_for = strength, made_for
         self.enter = nn.Linear(width, hidden)
         self.facts = nn.Linear(2, hidden, bias=False)  # demand, and whether of the thumbnail
         self.blocks = nn.ModuleList([_Block(hidden, heads) for _ in range(layers)])
@@ -91,7 +94,7 @@ class DemandScorer(nn.Module):
         for block in self.blocks:
             hidden = block(hidden, seen)
         out = self.leave(self.norm(hidden)).squeeze(-1).float()
-        return LARGEST * torch.tanh(out / LARGEST)
+        return self.strength * LARGEST * torch.tanh(out / LARGEST)
 
     def save(self, folder: str | Path) -> None:
         """Write `scorer.safetensors` and `scorer.json` into `folder`."""
@@ -101,7 +104,7 @@ class DemandScorer(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
         save_file(state, folder / FILES[1])
-        facts = {**self.config, "made_for": self.made_for}
+        facts = {**self.config, "strength": self.strength, "made_for": self.made_for}
         (folder / FILES[0]).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod

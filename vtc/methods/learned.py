@@ -35,8 +35,8 @@ class Learned(Coverage):
     A method of this library; docs/own-methods.md has what was measured.
 
     Attributes:
-        scorer: None. The folder that `vtc train-scorer` wrote, or a `DemandScorer`; None for what the
-            model brings, a folder `scorer` beside its weights.
+        scorer: None. The folder that `vtc train-scorer` wrote, or a module that is called as `DemandScorer`
+            is; None for what the model brings, a folder `scorer` beside its weights.
     """
 
     scorer: Any = None
@@ -48,10 +48,10 @@ class Learned(Coverage):
         super().__post_init__()
         if isinstance(self.scorer, (str, Path)):
             self.scorer = DemandScorer.load(self.scorer)
-        if self.scorer is not None and not isinstance(self.scorer, DemandScorer):
+        if self.scorer is not None and not isinstance(self.scorer, nn.Module):
             raise VTCError(
                 f"scorer: got {type(self.scorer).__name__}, allowed are the folder that `vtc "
-                "train-scorer` wrote, a DemandScorer, or None"
+                "train-scorer` wrote, a module like DemandScorer, or None"
             )
 
     def check(self) -> None:
@@ -65,14 +65,15 @@ class Learned(Coverage):
     @property
     def made_for(self) -> Mapping[str, Any] | None:
         """What identifies the model that the scorer was trained on, None for any."""
-        return None if self.scorer is None else self.scorer.made_for
+        return getattr(self.scorer, "made_for", None)
 
     def weights(self) -> dict[str, nn.Module]:
         return {} if self.scorer is None else {"scorer": self.scorer}
 
     def demand(self, batch: ImageBatch) -> Tensor:
         demand, tables = super().demand(batch), batch.tables
-        if next(self.scorer.parameters()).device != demand.device:
+        weight = next(self.scorer.parameters(), None)
+        if weight is not None and weight.device != demand.device:
             self.scorer.to(demand.device)
         # what the thumbnail is worth at this budget is another matter: the scorer sees attention alone
         seen = self.attention(batch) * tables.valid

@@ -16,6 +16,7 @@ from vtc.errors import VTCError
 from vtc.eval.common.timing import interleaved, ratio, spread, stopwatch
 from vtc.eval.kernels.bench.sizes import LAYERS, Sizes, normal
 from vtc.kernels import attention_received, cls_attention
+from vtc.methods._scorer import DemandScorer
 from vtc.methods.base import Method
 from vtc.methods.tokenflex import TokenFlexProjector
 from vtc.registry import create_method, list_methods, method_class
@@ -161,7 +162,10 @@ def methods() -> list[str]:
 def method_of(
     name: str, retention: float, sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> Method:
-    """The method; where it projects tokens itself, with a projector that was not trained."""
+    """The method; one that was trained with a part that was not."""
+    if name == "learned":
+        scorer = DemandScorer(sizes.width).to(device)
+        return create_method(name, retention=retention, scorer=scorer)
     if name != "tokenflex":
         return create_method(name, retention=retention)
     projector = TokenFlexProjector(sizes.vision, sizes.width).to(device, dtype)
