@@ -103,7 +103,7 @@ def fit(
     checkpoint: Path,
     progress: Callable[[int, float], None] = lambda step, loss: None,
 ) -> State:
-    """Train `scorer` in place, and leave it with the weights that were best on held-out images at full strength.
+    """Train `scorer` in place, and leave it with the weights that were best on held-out images.
 
     Args:
         files: lessons to learn from.

@@ -69,7 +69,9 @@ class Attended(LayerMethod):
         answers = self.answers.to(seen.asking.device)
         step = torch.arange(int(answers.max()), device=answers.device)
         # the last token asks nothing any more; those in front of it asked for one of the answer each
-        rows = torch.where(step < answers[:, None], seen.asking[:, :1] - answers[:, None] + step, -1)
+        rows = torch.where(
+            step < answers[:, None], seen.asking[:, :1] - answers[:, None] + step, -1
+        )
         self._note(view.attention(rows, "before", mean=True), seen.place)
         if seen.layer == self._depth - 1:
             self._note(view.attention(rows, "here", mean=True), seen.place)

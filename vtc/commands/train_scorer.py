@@ -63,7 +63,10 @@ def add(commands: Any) -> None:
         "--max-new-tokens", type=positive, default=32, metavar="N", help="of an answer, default 32"
     )
     parser.add_argument(
-        "--held-out", type=positive, metavar="N", help="images held out, default a tenth, 32 at most"
+        "--held-out",
+        type=positive,
+        metavar="N",
+        help="images held out, default a tenth, 32 at most",
     )
     parser.add_argument(
         "--retention",

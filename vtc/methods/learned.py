@@ -35,8 +35,8 @@ class Learned(Coverage):
     A method of this library; docs/own-methods.md has what was measured.
 
     Attributes:
-        scorer: None. The folder that `vtc train-scorer` wrote, or a module that is called as `DemandScorer`
-            is; None for what the model brings, a folder `scorer` beside its weights.
+        scorer: None. The folder that `vtc train-scorer` wrote, or a module that is called as
+            `DemandScorer` is; None for what the model brings, a folder `scorer` beside its weights.
     """
 
     scorer: Any = None
