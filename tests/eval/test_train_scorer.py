@@ -250,7 +250,7 @@ def test_the_command_from_pictures_to_a_method(folder: Path, tmp_path: Path, cap
     assert "kept: the weights of step" in capsys.readouterr().out
     model = load("reference", "cpu").model
     with vtc.compress(model, "learned", scorer=str(out), retention=0.1) as run:
-        assert run.patch.method.scorer.strength == told["strength"]
+        assert run.method.scorer.strength == told["strength"]
     before = (out / "scorer.safetensors").read_bytes()
     assert main(argv) == 0  # all of it is done already
     assert (out / "scorer.safetensors").read_bytes() == before
