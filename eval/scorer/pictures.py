@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,7 +64,7 @@ def from_folder(folder: Path, questions: Path | None, most: int) -> list[Picture
     if not asked:
         raise VTCError(f"--images: got {str(folder)!r}, which has no images ({', '.join(ENDINGS)})")
     return [
-        _picture(name, lambda path=known[name]: load_image(path), asked[name], most)
+        _picture(name, functools.partial(load_image, known[name]), asked[name], most)
         for name in sorted(asked)
     ]
 
@@ -79,7 +80,7 @@ def scenes(count: int, seed: int, most: int) -> list[Picture]:
         scene = make_scene("train", 1000 + seed, number, KINDS, GRID_WEIGHTS)
         if scene.questions:
             asked = [(q.text, q.type) for q in scene.questions]
-            out.append(_picture(f"scene {number}", lambda image=scene.image: image, asked, most))
+            out.append(_picture(f"scene {number}", scene.image.copy, asked, most))
         number += 1
     return out
 
