@@ -53,8 +53,19 @@ def tokenizer() -> Any:
     return tf.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
 
 
+class Scorer(torch.nn.Module):
+    """A scorer for features of any width, whose factors hang on features, demand and neighbours."""
+
+    def forward(self, features: Tensor, demand: Tensor, overview: Tensor, valid: Tensor) -> Tensor:
+        length = features.float().norm(dim=-1).masked_fill(~valid, 0)
+        mean = length.sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
+        return (length - mean).clamp(-2, 2) + 0.5 * overview - demand
+
+
 def options(name: str, width: int) -> dict[str, Any]:
-    """The options with which a method is asked something; none of one that asks nothing."""
+    """What a method needs that is asked something or was trained; nothing for others."""
+    if name == "learned":
+        return {"scorer": Scorer()}
     if not issubclass(method_class(name), AsksText):
         return {}
     return {"question": QUESTION, "text_encoder": Encoder(width)}

@@ -28,7 +28,7 @@ VTC = [
     (["--version"], 0, "vtc "),
     *[
         ([name, "--help"], 0, "usage: vtc")
-        for name in ("run", "show", "tune", "demo", "doctor", "methods")
+        for name in ("run", "show", "tune", "demo", "doctor", "methods", "train-scorer")
     ],
     ([], 2, "required: COMMAND"),
     (["nothing"], 2, "invalid choice: 'nothing'"),
@@ -64,6 +64,15 @@ VTC = [
     (["demo", "--methods", "poool"], 1, "did you mean 'pool'?"),
     (["demo", "--retention", "0"], 1, "retention: got 0.0"),
     (["doctor", "--method", "poool"], 1, "did you mean 'pool'?"),
+    (["train-scorer", "--output", "out"], 2, "--images --scenes is required"),
+    (
+        ["train-scorer", "--output", "out", "--images", "no/folder"],
+        1,
+        "got 'no/folder', allowed is",
+    ),
+    (["train-scorer", "--output", "out", "--scenes", "0"], 2, "allowed are whole numbers >= 1"),
+    (["train-scorer", "--output", "out", "--scenes", "4", "--lr", "2"], 2, "in (0, 1)"),
+    (["train-scorer", "--output", "out", "--images", ".", "--retention", "x"], 1, "got 'x'"),
 ]
 EVAL = [
     (["--help"], 0, "usage: python -m vtc.eval"),

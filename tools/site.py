@@ -25,6 +25,7 @@ NAV: list[tuple[str, Any]] = [
         "Guide",
         [
             ("Choose a method", "methods.md"),
+            ("Methods of this library", "own-methods.md"),
             ("Choose a budget", "tune.md"),
             ("Smaller pictures", "resize.md"),
             ("How it works", "how.md"),

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from vtc import __version__
-from vtc.commands import demo, doctor, methods, run, show, tune
+from vtc.commands import demo, doctor, methods, run, show, train_scorer, tune
 from vtc.commands.parser import Parser
 from vtc.commands.status import run_command
 
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"vtc {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (methods, run, show, tune, demo, doctor):
+    for module in (methods, run, show, tune, train_scorer, demo, doctor):
         module.add(commands)
     return parser
 

@@ -24,7 +24,7 @@ KEYS = ("vtc_method", "vtc_retention", "vtc_tokens", "vtc_options", "vtc_questio
 #: what the processor passes on, and nobody may give
 SPEC = "vtc_spec"
 #: options that name files or hold modules: the operator's alone
-OPERATORS = frozenset({"projector", "text_encoder"})
+OPERATORS = frozenset({"projector", "scorer", "text_encoder"})
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ def condition(family: str, method: str) -> str:
     """What a method needs on a family, and was given here; empty where it works by itself."""
     if method_class(method).projects:
         return "with a projector trained for the model; here one that was not trained"
+    if method == "learned":
+        return "with a scorer trained for the model; here one that was not trained"
     made = vtc.create_method(method)
     if not any(request.kind in ENCODED for request in made.requests().values()):
         return ""

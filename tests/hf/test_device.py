@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import vtc
+from tests import asking
 from tests.device import placed
 from tests.hf.tiny import snapshot
 from tests.kernels.test_launches import STATED
@@ -83,7 +84,8 @@ def row(batch: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 def on(model: Any, loaded: tuple[Any, Any], name: str, retention: float) -> Any:
-    return vtc.compress(model, name, processor=loaded[1], retention=retention)
+    options = asking.options(name, 32) if name == "learned" else {}
+    return vtc.compress(model, name, processor=loaded[1], retention=retention, **options)
 
 
 @DTYPES

@@ -13,6 +13,7 @@ import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import vtc
+from tests import asking
 from tests.families.tiny import projector
 from tests.hf import tiny
 from tests.kernels.pretend import Launches, OnDevice, PretendDevice, taken_back
@@ -213,7 +214,9 @@ def count_calls(monkeypatch, module, name: str) -> list[Launches]:
 @pytest.mark.parametrize("name", [n for n in METHODS if not issubclass(method_class(n), AsksText)])
 def test_the_plug_in_adds_nothing_that_grows(name, monkeypatch):
     model = tiny.build("next-clip")
-    options = {"projector": projector(model)} if method_class(name).projects else {}
+    options = asking.options(name, 32)
+    if method_class(name).projects:
+        options = {"projector": projector(model)}
     selections = count_calls(monkeypatch, encode, "compress_call")
     plans = count_calls(monkeypatch, shorten, "build_compaction")
     found = set()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
+from tests import asking
 from vtc import VisualTokens, create_method
 from vtc.methods.base import Method
 from vtc.packing import Packing
@@ -130,9 +131,11 @@ def named(has_cls: bool) -> dict[str, str]:
 
 
 def make(name: str, **options: Any) -> Method:
-    """The method; one that projects gets a projector that changes nothing, unless one is given."""
+    """The method; one that was trained gets a part that was not, unless one is given."""
     if method_class(name).projects:
         options = {"projector": Plain(), **options}
+    if name == "learned":
+        options = {**asking.options(name, WIDTH), **options}
     method = create_method(name, **options)
     assert isinstance(method, Method)
     return method

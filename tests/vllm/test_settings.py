@@ -38,6 +38,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "vtc_options: 'projector' names files of the server",
     ),
     (
+        {"vtc_method": "learned", "vtc_options": {"scorer": "/etc"}},
+        "vtc_options: 'scorer' names files of the server",
+    ),
+    (
         {"vtc_method": "globalcom2", "vtc_options": {"tau": "hot"}},
         "vtc_options: tau",
     ),

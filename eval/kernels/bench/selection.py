@@ -19,6 +19,7 @@ from vtc.eval.common.memory import peak_allocated
 from vtc.eval.common.timing import ratio, spread, stopwatch, turns
 from vtc.eval.kernels.bench.sizes import LAYERS, LAYOUTS, Layout, Sizes, normal
 from vtc.kernels import attention_received, cls_attention
+from vtc.methods._scorer import DemandScorer
 from vtc.methods.base import Method
 from vtc.methods.tokenflex import TokenFlexProjector
 from vtc.registry import create_method, list_methods, method_class
@@ -165,7 +166,10 @@ def methods() -> list[str]:
 def method_of(
     name: str, retention: float, sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> Method:
-    """The method; where it projects tokens itself, with a projector that was not trained."""
+    """The method; one that was trained with a part that was not."""
+    if name == "learned":
+        scorer = DemandScorer(sizes.width).to(device)
+        return create_method(name, retention=retention, scorer=scorer)
     if name != "tokenflex":
         return create_method(name, retention=retention)
     projector = TokenFlexProjector(sizes.vision, sizes.width).to(device, dtype)

@@ -13,6 +13,7 @@ from vtc.methods.which import quoted, without_signals
 from vtc.plugins.hf import probe
 from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.hooks import Hook, hang, is_hung, take_off
+from vtc.plugins.hf.identity import check_made_for
 from vtc.plugins.hf.typing import Model
 from vtc.plugins.model.inputs import PIXELS
 from vtc.plugins.model.layers import layer_index, layer_of_features
@@ -92,6 +93,9 @@ class EncoderStage:
             for modality in towers.values()
         ]
         adapter.projector(base)  # raises where a hook will find none
+        made_for = getattr(method, "made_for", None)
+        if made_for is not None:
+            check_made_for(model, adapter, method.name, made_for)
         patch.notes += adapter.notes(base, method)
         if not patch.has_cls and "attention_received" in read:
             patch.notes.append(

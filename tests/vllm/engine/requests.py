@@ -22,8 +22,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "eadp": {"text_score": "similarity"},
     "recoverable": {"text_score": "similarity"},
 }
-#: what no server can do: they need a projector that was trained, or the pixels behind tokens
-LEFT_OUT = {"tokenflex", "pixelprune"}
+#: what no server can do: they need a part that was trained, or the pixels behind tokens
+LEFT_OUT = {"tokenflex", "learned", "pixelprune"}
 ASK = ("what colour is it?", "how many are there?")
 
 
