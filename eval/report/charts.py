@@ -55,7 +55,8 @@ def against_retention(
     labels, shown = results.labels, results.shown
     drawn = labels if page else shown
     size = (size[0], max(size[1], 0.22 * (len(drawn) + 2)))  # every name needs a line
-    figure, axes = axes_beside(size, right=1.5)  # for the names at the ends of the lines
+    beside = min(max(1.5, 0.3 + 0.08 * max(map(len, drawn), default=0)), 0.5 * size[0])
+    figure, axes = axes_beside(size, right=beside)  # for the names at the ends of the lines
     _full_band(results, axes)
     ends = []
     shares = [entry.kept for entry in results.entries if not entry.full and entry.kept > 0]
@@ -93,7 +94,7 @@ def against_retention(
     axes.set_xlim(1.12, min([*shares, 0.5]) * 0.9)  # much kept on the left
     axes.set_xlabel("patch tokens kept (%, logarithmic)")
     axes.set_ylabel(f"{metric} (%)")
-    _labels(axes, ends, size, labels)
+    _labels(axes, ends, (size[0] - beside - 0.62, size[1]), labels)
     return figure
 
 
@@ -293,11 +294,11 @@ def _labels(
 
     Args:
         ends: of each line: x, y, label, colour.
-        size: of the figure.
+        size: width of the axes and height of the figure, inches.
         labels: of all methods, for the ids that `svg` finds.
     """
     low, high = axes.get_ylim()
-    end = 1 + 0.11 / (size[0] - 2.1)
+    end = 1 + 0.11 / size[0]
     room = 0.19 / (size[1] * 0.87) * (high - low)  # a line of text, in data units
     taken = [t.xy[1] for t in axes.texts]  # the full model's name stays where it is
     ends = sorted(ends, key=lambda end: -end[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vtc.eval.common.statistics import FEW, Comparison, points
 from vtc.eval.report.results import Entry, Results, budget
 
-NAMES = 12  # in a sentence
+NAMES = 6  # in a sentence
 Found = list[tuple[Entry, Comparison]]
 
 
@@ -105,7 +105,9 @@ def cautions(results: Results) -> list[str]:
         )
     untimed = _untimed(results)
     if results.timed and untimed:
-        out.append(f"Not timed, so not in the figure of accuracy and time: {', '.join(untimed)}.")
+        named = ", ".join(untimed[:NAMES])
+        rest = f" and {len(untimed) - NAMES} more; the table says which" if untimed[NAMES:] else ""
+        out.append(f"Not timed, so not in the figure of accuracy and time: {named}{rest}.")
     if results.clusters < FEW:
         out.append(
             f"Only {results.clusters} independent images: with fewer than {FEW} the intervals are "
