@@ -10,6 +10,7 @@ import pytest
 
 from vtc.eval.accuracy.summary import markdown, summarise
 from vtc.eval.common.records import read_answers, read_manifest
+from vtc.eval.efficiency.lines import Line, Measure, read_measures
 from vtc.registry import compared_methods
 
 ROOT = Path(__file__).parents[2]
@@ -39,3 +40,42 @@ def test_docs_show_what_follows_from_the_answers():
     table = (RUN / "summary.md").read_text()
     assert markdown(summary) == table
     assert table in (ROOT / "docs" / "accuracy.md").read_text()
+
+
+def test_docs_show_the_efficiency_inside_the_language_model():
+    """Every cell is a figure of the committed run."""
+    folder = ROOT / "docs" / "results" / "efficiency" / "inside"
+    lines = read_measures(folder)
+    layers = read_manifest(folder)["layers"]["language"]
+    assert layers >= 8 and all(line.error is None for line in lines)
+    text = (ROOT / "docs" / "efficiency.md").read_text()
+    for line in lines:
+        assert _row(line) in text
+
+
+def _row(line: Line) -> str:
+    """A row of the table, as measured and extrapolated to the published depth."""
+
+    def times(figure: Measure, ideal: bool = False) -> str:
+        ratio = figure.ideal if ideal else figure.ratio
+        assert ratio is not None
+        return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+    def counted(figure: Measure, ideal: bool = False) -> str:
+        ratio = figure.ideal if ideal else figure.ratio
+        assert ratio is not None
+        return f"{ratio.median:.2f}"
+
+    now, then = line.measures, line.extrapolated
+    cells = [
+        "none" if line.method == "none" else f"`{line.method}`",
+        f"{line.average_tokens:.0f}",
+        times(now["prefill_time"]),
+        times(now["prefill_time"], ideal=True),
+        times(then["prefill_time"]),
+        times(then["prefill_time"], ideal=True),
+        counted(then["prefill_flops"]),
+        counted(then["kv_cache"]),
+        counted(then["kv_cache"], ideal=True),
+    ]
+    return f"| {' | '.join(cells)} |"
