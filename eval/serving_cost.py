@@ -2,8 +2,8 @@
 
 One vLLM engine in this process answers batches of one image each, unpruned and at several shares, round
 by round, and the processor time of each batch is compared with that of the unpruned one of its round. It
-counts what this process computes, so other work on the machine disturbs it little; what a GPU does is not
-in it.
+counts what this process computes, so other work on the machine disturbs it little; what a GPU does is
+not in it.
 """
 
 from __future__ import annotations

@@ -221,7 +221,7 @@ def cut(ids: Sequence[int], embed: Sequence[bool], spec: Spec) -> list[int]:
         )
     left = spec.runs() or [spec.length]
     if len(left) == 1 and count == len(ids):  # nothing but placeholders
-        return [*ids[: spec.length], *ids[-1:] * (spec.length - count)]
+        return list(ids[: spec.length]) + [ids[-1]] * (spec.length - count)
     tile = spec.full // len(left)
     out, seen = [], 0
     for token, is_placeholder in zip(ids, embed, strict=True):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.vllm.engine.conftest import ENV, ROOT
 
@@ -38,10 +40,39 @@ def test_wrong_settings_end_the_start(folder: Callable[[str], Path], tmp_path: P
         ({**qwen, **ranks, "mm_processor_kwargs": DEFAULT}, ""),
         ({**qwen, **ranks, "mm_processor_kwargs": keys}, "'visionzip' reads the vision tower"),
     ]
-    (tmp_path / "cases.json").write_text(json.dumps([case for case, _ in cases]))
-    command = [sys.executable, "-m", "tests.vllm.engine.configure", str(tmp_path / "cases.json")]
+    said = refused([case for case, _ in cases], tmp_path)
+    for (case, message), why in zip(cases, said, strict=True):
+        assert message in why if message else why is None, (case, why)
+
+
+def test_a_prompt_that_takes_too_many_positions_is_refused(
+    folder: Callable[[str], Path], pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    """Pictures are 6 x 10 tokens. Of each one is left, so that two are 8 tokens with positions to 26."""
+    path = tmp_path / "model"
+    shutil.copytree(folder("qwen2_5_vl"), path)
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 20
+    (path / "config.json").write_text(json.dumps(config))
+    wide, one = str(pictures["wide"]), {"vtc_method": "uniform", "vtc_tokens": 1}
+    place = "<|vision_start|><|image_pad|><|vision_end|>"
+    requests = [
+        {"prompt": place * count + "ab", "images": [wide] * count, "keywords": one}
+        for count in (1, 2)
+    ]
+    model = {"model": str(path), "max_model_len": 20}
+    single, double = refused([{**model, "request": request} for request in requests], tmp_path)
+    assert single is None, single
+    assert "2 images in 8 tokens take positions to 26" in double, double
+    assert "the model knows 20" in double
+
+
+def refused(cases: list[dict[str, Any]], folder: Path) -> list[Any]:
+    """Why vLLM refuses each case."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "tests.vllm.engine.configure", str(folder / "cases.json")]
     done = subprocess.run(
-        [*command, str(tmp_path / "out.json")],
+        [*command, str(folder / "out.json")],
         env={**os.environ, **ENV},
         cwd=ROOT,
         capture_output=True,
@@ -49,10 +80,7 @@ def test_wrong_settings_end_the_start(folder: Callable[[str], Path], tmp_path: P
         timeout=900,
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    for (case, message), said in zip(
-        cases, json.loads((tmp_path / "out.json").read_text()), strict=True
-    ):
-        assert message in said if message else said is None, (case, said)
+    return json.loads((folder / "out.json").read_text())
 
 
 def test_a_server_with_a_wrong_default_says_so_and_ends(
