@@ -95,6 +95,35 @@ def study(
     return plain(rows)
 
 
+def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows as lines of a table in Markdown: accuracy in %, that of reading questions in brackets,
+    and below, in points, how far scorers are from `coverage` with the interval."""
+    shares = sorted({row["retention"] for row in rows} - {1.0}, reverse=True)
+    by_name: dict[str, dict[float, Mapping[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["setting"], {})[row["retention"]] = row
+    full = by_name.pop("full")[1.0]
+    columns = " | ".join(f"{share:.0%}" for share in shares)
+    head = [f"| tokens | {columns} |"]
+    head.append("|---|" + "---|" * len(shares))
+    lines = [f"| all tokens | {_cell(full)} |" + " |" * (len(shares) - 1)]
+    gaps = []
+    for name, each in by_name.items():
+        lines.append(f"| {name} | " + " | ".join(_cell(each[s]) for s in shares) + " |")
+        if name.startswith("learned"):
+            gaps.append(f"| {name} | " + " | ".join(_gap(each[s]) for s in shares) + " |")
+    return [*head, *lines, "", f"| ahead of `coverage`, points | {columns} |", head[1], *gaps]
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.1f} ({100 * row['reading']:.1f})"
+
+
+def _gap(row: Mapping[str, Any]) -> str:
+    one, low, high = (100 * row[key] for key in ("difference", "low", "high"))
+    return f"{one:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def _all(some: Any, asked: Sequence[Any]) -> Any:
     return some if isinstance(some, np.ndarray) else np.ones(len(asked), dtype=bool)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from vtc.methods._scorer import DemandScorer
 
 #: strengths of a trained scorer that are tried; 0 is `coverage`
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+#: nats that are as good as none
+LEAST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,13 @@ class HeldOut:
         return {f"{strength:g}": value for strength, value in found.items()}
 
     def look(self, scorer: DemandScorer, retentions: Sequence[float]) -> dict[str, Any]:
-        """A point of the learning curve: the divergence at each retention, and their mean."""
+        """A point of the learning curve: the divergence at each retention, and their geometric mean, so
+        that budgets count alike although the smallest loses most."""
         each = {
             f"{share:g}": self.divergence(
                 vtc.create_method("learned", retention=share, scorer=scorer)
             )
             for share in retentions
         }
-        return {"divergence": sum(each.values()) / len(each), "at": each}
+        mean = sum(math.log(max(value, LEAST)) for value in each.values()) / len(each)
+        return {"divergence": math.exp(mean), "at": each}

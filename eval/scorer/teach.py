@@ -133,7 +133,8 @@ class Lesson:
         from safetensors.torch import load_file
 
         found = load_file(path)
-        return cls(**{**found, "overview": bool(found["overview"])})
+        overview = bool(found.pop("overview"))
+        return cls(**found, overview=overview)
 
 
 @dataclass(frozen=True)

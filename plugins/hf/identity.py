@@ -14,7 +14,8 @@ from vtc.plugins.model.identity import identity, same
 def identity_of(model: Model, adapter: Adapter) -> dict[str, Any]:
     """See `vtc.plugins.model.identity`: of the projector's first matrix, or of the input embedding of a
     model without projector."""
-    source = adapter.projector(model.base_model) or model.get_input_embeddings()
+    projector = adapter.projector(model.base_model)
+    source = model.get_input_embeddings() if projector is None else projector
     matrices = (p for p in source.parameters() if p.dim() > 1 and p.is_floating_point())
     return identity(str(model.config.model_type), next(matrices, None))
 

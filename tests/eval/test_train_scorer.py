@@ -13,9 +13,11 @@ from PIL import Image
 import vtc
 from vtc.cli import main
 from vtc.errors import VTCError
+from vtc.eval import reference
 from vtc.eval.common.loading import Loaded, load
 from vtc.eval.reference.tiles import token_layout
 from vtc.eval.scorer import fit as loop
+from vtc.eval.scorer.compare import page, study
 from vtc.eval.scorer.fit import Settings, chosen, fit, loss_of
 from vtc.eval.scorer.held_out import HeldOut
 from vtc.eval.scorer.pictures import GENERAL, Picture, from_folder, scenes
@@ -259,3 +261,29 @@ def test_the_command_from_pictures_to_a_method(folder: Path, tmp_path: Path, cap
     )
     assert main(argv) == 1
     assert "holds lessons of another model" in capsys.readouterr().err
+
+
+# -- the comparison ----------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_an_untrained_scorer_compares_as_coverage(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    DemandScorer(128).save(tmp_path)
+    sample = [s for s in reference.scenes("val", 3, 5) if s.questions]
+    rows = study([tmp_path], sample, [0.05], tmp_path / "out.json")
+    by_name = {row["setting"]: row for row in rows}
+    assert by_name["learned, seed 0"]["accuracy"] == by_name["coverage"]["accuracy"]
+    assert by_name["learned, seed 0"]["difference"] == 0
+    assert by_name["full"]["accuracy"] > by_name["uniform"]["accuracy"]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["rows"] == rows and written["settings"]["split"] == "val"
+
+
+def test_the_page_has_the_numbers_of_the_log() -> None:
+    log = json.loads((ROOT / "eval/reference/logs/learned.json").read_text())
+    text = (ROOT / "docs/own-methods.md").read_text()
+    assert log["settings"]["split"] == "val"
+    for line in page(log["rows"]):
+        assert line in text, line
