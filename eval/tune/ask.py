@@ -78,6 +78,7 @@ class Asked:
         folder: where answers are kept.
         batch_size: questions that go through the model together.
         advance: is told how many rows were answered.
+        expected: is told how many there will be at most, again where larger budgets come back.
     """
 
     loaded: Loaded
@@ -88,6 +89,7 @@ class Asked:
     folder: Path
     batch_size: int = 8
     advance: Callable[[int], Any] = lambda count: None
+    expected: Callable[[int], Any] = lambda count: None
     rows: dict[str, dict[str, Answer]] = field(default_factory=dict, init=False)
     refused: dict[str, str] = field(default_factory=dict, init=False)
 
@@ -105,6 +107,7 @@ class Asked:
             if answer.error is None:
                 self.rows[answer.setting][answer.item] = answer
         self.searching, self.seen = True, set[str]()
+        self.asked = self.most = 0
 
     def prepare(
         self, candidates: Sequence[Candidate], defaults: Mapping[str, Mapping[str, Any]]
@@ -127,6 +130,8 @@ class Asked:
         items = [item for image in images for item in self.questions.items[image]]
         done = {(key, item) for key, rows in self.rows.items() for item in rows}
         keys = [setting.key for setting in settings]
+        left = sum((key, item.id) not in done for key in keys for item in items)
+        self.expect(self.asked + left)
         lines = Lines(self.folder / FILE)
         try:
             for batch in batches(items, self.batch_size, done, keys):
@@ -134,6 +139,7 @@ class Asked:
                     lines.write(*(answer.line() for answer in answers))
                     for answer in answers:
                         self.rows[answer.setting][answer.item] = answer
+                    self.asked += len(answers)
                     self.advance(len(answers))
         finally:
             lines.close()
@@ -143,6 +149,12 @@ class Asked:
             self.seen = {item.id for item in items}
             able = [c for c in able if c.key not in self.refused]
             self.costs.measure(self.runner, able, [self.questions.items[i][0] for i in images])
+
+    def expect(self, rows: int) -> None:
+        """Say that at least so many rows will have been asked."""
+        if rows > self.most:
+            self.most = rows
+            self.expected(rows)
 
     def points(self, candidate: Candidate, images: Sequence[str]) -> Points:
         """By image. Questions that the full model could not be asked are left out; one that the

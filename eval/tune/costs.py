@@ -68,6 +68,14 @@ class Costs:
         ratios = self._known(candidate)
         return spread(ratios) if ratios else (float("nan"),) * 3
 
+    @property
+    def _wanted(self) -> int:
+        return TURNS * self.round if self.kind == "time" else TURNS
+
+    def _known(self, candidate: Candidate) -> list[float]:
+        """What was measured up to this round, also where a run that was stopped had gone further."""
+        return self.ratios.get(candidate.key, [])[: self._wanted]
+
     def measure(
         self, runner: Runner, candidates: Sequence[Candidate], items: Sequence[Item]
     ) -> None:

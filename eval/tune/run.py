@@ -86,11 +86,12 @@ class Tuning:
             earlier = self._manifest(folder, questions, quality)
             asked = Asked(
                 self.loaded, self.suite, questions, quality, costs, folder,
-                self.batch_size, self.advance,
+                self.batch_size, self.advance, self.expected,
             )  # fmt: skip
             asked.prepare(self.candidates, self.defaults)
             able = [c for c in self.candidates if c.key not in asked.refused]
             self._say(questions, search, unseen, able)
+            asked.expect(self._rows(questions, search, unseen, len(able)))
             job = Search(
                 asked,
                 self.target,
@@ -188,7 +189,6 @@ class Tuning:
             f"{needed(self.target, len(search))} at least); {len(able)} settings"
             + (f", and {refused} that this model cannot have" if refused else "")
         )
-        self.expected(self._rows(questions, search, unseen, len(able)))
 
     def _rows(
         self, questions: ByImage, search: Sequence[str], unseen: Sequence[str], settings: int

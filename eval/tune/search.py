@@ -26,6 +26,7 @@ KEPT = 6  # settings that halving leaves
 SHORT = 0.01  # chance of reaching the target below which a setting is given up
 SURE = 0.99  # chance of a proof at which the search may stop early
 LIKELY = 0.9  # chance of a proof at which a setting is the first to be confirmed
+HOPE = 0.7  # chance of a proof at which larger budgets need not come back
 WORTH = 0.15  # and below which one is not worth a try behind it
 NOTHING = "saves nothing against the full model"
 CHEAPER = 0.98  # cost of it that is worth a try, as a share of the first one's
@@ -182,7 +183,7 @@ class Search:
     def _back(self) -> bool:
         """Behind the last round: where nothing is likely to be proved, larger budgets of every method
         that has been left come back, a step at a time; whether any did."""
-        if any(s.proof >= LIKELY and s.cost < 1 for s in self.live):
+        if any(s.proof >= HOPE and s.cost < 1 for s in self.live):
             return False
         families = {s.candidate.family: s.candidate for s in self.standings}
         found = False

@@ -14,6 +14,8 @@ from vtc.errors import VTCError
 from vtc.eval.common import settings
 from vtc.eval.common.arguments import add_imports, add_place, add_suite_option, names, positive
 from vtc.eval.common.loading import load
+from vtc.registry import check_method
+from vtc.several import names_of
 
 if TYPE_CHECKING:
     from vtc.eval.suites.base import Suite
@@ -109,7 +111,11 @@ def run(args: argparse.Namespace) -> None:
     if output.suffix not in (".yaml", ".yml", ".json"):
         raise VTCError(f"output: got {args.output!r}, allowed are names that end in .yaml or .yml")
     check_target(args.target)
+    for name in args.methods or ():
+        for part in names_of(name):
+            check_method(part)
     suite = _suite(args)
+    suite.items()  # what is wrong with the file is said before torch is imported
     candidates = space.plan(
         args.methods,
         _numbers("retention", args.retention, float),
