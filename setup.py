@@ -44,7 +44,7 @@ if Path("vtc/plugins/__init__.py").is_file():  # a checkout that can hold links
 
 EXTRAS = {
     "vis": ["matplotlib>=3.8"],
-    "demo": ["scikit-image>=0.22"],
+    "demo": ["scikit-image>=0.22", "matplotlib>=3.8"],  # photographs; fonts of the drawn scenes
     "eval": [
         "matplotlib>=3.8",
         "scikit-image>=0.22",

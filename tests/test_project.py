@@ -54,6 +54,13 @@ def test_ci_runs_the_pythons_that_are_promised() -> None:
     assert f'python_requires=">={told[0]}"' in text("setup.py")
 
 
+def test_the_demo_gets_the_fonts_of_its_scenes() -> None:
+    """`make demo` installs this extra alone."""
+    fonts = text("eval/reference/scene.py")
+    (demo,) = re.findall(r'^    "demo": \[(.*?)\]', text("setup.py"), re.MULTILINE)
+    assert "matplotlib" not in fonts or "matplotlib" in demo
+
+
 def test_issue_forms_and_hooks_can_be_read() -> None:
     for file in [
         *(ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"),
