@@ -120,10 +120,7 @@ class PretendDevice(TorchDispatchMode):
         if not ours and not there:
             return function(*args, **kwargs)
         strangers = [x for x in tensors if not isinstance(x, OnDevice) and x.dim() > 0]
-        if name in (
-            "aten::index",
-            "aten::index_put_",
-        ):  # indices PyTorch sends by itself, and waits
+        if name in ("aten::index", "aten::index_put_"):  # PyTorch sends indices itself, and waits
             sent = [x for x in args[1] if x is not None and any(x is each for each in strangers)]
             strangers = [x for x in strangers if not any(x is each for each in sent)]
             self.sends += len(sent)

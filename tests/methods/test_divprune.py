@@ -76,7 +76,7 @@ def test_picks_of_many_patches_are_those_of_few(monkeypatch):
 
 
 def test_many_patches_of_which_none_counts(monkeypatch):
-    """No valid one in the second image, or no finite one: the first is picked from as if it were alone."""
+    """No valid one in the second image, or no finite one: the first is as if alone."""
     rows = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))
     valid = torch.ones(2, 50, dtype=torch.bool)
     count = torch.tensor([3, 3])

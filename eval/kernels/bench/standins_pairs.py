@@ -29,9 +29,8 @@ def divprune(features: Tensor, count: int) -> list[int]:
     picks: list[int] = []
     for _ in range(count):
         if picks:
-            nearest = (
-                distance.index_select(0, torch.tensor(picks).to(features.device)).min(0).values
-            )
+            so_far = torch.tensor(picks).to(features.device)
+            nearest = distance.index_select(0, so_far).min(0).values
             nearest[picks] = -math.inf  # officially a pick may come twice
         picks.append(int(nearest.argmax().item()))
     return sorted(picks)
