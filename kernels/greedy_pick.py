@@ -197,6 +197,7 @@ def _loneliest(unit: Tensor, valid: Tensor) -> Tensor:
             close[alone] = -torch.inf
             least = min(least, float(close.max()))
             keep = near <= least + SLACK  # not an end for what another order of sums has rounded up
+            keep[near.argmin()] = True  # where nothing is valid, or no number
             left, near = left[keep], near[keep]
         mark[left[near.argmin()]] = 1
     return out

@@ -75,7 +75,7 @@ def _in_blocks(
     values: Tensor, output: Tensor, source: Tensor, weight: Tensor, num_outputs: int
 ) -> Tensor:
     """The twin, some entries at a time; sums run in the same order."""
-    rows = values.flatten(1)
+    rows = values.reshape(len(values), values.shape[1:].numel())
     out = widened(rows[:0]).new_zeros(num_outputs, rows.shape[1])
     step = max(BLOCK // max(rows.shape[1], 1), 1)
     for some in zip(output.split(step), source.split(step), weight.split(step), strict=True):

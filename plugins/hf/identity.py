@@ -8,7 +8,7 @@ from typing import Any
 from vtc.errors import VTCError
 from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.typing import Model
-from vtc.plugins.model.identity import identity, same
+from vtc.plugins.model.identity import identity, is_identity, same
 
 
 def identity_of(model: Model, adapter: Adapter) -> dict[str, Any]:
@@ -22,6 +22,11 @@ def identity_of(model: Model, adapter: Adapter) -> dict[str, Any]:
 
 def check_made_for(model: Model, adapter: Adapter, name: str, made_for: Mapping[str, Any]) -> None:
     """Raise `VTCError` where a method's trained part was made for another model."""
+    if not is_identity(made_for):
+        raise VTCError(
+            f"method: {name!r} has a part whose made_for is {made_for!r}, allowed are None and what "
+            "vtc.plugins.model.identity gives, as `vtc train-scorer` writes it"
+        )
     mine = identity_of(model, adapter)
     if not same(made_for, mine):
         which = made_for["model_type"]

@@ -17,16 +17,30 @@ def identity(model_type: str, weight: Tensor | None) -> dict[str, Any]:
 
     Args:
         model_type: of its configuration.
-        weight: a matrix of floating-point numbers; None where there is none (packed weights), and then
-            the type alone tells.
+        weight: a matrix of floating-point numbers; None where there is none (packed weights), or one
+            whose numbers are not here (offloaded ones), and then the type alone tells.
     """
     out: dict[str, Any] = {"model_type": model_type, "shape": [], "sample": []}
-    if weight is not None:
+    if weight is not None and weight.numel() and not weight.is_meta:
         flat = weight.detach().flatten()
         at = torch.linspace(0, len(flat) - 1, COUNT, dtype=torch.float64).long()
         sample = flat[at.to(flat.device)].float().cpu()
         out.update(shape=list(weight.shape), sample=[round(float(x), 6) for x in sample])
     return out
+
+
+def is_identity(value: Any) -> bool:
+    """Whether `value`, from a file, is of the form that `identity` gives."""
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("model_type"), str)
+        and all(_numbers(value.get(name)) for name in ("shape", "sample"))
+        and len(value["sample"]) in (0, COUNT)
+    )
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(each, (int, float)) for each in values)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -119,6 +119,8 @@ def test_a_merge_of_many_entries_is_the_same_in_blocks(dtype, monkeypatch):
     assert got.dtype == want.dtype and torch.equal(got, want)
     arguments = values, output, source, weight, 13
     torch.library.opcheck(torch.ops.vtc.weighted_merge_blocks, arguments)
+    numbers = weighted_merge(values[:, 0, 0], output, source, weight, 13)
+    assert torch.equal(numbers, want[:, 0, 0])
     weight.requires_grad_()
     weighted_merge(values, output, source, weight, 13).float().sum().backward()
     assert weight.grad is not None  # one product, where somebody learns

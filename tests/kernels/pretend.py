@@ -120,6 +120,11 @@ class PretendDevice(TorchDispatchMode):
         if not ours and not there:
             return function(*args, **kwargs)
         strangers = [x for x in tensors if not isinstance(x, OnDevice) and x.dim() > 0]
+        if name in ("aten::index", "aten::index_put_"):  # PyTorch sends indices itself, and waits
+            sent = [x for x in args[1] if x is not None and any(x is each for each in strangers)]
+            strangers = [x for x in strangers if not any(x is each for each in sent)]
+            self.sends += len(sent)
+            self.stops.update({"indices of the CPU": len(sent)} if sent else {})
         if strangers:
             raise RuntimeError(f"{name}: tensors on the CPU and on the device")
         if not function.is_view:

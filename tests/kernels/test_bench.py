@@ -11,13 +11,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.kernels.pretend import PretendDevice
 from tests.methods.images import image, make
 from vtc import VTCError
 from vtc.eval.common.docs import put
 from vtc.eval.common.memory import peak_allocated
 from vtc.eval.kernels import aot, floors
 from vtc.eval.kernels.bench import __main__ as command
-from vtc.eval.kernels.bench import operations, selection, standins
+from vtc.eval.kernels.bench import operations, selection, standins, standins_pairs
 from vtc.eval.kernels.bench.sizes import LAYOUTS, SMALL
 from vtc.eval.kernels.bench.tables import markdown
 from vtc.functional.recoverable import text_scores, visual_scores
@@ -266,3 +267,19 @@ def test_the_stand_in_of_globalcom2_gives_the_same_tokens(crops):
     )
     want = make("globalcom2", retention=0.25).compress(tokens).features
     assert torch.equal(got, want)
+
+
+def test_stand_ins_of_pairs_stay_on_the_device():
+    """On a GPU no tensor of the CPU comes between; `official_style` compares the results."""
+    features = torch.randn(2, 30, 8, generator=torch.Generator().manual_seed(0))
+    weight = torch.rand(30, generator=torch.Generator().manual_seed(1))
+
+    def every(put):
+        one, both, importance = put(features[0]), put(features), put(weight)
+        yield standins_pairs.divprune(one, 5)
+        yield standins_pairs.mmr(one, importance, 5)
+        yield sorted(standins_pairs.prunevid(both, [4, 5]))
+
+    want = list(every(lambda tensor: tensor))
+    with PretendDevice() as device:
+        assert list(every(device.put)) == want

@@ -75,6 +75,24 @@ def test_picks_of_many_patches_are_those_of_few(monkeypatch):
         assert torch.equal(out.anchor, same.anchor)
 
 
+def test_many_patches_of_which_none_counts(monkeypatch):
+    """No valid one in the second image, or no finite one: the first is as if alone."""
+    rows = torch.randn(2, 50, 8, generator=torch.Generator().manual_seed(0))
+    valid = torch.ones(2, 50, dtype=torch.bool)
+    count = torch.tensor([3, 3])
+    alone = greedy_pick.greedy_pick("distance", rows[:1], count[:1], 3)
+    monkeypatch.setattr(greedy_pick, "LONGEST", 20)
+    monkeypatch.setattr(greedy_pick, "BLOCK", 16)
+    for broken in (valid.clone(), valid):
+        if broken is valid:
+            rows[1] = torch.nan
+        else:
+            broken[1] = False
+        got = greedy_pick.greedy_pick("distance", rows, count, 3, None, broken)
+        assert got[0].tolist() == alone[0].tolist()
+        assert broken[1].any() or got[1].tolist() == [-1, -1, -1]
+
+
 def test_wrong_scope():
     with pytest.raises(VTCError, match="scope: got 'clip', allowed are image, tile"):
         create_method("divprune", scope="clip")

@@ -18,6 +18,7 @@ from vtc.batch import ImageBatch
 from vtc.methods._scorer import LARGEST, DemandScorer
 from vtc.plugins.hf.adapters import adapter_for
 from vtc.plugins.hf.identity import identity_of
+from vtc.plugins.model.identity import identity, same
 
 IMAGES = [image(), image(crops=(2, 2), size=(600, 300)), image(crops=(1, 3), size=(900, 250))]
 
@@ -167,3 +168,14 @@ def test_a_scorer_belongs_to_one_model() -> None:
     with pytest.raises(VTCError, match="trained for a 'qwen', this is a"):
         made.made_for = {**made.made_for, "model_type": "qwen"}
         vtc.apply(model, "learned", retention=0.25, scorer=made)
+    for wrong in ("qwen", {"model_type": "qwen"}, {**made.made_for, "sample": [1, 2]}):
+        made.made_for = wrong  # as a file may say
+        with pytest.raises(VTCError, match="'learned' has a part whose made_for is .*qwen"):
+            vtc.apply(model, "learned", retention=0.25, scorer=made)
+
+
+def test_weights_that_are_not_here_tell_nothing() -> None:
+    """Those that were offloaded, or that another process holds: the type alone is compared."""
+    known = identity("x", torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
+    for weight in (torch.empty(8, 4, device="meta"), torch.empty(0)):
+        assert same(known, identity("x", weight)) and not same(known, identity("y", weight))

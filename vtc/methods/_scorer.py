@@ -126,7 +126,7 @@ class DemandScorer(nn.Module):
         try:
             module = cls(**json.loads(facts.read_text(encoding="utf-8")))
             module.load_state_dict(load_file(weights))
-        except (TypeError, ValueError, RuntimeError, VTCError, SafetensorError) as error:
+        except (TypeError, ValueError, OSError, RuntimeError, VTCError, SafetensorError) as error:
             raise VTCError(f"scorer: {str(folder)!r} does not load: {error}") from error
         return module.float().eval()
 

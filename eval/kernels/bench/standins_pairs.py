@@ -29,7 +29,8 @@ def divprune(features: Tensor, count: int) -> list[int]:
     picks: list[int] = []
     for _ in range(count):
         if picks:
-            nearest = distance.index_select(0, torch.tensor(picks)).min(0).values
+            so_far = torch.tensor(picks).to(features.device)
+            nearest = distance.index_select(0, so_far).min(0).values
             nearest[picks] = -math.inf  # officially a pick may come twice
         picks.append(int(nearest.argmax().item()))
     return sorted(picks)
@@ -77,7 +78,7 @@ def prunevid(features: Tensor, counts: Sequence[int], k: int = 7) -> dict[int, T
         parent = torch.where(denser, distance, distance.max()).min(1).values
         centres = (parent * density).topk(count).indices
         member = distance[centres].argmin(0)
-        member[centres] = torch.arange(count)
+        member[centres] = torch.arange(count, device=features.device)
         for cluster in range(count):
             place = index * patches + int(centres[cluster].item())
             out[place] = tile[member == cluster].mean(0)
