@@ -28,6 +28,7 @@ from vtc.eval.common.arguments import positive
 from vtc.eval.common.docs import put, table
 from vtc.eval.common.records import write_whole
 from vtc.eval.common.timing import ratio, spread, turns
+from vtc.plugins.vllm.settings import Settings
 
 HEAD = (
     "share kept",
@@ -69,8 +70,17 @@ def server(
                 raise VTCError(f"model: vllm serve did not start:\n{log.read()[-3000:]}")
             yield
         finally:
-            running.terminate()
-            running.wait(120)
+            ended(running)
+
+
+def ended(process: subprocess.Popen[Any], wait: float = 120) -> None:
+    """End a process; one that does not end in `wait` seconds when it is asked to is killed."""
+    process.terminate()
+    try:
+        process.wait(wait)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _read(port: int, path: str) -> str | None:
@@ -139,12 +149,23 @@ def measured(
     }
 
 
+def asked(method: str, shares: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """The keywords of a request for every share, by its name.
+
+    Raises:
+        VTCError: a server would refuse one of them; said before one is started.
+    """
+    out = {f"{share:g}": {"vtc_method": method, "vtc_retention": share} for share in shares}
+    server_like = Settings({}, {})
+    for keywords in out.values():
+        server_like.request(keywords)
+    return out
+
+
 def run(args: argparse.Namespace, more: Sequence[str]) -> list[dict[str, Any]]:
     """A line for every measurement, in the order in which they were made."""
     off: list[tuple[str, dict[str, Any]]] = [("off", {})]
-    pruned: list[tuple[str, dict[str, Any]]] = [
-        (f"{share:g}", {"vtc_method": args.method, "vtc_retention": share}) for share in args.shares
-    ]
+    pruned = list(asked(args.method, args.shares).items())
     sides = [("0", off), ("1", pruned)]
     lines = []
     for turn, order in turns(sides, args.rounds):

@@ -19,7 +19,9 @@ from typing import Any
 from vtc.eval.common.arguments import positive
 from vtc.eval.common.docs import table
 from vtc.eval.common.timing import interleaved, ratio, spread
+from vtc.eval.serving import asked
 
+UNPRUNED = "all, unpruned"
 HEAD = ("share kept", "method", "processor time a request, ms", "against unpruned")
 
 
@@ -35,18 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-model-len", type=positive, default=None)
     args = parser.parse_args(argv)
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    shares: dict[str, dict[str, Any]] = {"all, unpruned": {}}
-    for share in args.shares:
-        shares[f"{share:g}"] = {"vtc_method": args.method, "vtc_retention": share}
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # an engine elsewhere would not be counted
+    # "none" by name, since the environment may say otherwise
+    shares = {UNPRUNED: {"vtc_method": "none"}, **asked(args.method, args.shares)}
     ask = _asking(args)
     times = interleaved({name: partial(ask, keys) for name, keys in shares.items()}, args.rounds)
-    rows, base = [], times["all, unpruned"]
+    rows, base = [], times[UNPRUNED]
     for name, seconds in times.items():
         each = [1000 * s / args.prompts for s in seconds]
         middle, low, high = spread(each)
-        against = str(ratio(seconds, base)) if shares[name] else "1"
-        method = args.method if shares[name] else ""
+        against = "1" if name == UNPRUNED else str(ratio(seconds, base))
+        method = "" if name == UNPRUNED else args.method
         rows.append([name, method, f"{middle:.1f} ({low:.1f}-{high:.1f})", against])
     print(table(HEAD, rows), end="")
     return 0

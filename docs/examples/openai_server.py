@@ -63,7 +63,9 @@ def turns(messages: Any) -> list[dict[str, Any]]:
             raise BadRequest("messages: each has a role, which is system, user or assistant")
         content = message.get("content")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        out.append({"role": message["role"], "content": [_part(part) for part in parts or ()]})
+        if not isinstance(parts, list) or not parts:
+            raise BadRequest("content: a text, or a list of one or more parts, is needed")
+        out.append({"role": message["role"], "content": [_part(part) for part in parts]})
     return out
 
 
@@ -93,7 +95,7 @@ class Server(ThreadingHTTPServer):
         if not isinstance(settings, dict) or not set(settings) <= ALLOWED:
             raise BadRequest(f"vtc: allowed are {', '.join(sorted(ALLOWED))}")
         limit = request.get("max_tokens", 64)
-        if not isinstance(limit, int) or not 1 <= limit <= 4096:
+        if type(limit) is not int or not 1 <= limit <= 4096:
             raise BadRequest(f"max_tokens: got {limit!r}, allowed are 1 to 4096")
         inputs = self.processor.apply_chat_template(
             turns(request.get("messages")),

@@ -24,7 +24,7 @@ def answer(model: Any, processor: Any, turns: list[dict[str, Any]], tokens: int)
     """Print the answer to the last turn piece by piece, and return it."""
     inputs = processor.apply_chat_template(
         turns, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    ).to(model.device)
+    ).to(model.device, model.dtype)
     streamer = TextIteratorStreamer(
         processor.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=600
     )

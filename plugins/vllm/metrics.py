@@ -11,7 +11,7 @@ import atexit
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -114,3 +114,19 @@ class Sizes:
         if key in self.known:
             self.known.move_to_end(key)
         return self.known.get(key)
+
+
+def forget(cache: Any, out: Mapping[str, Any]) -> None:
+    """Take what a refused request brought out of vLLM's cache of processed images.
+
+    That cache tells what the engine has been sent, and is written before the request is refused. Left in
+    it, an image of the next request would come without its data, and the engine would not have it.
+
+    Args:
+        cache: of the request, None where it is turned off.
+        out: what the processor made of the request; images that the engine has stand in it as None.
+    """
+    for modality, hashes in out["mm_hashes"].items() if cache is not None else ():
+        for key, item in zip(hashes, out["mm_kwargs"].get(modality, ()), strict=True):
+            if item is not None:
+                cache.invalidate(key)

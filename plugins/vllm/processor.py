@@ -19,6 +19,7 @@ from vllm.logger import init_logger
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import PromptUpdateDetails
 
+from vtc.errors import VTCError
 from vtc.plugins.model.question import asked, worded
 from vtc.plugins.vllm import families, metrics, mrope, server, spec
 from vtc.plugins.vllm.settings import SPEC, Settings, Wish, split
@@ -68,7 +69,11 @@ class PruningProcessor:
             inputs.hf_processor_mm_kwargs = {**theirs, SPEC: self._vtc_key(wish, inputs)}
         out = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         if not _PROFILING.get():
-            self._vtc_count(out, wish)
+            try:
+                self._vtc_count(out, wish)
+            except VTCError:
+                metrics.forget(inputs.cache, out)
+                raise
         return out
 
     def get_dummy_mm_inputs(self, *args: Any, **kwargs: Any) -> Any:

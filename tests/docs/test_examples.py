@@ -128,6 +128,8 @@ def test_requests_to_a_server_have_their_own_budgets() -> None:
             ({**request, "max_tokens": 0}, "max_tokens"),
             ({"messages": [{"role": "user", "content": [remote]}]}, "data:image"),
             ({"messages": []}, "messages"),
+            ({"messages": [{"role": "user", "content": 3}]}, "content: a text"),
+            ({**request, "max_tokens": True}, "max_tokens: got True"),
             (b"{", "Expecting"),
             ([], "JSON object"),
         ):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import http.server
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 
 from vtc import VTCError
-from vtc.eval import serving
+from vtc.eval import serving, serving_cost
 
 
 def lines() -> list[dict[str, float | str]]:
@@ -77,3 +81,51 @@ def test_a_port_that_is_taken_is_named(port: int) -> None:
         serving.server("model", port, [], {}),
     ):
         pass
+
+
+def test_a_server_that_does_not_end_is_killed() -> None:
+    code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1); input()"
+    stubborn = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with stubborn:
+        assert stubborn.stdout is not None and stubborn.stdout.readline() == "1\n"
+        serving.ended(stubborn, wait=0.2)
+        assert stubborn.poll() is not None
+
+
+@pytest.mark.parametrize("command", [serving, serving_cost])
+@pytest.mark.parametrize(
+    "wrong,message",
+    [
+        (["--method", "unifrom"], "did you mean 'uniform'"),
+        (["--shares", "0.5", "2"], "vtc_retention: got 2"),
+    ],
+)
+def test_what_a_server_would_refuse_is_said_before_one_starts(
+    command: ModuleType, wrong: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    with pytest.raises(VTCError, match=message):
+        command.main(["model", *wrong])
+
+
+def test_the_cost_is_that_of_this_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine is in it, and the base is unpruned, whatever the environment says."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    costs = {"none": 2.0, 0.5: 1.0}
+
+    def asking(args: object) -> object:
+        assert os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+        return lambda keywords: costs[keywords.get("vtc_retention", keywords["vtc_method"])]
+
+    monkeypatch.setattr(serving_cost, "_asking", asking)
+    serving_cost.main(["model", "--shares", "0.5", "--rounds", "2", "--prompts", "1"])
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in capsys.readouterr().out.splitlines()[2:]
+    ]
+    assert [row[:2] for row in rows] == [["all, unpruned", ""], ["0.5", "uniform"]]
+    assert rows[0][3] == "1" and rows[1][3].startswith("0.50")
