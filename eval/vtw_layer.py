@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -125,10 +126,9 @@ def _samples(loaded: Any, suite: Any, count: int) -> Iterator[Mapping[str, Any]]
     """The first questions of a suite that show an image, one by one."""
     from vtc.rgb import load_image
 
-    for item in suite.first(None):
-        if count and item.images:
-            count -= 1
-            yield loaded.inputs([load_image(call()) for call in item.images], item.prompt)
+    shown = (item for item in suite.first(None) if item.images)
+    for item in islice(shown, count):
+        yield loaded.inputs([load_image(call()) for call in item.images], item.prompt)
 
 
 def main(arguments: list[str] | None = None) -> int:

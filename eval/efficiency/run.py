@@ -330,11 +330,11 @@ def _methods(subject: Subject, setting: Setting) -> list[Method]:
 
 def _cuts(subject: Subject, setting: Setting) -> Stretches:
     """The layers between the cuts of a setting; one that cannot be had is refused later."""
-    method = None
+    ran, published = subject.depth.language, subject.true_depth.language
     if any(method_class(name).where == "layers" for name in names_of(setting.method)):
         with suppress(VTCError):
-            method = inside(_methods(subject, setting))
-    return stretches(method, subject.depth.language, subject.true_depth.language)
+            return stretches(inside(_methods(subject, setting)), ran, published)
+    return stretches(None, ran, published)
 
 
 def _brought(handle: Any) -> list[Any]:

@@ -134,6 +134,15 @@ def test_a_budget_that_cannot_be_had_is_a_row_with_its_reason(reduced, tmp_path)
     assert full.error is None and fastv.measures == {}
 
 
+def test_cuts_that_do_not_fit_into_few_layers_are_a_row_with_its_reason(tmp_path):
+    """One language layer is what a shape has on a CPU unless it is asked for more."""
+    one = subject("llava-1.5-7b", Depth(1, 2), Depth(32, 2))
+    settings = plan(["random", "pyramiddrop"], [0.5])
+    full, front, behind = runs.measure(one, settings, ["sdpa"], 1, 2, tmp_path / "run").lines()
+    assert full.error is None and front.error is None and front.measures
+    assert "3 cut(s) do not fit into a language model of 1 layer(s)" in behind.error
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_stand_in_is_the_language_model_on_short_sequences(eight, attention):
     """Its logits are those of layers that are called by hand."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import vtc
@@ -92,6 +95,20 @@ def test_what_is_refused(model: Any) -> None:
     ):
         with pytest.raises(VTCError, match=message):
             search(model, given, **options)
+
+
+def test_no_more_questions_are_read_than_asked_for() -> None:
+    """A benchmark may have thousands, and fetch each when it is read."""
+
+    def first(limit: int | None) -> Iterator[Any]:
+        yield SimpleNamespace(images=[], prompt="no picture")
+        for prompt in ("one", "two"):
+            yield SimpleNamespace(images=[lambda: Image.new("RGB", (4, 4))], prompt=prompt)
+        raise AssertionError("read on")
+
+    loaded = SimpleNamespace(inputs=lambda images, prompt: {"prompt": prompt})
+    found = list(vtw_layer._samples(loaded, SimpleNamespace(first=first), 2))
+    assert [sample["prompt"] for sample in found] == ["one", "two"]
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,3 +131,33 @@ def test_a_cache_that_was_reset_is_anybodys() -> None:
         fresh.cache.reset()
         assert torch.equal(fresh.model(**fresh.batch, **fresh.held).logits, bare)
     case.on()
+
+
+def _no_memory(*_: Any) -> None:
+    raise RuntimeError("no memory")
+
+
+def test_a_call_that_failed_leaves_the_refusal() -> None:
+    """Nobody may go on bare because a call under the method ended half-way."""
+    case = Prefilled("llava")
+    handle = case.model.model.language_model.layers[3].register_forward_hook(_no_memory)
+    with vtc.compress(case.model, case.method), pytest.raises(RuntimeError, match="no memory"):
+        case.on()
+    handle.remove()
+    with pytest.raises(VTCError, match=REFUSED):
+        case.on()
+
+
+def test_a_call_that_was_refused_leaves_the_refusal() -> None:
+    case = Prefilled("llava")
+    mask = torch.ones(2, 1, 1, case.batch["input_ids"].shape[1] + 1)
+    one = case.batch["input_ids"][:, -1:]
+    with vtc.compress(case.model, case.method), pytest.raises(VTCError, match="made already"):
+        case.model(input_ids=one, attention_mask=mask, **case.held)
+    with pytest.raises(VTCError, match=REFUSED):
+        case.on()
+    again = Prefilled("llava")
+    with vtc.compress(case.model, case.method):  # nothing was appended
+        got = case.on()
+    with vtc.compress(again.model, again.method):
+        assert torch.equal(again.on(), got)

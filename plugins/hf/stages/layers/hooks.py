@@ -39,9 +39,14 @@ def leave(lm: Model, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any)
         return None
     if state.prompt:
         return _finish(state, kwargs, output)
-    notes = cache.given(kwargs)._vtc_inside
-    notes.later, notes.entered = None, False
     return None
+
+
+def settle(module: Model, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of the model and of its language model, even when they fail: no call is under way."""
+    notes = cache.inside(cache.given(kwargs))
+    if notes is not None:
+        notes.later, notes.entered = None, False
 
 
 def before_layer(layer: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.plugins.hf.hooks import Hook, hang, is_hung, take_off
 from vtc.plugins.hf.stages.base import register_stage, stage_named
-from vtc.plugins.hf.stages.layers.hooks import before_layer, enter, leave
+from vtc.plugins.hf.stages.layers.hooks import before_layer, enter, leave, settle
 from vtc.plugins.hf.stages.layers.plan import cuts_of
 from vtc.plugins.hf.typing import Model
 from vtc.registry import create_method
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_stage
 class Layers:
-    """On the language model and its layers are hooks, no more.
+    """On the model, its language model and their layers are hooks, no more.
 
     What a prompt shows is known at the boundary, so its stage is on the model too; where no method works
     there it keeps every token.
@@ -27,7 +27,7 @@ class Layers:
 
     name: ClassVar[str] = "layers"
     where: ClassVar[str] = "layers"
-    functions = (enter, leave, before_layer)
+    functions = (enter, leave, settle, before_layer)
 
     def check(self, model: Model, patch: Patch, method: Method) -> None:
         from vtc.methods.layer_method import LayerMethod
@@ -54,7 +54,8 @@ class Layers:
     def _hooks(self, model: Model, patch: Patch) -> list[Hook]:
         lm = patch.adapter.language_model(model.base_model)
         layers = [Hook(layer, "forward_pre", before_layer) for layer in lm.layers]
-        return [Hook(lm, "forward_pre", enter), Hook(lm, "forward", leave), *layers]
+        behind = [Hook(module, "forward", settle, always=True) for module in (lm, model)]
+        return [Hook(lm, "forward_pre", enter), Hook(lm, "forward", leave), *behind, *layers]
 
     def attach(self, model: Model, patch: Patch) -> None:
         hang(hook for hook in self._hooks(model, patch) if not is_hung(hook))
