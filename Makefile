@@ -52,7 +52,7 @@ golden: $(VENV)/.ready       ## expected outputs of the official implementations
 	$(RUN) -m tests.golden tests/golden/inside_lm
 
 report: $(VENV)/.ready       ## the page of the committed results
-	$(RUN) -m vtc.eval report docs/results/reference docs/results/efficiency/reference \
+	$(RUN) -m vtc.eval report docs/results/reference docs/results/efficiency/reference-all \
 		--output docs/results/reference --allow code
 
 kernels: $(VENV)/.ready      ## compile every kernel for four GPUs, without one
