@@ -375,6 +375,9 @@ def _front_retentions(axes: Any, results: Results, shown: Sequence[Entry], timed
             box = text.get_window_extent().padded(2)
             if not any(box.overlaps(other) for other in taken):
                 break
+        if box.y1 > axes.figure.bbox.y1:  # a crowded front; the table has it
+            text.remove()
+            continue
         taken.append(box)
         if rise > 12:
             arrow = {"arrowstyle": "-", "color": COLOURS["faint"], "lw": 0.6, "shrinkB": 7}

@@ -23,6 +23,9 @@ SAME_MODEL = ("name", "class", "sha256", "revision", "parameters", "dtype")
 #: differences that `--allow` lets through: what it is called -> entries of `code`
 ALLOWED = {"code": ("vtc", "commit", "dirty", "sources"), "packages": ("python", "packages")}
 
+#: of settings in a warning
+FEW_NAMES = 6
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -199,7 +202,13 @@ def _mixed(facts: Mapping[str, Any]) -> bool:
 
 def _timing(facts: Mapping[str, Any]) -> list[str]:
     """What an efficiency run says against itself."""
-    found = [f"Times: {text}." for text in facts.get("warnings", [])]
+    found = []
+    for text in facts.get("warnings", []):
+        what, colon, names = text.partition(": ")
+        settings = names.split(", ") if colon else []
+        if len(settings) > FEW_NAMES:
+            text = f"{what}: {', '.join(settings[:FEW_NAMES])} and {len(settings) - FEW_NAMES} more"
+        found.append(f"Times: {text}.")
     done, wanted = facts.get("finished_rounds"), facts.get("rounds")
     if done is not None and done != wanted:
         found.append(f"Times: the run was stopped after {done} of {wanted} rounds.")
