@@ -96,10 +96,7 @@ class Run:
             before["settings"] += [e for e in facts["settings"] if e["key"] not in known]
             facts = before
         elif answer_files(self.folder):
-            raise VTCError(
-                f"output: {str(self.folder)!r} has answers but no {MANIFEST} that says what made "
-                "them; give another folder"
-            )
+            raise no_manifest(self.folder)
         done = {(a.setting, a.item) for a in read_answers(self.folder) if a.error is None}
         group.wait()  # all have read before the first one writes
         facts["sessions"].append(session)
@@ -211,8 +208,24 @@ class Share:
         self.asked += len(answers)
 
 
-def same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], any_code: bool) -> None:
+def no_manifest(folder: Path) -> VTCError:
+    """The error where answers lie about."""
+    return VTCError(
+        f"output: {str(folder)!r} has answers but no {MANIFEST} that says what made them; give another "
+        "folder"
+    )
+
+
+def same(
+    folder: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    any_code: bool | None = None,
+) -> None:
     """Whether a run may go on.
+
+    Args:
+        any_code: whether other code may go on; None where the command has no such argument.
 
     Raises:
         VTCError: it was made by something else; the message names the first differences.
@@ -227,7 +240,7 @@ def same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], any_co
                 "code.",
             )
         )
-        hint = "give another folder, or --any-code to mix them"
+        hint = "give another folder" + (", or --any-code to mix them" if any_code is False else "")
     if changed:
         told = "; ".join(_told(*change) for change in changed[:3])
         more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""

@@ -95,9 +95,9 @@ class Costs:
         count = wanted - min(len(self.ratios[c.key]) for c in short)
         lines = Lines(self.path)
         try:
-            for turn in range(count):
-                item = items[(wanted - count + turn) % len(items)]
-                for key, value in self._ratios(runner, short, item).items():
+            for turn in range(wanted - count, wanted):
+                item = items[turn % len(items)]
+                for key, value in self._ratios(runner, short, item, turn).items():
                     self.ratios[key].append(value)
                     said = {"setting": key, "kind": self.kind, "ratio": value}
                     lines.write(json.dumps(said))
@@ -105,7 +105,7 @@ class Costs:
             lines.close()
 
     def _ratios(
-        self, runner: Runner, candidates: Sequence[Candidate], item: Item
+        self, runner: Runner, candidates: Sequence[Candidate], item: Item, turn: int
     ) -> dict[str, float]:
         try:
             inputs = runner.inputs([Row(item, tuple(load_image(call()) for call in item.images))])
@@ -113,14 +113,15 @@ class Costs:
             return {}
         kind = _peak if self.kind == "memory" else stopwatch
         measured = functools.partial(_on, kind, runner.loaded.device)
-        full = _first_token(runner, FULL, inputs)
-        found = {}
+        full, found = _first_token(runner, FULL, inputs), {}
+        if not _works(full):  # which warms up as well, as for the settings below
+            return {}
         for number, candidate in enumerate(candidates):
             mine = _first_token(runner, candidate, inputs)
-            if not _works(mine):  # which warms up as well
+            if not _works(mine):
                 continue
-            # side by side, each first in half of the pairs
-            calls = [mine, full] if number % 2 else [full, mine]
+            # side by side, each first in every second turn of a setting
+            calls = [mine, full] if (number + turn) % 2 else [full, mine]
             values = {call: call(measured) for call in calls}
             found[candidate.key] = values[mine] / max(values[full], 1e-9)
             self.step()

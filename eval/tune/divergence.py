@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vtc.errors import VTCError
 from vtc.eval.accuracy.runner import Row
 from vtc.eval.common.records import Answer
 from vtc.eval.common.settings import Setting
@@ -74,8 +75,14 @@ class DivergenceAsker(Asker):
 
 
 def divergence(one: Tensor, two: Tensor) -> float:
-    """Mean Jensen-Shannon divergence in bits of the distributions of two sets of logits `[n, vocab]`."""
+    """Mean Jensen-Shannon divergence in bits of the distributions of two sets of logits `[n, vocab]`.
+
+    Raises:
+        VTCError: the logits are no distribution, such as those that overflow in half precision.
+    """
     p, q = one.double().softmax(-1), two.double().softmax(-1)
+    if p.isnan().any() or q.isnan().any():
+        raise VTCError("logits: got values that are no numbers")
     middle = ((p + q) / 2).clamp_min(1e-300).log()
     both = [(x * (x.clamp_min(1e-300).log() - middle)).sum(-1) for x in (p, q)]
     return max(0.0, float((both[0] + both[1]).mean()) / 2 / math.log(2))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vtc.eval import pages
 from vtc.eval.report import charts
 from vtc.eval.tune.costs import SAID
+from vtc.eval.tune.promise import percent_down
 from vtc.eval.tune.result import QUALITY, plain_yaml
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def page(result: Tuned, output: str) -> str:
         cost=SAID[result.cost_of],
         cost_short={"time": "First token", "tokens": "Tokens", "memory": "Memory"}[result.cost_of],
         percent=_percent,
+        percent_down=percent_down,
     )  # fmt: skip
 
 
@@ -87,7 +89,13 @@ def front(result: Tuned, size: tuple[float, float]) -> Any:
             [s.cost for s in mine], [100 * s.quality for s in mine], color=colour, linewidth=0.8,
             alpha=0.5, zorder=1.5,
         )  # fmt: skip
-        name = family[0] + ("" if family[1] == "original" else f", {family[1]}")
+        method, positions, kind = family
+        name = method + ("" if positions == "original" else f", {positions}")
+        name += (
+            ", by count"
+            if kind == "tokens" and (method, positions, "retention") in families
+            else ""
+        )
         axes.plot([], [], marker, color=colour, markersize=charts.MARKER, label=name)
         for standing in mine:
             sure = standing.low is not None

@@ -148,7 +148,7 @@ def needed(target: float, searched: int, score: float = 1.0) -> int:
     Args:
         target: in (0, 1).
         searched: images of the search.
-        score: mean score of the full model; images that it fails on prove nothing.
+        score: mean score of the full model, above 0; images that it fails on prove nothing.
     """
     one = np.full(1, score)
     gain = Points(one, one, np.ones(1)).wealth(target)
@@ -168,6 +168,11 @@ def highest(images: int, searched: int) -> float:
         if needed(step / 1000, searched) <= images:
             return step / 1000
     return 0.0
+
+
+def percent_down(low: float) -> str:
+    """A bound in percent with one digit, rounded down: what is said holds as well."""
+    return f"{math.floor(1000 * low + 1e-5) / 10:.1f}"
 
 
 def check_target(target: float) -> None:

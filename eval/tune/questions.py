@@ -7,7 +7,7 @@ import hashlib
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 KEYS = ("image", "images", "question", "answer", "answers", "id")
-#: how right an answer is, from 0 to 1, by name; of several accepted answers the best counts
+#: how right an answer is, from 0 to 1, by name; of several accepted answers the best counts, but for
+#: "vqa", where each is what one person said
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact": lambda said, answers: max(exact_match(said, answer) for answer in answers),
     "contains": contains_answer,
@@ -89,9 +90,14 @@ class Questions(Suite):
     def _read(self) -> list[Item]:
         rows, folder, said = self._rows()
         found, pictures, seen = [], [], set()
-        for number, row in enumerate(rows, 1):
-            where = f"{said}, line {number}" if folder else f"data, question {number}"
+        for number, (line, row) in enumerate(rows, 1):
+            where = f"{said}, line {line}" if folder else f"data, question {line}"
             item, names = _item(row, where, folder or Path(), number)
+            if self.metric_name == "vqa" and len(item.answers) == 1 and item.answers != UNKNOWN:
+                raise VTCError(
+                    f"{where}: one answer, expected several for metric 'vqa', which counts the people "
+                    "who agree; one answer never scores"
+                )
             if item.id in seen:
                 raise VTCError(f"{where}: the id {item.id!r} is that of another question")
             seen.add(item.id)
@@ -107,13 +113,18 @@ class Questions(Suite):
         groups = together(pictures)
         return [replace(i, cluster=group) for i, group in zip(found, groups, strict=True)]
 
-    def _rows(self) -> tuple[Sequence[Any], Path | None, str]:
-        """Rows, the folder of the file they are from, and what to call it."""
+    def _rows(self) -> tuple[list[tuple[int, Any]], Path | None, str]:
+        """Rows with their numbers, the folder of the file they are from, and what to call it."""
         if not isinstance(self.data, (str, Path)):
-            return list(self.data), None, "the list"
+            if not isinstance(self.data, Iterable):
+                raise VTCError(
+                    f"data: got {self.data!r}, allowed are a JSONL file and dictionaries"
+                )
+            return list(enumerate(self.data, 1)), None, "the list"
         path = Path(self.data).expanduser()
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # not `splitlines`, which cuts at separators that JSON has inside texts
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise VTCError(f"data: cannot read {str(path)!r}: {reason}") from error
@@ -122,7 +133,7 @@ class Questions(Suite):
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
+                rows.append((number, json.loads(line)))
             except json.JSONDecodeError as error:
                 raise VTCError(f"{path}, line {number}: not JSON: {error}") from None
         return rows, path.parent, str(path)
@@ -143,6 +154,8 @@ def _item(row: Any, where: str, folder: Path, number: int) -> tuple[Item, list[s
     images = row.get("images", [row["image"]] if row.get("image") is not None else None)
     if not isinstance(images, (list, tuple)) or not images or ("image" in row and "images" in row):
         raise VTCError(f"{where}: expected image, or images with at least one")
+    if "answer" in row and "answers" in row:
+        raise VTCError(f"{where}: answer and answers are both given, expected one of them")
     answers = row.get("answers", [row["answer"]] if row.get("answer") is not None else [])
     if isinstance(answers, str) or not isinstance(answers, (list, tuple)):
         raise VTCError(f"{where}: answers is {answers!r}, expected a list of texts")
@@ -232,7 +245,7 @@ class ByImage:
                 try:
                     name = "-".join(_pixels(call()) for call in item.images)[:32]
                 except Exception as error:  # whatever a decoder raises at a corrupt file
-                    reason = f"image: {error}"
+                    reason = f"image: {' '.join(str(error).split())}"
             if reason:
                 left[item.id] = reason
             else:

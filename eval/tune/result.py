@@ -13,6 +13,8 @@ from vtc.config import CompressionConfig
 from vtc.errors import VTCError
 from vtc.eval.common.records import write_whole
 from vtc.eval.tune.costs import SAID
+from vtc.eval.tune.place import folder_of
+from vtc.eval.tune.promise import percent_down
 
 if TYPE_CHECKING:
     from vtc.eval.tune.ask import Asked
@@ -99,7 +101,7 @@ class Tuned:
                 for s in job.standings
                 if tuning.cost != "tokens"
             },
-            cautions=_cautions(tuning, earlier, questions.left_out),
+            cautions=_cautions(tuning, asked.quality, earlier, questions.left_out),
             left_out=questions.left_out,
             seconds=seconds,
             model=tuning.loaded.name,
@@ -141,11 +143,18 @@ class Tuned:
         if best is None:
             return [f"No setting runs and costs less; the full model stays. Why: {self._why()}."]
         size = len(best.confirmed) if best.confirmed is not None else 0
-        bound = f"{100 * self.bound:.1f} %"
+        no = f"No setting is proved to keep {100 * self.target:g} % ({what}); the full model stays."
+        if math.isnan(best.quality):
+            return [
+                no,
+                f"The full model gets nothing right on the {size} images that were to confirm, and "
+                "where it is wrong nothing is proved.",
+            ]
+        bound = f"{percent_down(self.bound)} %"
         measured = f"{100 * best.quality:.1f} % measured on {size} images that the search never saw"
         if self.promised is None:
             return [
-                f"No setting is proved to keep {100 * self.target:g} % ({what}); the full model stays.",
+                no,
                 f"The best is {best.candidate.label}: {measured}, at least {bound} with 95 % "
                 f"confidence; {self._cost(best)}.",
             ]
@@ -169,7 +178,8 @@ class Tuned:
 
     def yaml(self) -> str:
         """A configuration file, with what it promises as comments."""
-        lines = [f"# {line}" for line in ["Made by vtc tune.", *self.sentences(), *self.cautions]]
+        said = ["Made by vtc tune.", *self.sentences(), *self.cautions]
+        lines = [f"# {' '.join(line.split())}" for line in said]
         lines += [f"# {line}" for line in served(self.config)]
         return "\n".join(lines) + "\n" + plain_yaml(self.config)
 
@@ -178,7 +188,7 @@ class Tuned:
         setting is proved the file leaves a model as it is, and `best.yaml` has the best setting."""
         from vtc.eval.tune.page import page
 
-        folder = self.folder or output.with_suffix(".tune")
+        folder = self.folder or folder_of(output)
         folder.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, self.yaml())
@@ -276,7 +286,7 @@ def served(config: CompressionConfig) -> list[str]:
 
 
 def _cautions(
-    tuning: Tuning, earlier: Sequence[Mapping[str, Any]], left: Mapping[str, str]
+    tuning: Tuning, quality: str, earlier: Sequence[Mapping[str, Any]], left: Mapping[str, str]
 ) -> list[str]:
     found = []
     now = (tuning.target, tuning.cost, sorted(c.key for c in tuning.candidates))
@@ -295,7 +305,7 @@ def _cautions(
     if left:
         reason = next(iter(left.values()))
         found.append(f"{len(left)} questions were left out, the first because: {reason}")
-    if tuning.suite.metric != tuning.suite.mean_metric:
+    if quality == "answers" and tuning.suite.metric != tuning.suite.mean_metric:
         found.append(f"Quality is of the mean score, not of {tuning.suite.metric}.")
     return found
 

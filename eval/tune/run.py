@@ -13,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from vtc.errors import VTCError, nearest
-from vtc.eval.accuracy.run import same
+from vtc.eval.accuracy.run import no_manifest, same
 from vtc.eval.common import manifest
 from vtc.eval.common.loading import Loaded
-from vtc.eval.common.records import MANIFEST, read_manifest, write_manifest
+from vtc.eval.common.records import MANIFEST, answer_files, read_manifest, write_manifest
 from vtc.eval.suites.base import Suite
 from vtc.eval.tune import space
 from vtc.eval.tune.ask import Asked
 from vtc.eval.tune.costs import Costs
+from vtc.eval.tune.place import check_output, folder_of
 from vtc.eval.tune.promise import check_target, highest, needed
 from vtc.eval.tune.questions import ByImage, Questions
 from vtc.eval.tune.result import Tuned
-from vtc.eval.tune.search import TRIES, Search, Standing, rounds
+from vtc.eval.tune.search import KEPT, TRIES, Search, Standing, rounds
 
 QUALITIES = ("answers", "agreement", "divergence")
 LEAST = 24  # images of the search
@@ -103,11 +104,12 @@ class Tuning:
             job.run()
             self._warn(asked, search, len(unseen))
             asked.searching = False
+            # noted before the first look: a run that is stopped has looked as well
+            self._note(folder, confirmed=[s.candidate.key for s in job.chain()])
             found = job.confirm()
-            result = Tuned.of(self, job, found, asked, earlier, time.monotonic() - began)
-            if self.folder is not None:
-                self._close(folder, result)
-        return result
+            seconds = time.monotonic() - began
+            self._note(folder, seconds=round(seconds, 1))
+            return Tuned.of(self, job, found, asked, earlier, seconds)
 
     def _quality(self, questions: ByImage) -> str:
         if self.quality is None:
@@ -150,8 +152,10 @@ class Tuning:
         }
         if (folder / MANIFEST).exists():
             before = read_manifest(folder)
-            same(folder, before, facts, any_code=False)
+            same(folder, before, facts)
             facts = before
+        elif answer_files(folder):
+            raise no_manifest(folder)
         earlier = list(facts["sessions"])
         session = {
             "command": self.command,
@@ -165,13 +169,10 @@ class Tuning:
         write_manifest(folder, facts)
         return earlier
 
-    def _close(self, folder: Path, result: Tuned) -> None:
-        """Note in the manifest that the unseen images were looked at, and for what."""
+    def _note(self, folder: Path, **values: Any) -> None:
+        """Add to what the manifest says of this session."""
         facts = read_manifest(folder)
-        facts["sessions"][-1]["confirmed"] = [
-            s.candidate.key for s in result.standings if s.confirmed is not None
-        ]
-        facts["sessions"][-1]["seconds"] = round(result.seconds, 1)
+        facts["sessions"][-1].update(values)
         write_manifest(folder, facts)
 
     def _say(
@@ -199,13 +200,15 @@ class Tuning:
         seen = 0
         for count in rounds(len(search)):
             total += settings * sum(size[i] for i in search[seen:count])
-            settings, seen = max(6, (settings + 1) // 2), count
+            settings, seen = max(KEPT, (settings + 1) // 2), count
         return total
 
     def _warn(self, asked: Asked, search: Sequence[str], unseen: int) -> None:
         """Say so where the full model is wrong so often that the images cannot prove the target."""
         score = asked.score(search) if asked.quality == "answers" else 1.0
-        if 0 < score < 1 and needed(self.target, len(search), score) > unseen:
+        if score == 0:
+            self.told("the full model gets nothing right, and where it is wrong nothing is proved")
+        elif score < 1 and needed(self.target, len(search), score) > unseen:
             self.told(
                 f"the full model is right in {score:.0%} of the answers, and where it is wrong nothing "
                 f"is proved: {needed(self.target, len(search), score)} images to confirm would be needed"
@@ -244,9 +247,10 @@ def enough(target: float) -> int:
     images = LEAST + needed(target, LEAST)
     while True:
         search = max(LEAST, round(SHARE * images))
-        if images - search >= needed(target, search):
+        short = needed(target, search) - (images - search)
+        if short <= 0:
             return images
-        images += 1
+        images += short  # at least so many, since the search gets some of them
 
 
 def tune(
@@ -297,23 +301,47 @@ def tune(
             folder that holds another run.
     """
     check_target(target)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise VTCError(f"batch_size: got {batch_size!r}, allowed are whole numbers >= 1")
+    where = None if output is None else Path(output)
+    if where is not None:
+        check_output(where)
     candidates = space.plan(methods, retentions, tokens, positions, options)
     suite = data if isinstance(data, Suite) else Questions(data, metric, max_new_tokens)
     name = getattr(model, "name_or_path", "") or type(model).__name__
     loaded = Loaded(name, model, processor, model.device)
-    where = None if output is None else Path(output)
-    result = Tuning(
-        loaded, suite, target, candidates, quality, cost, folder_of(where), vtc_defaults(model),
+    tuning = Tuning(
+        loaded, suite, target, candidates, quality, cost,
+        None if where is None else folder_of(where), vtc_defaults(model),
         batch_size=batch_size, seed=seed,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    with _bare(model), _padding(processor):
+        result = tuning.run()
     if where is not None:
         result.write(where)
     return result
 
 
-def folder_of(output: Path | None) -> Path | None:
-    """The folder of the run beside a configuration file: `vtc.yaml` has `vtc.tune`."""
-    return None if output is None else output.with_suffix(".tune")
+@contextlib.contextmanager
+def _bare(model: Any) -> Iterator[None]:
+    """Without the compression that is on the model, which is back behind it: the full model is what
+    settings are compared with."""
+    import vtc
+
+    with vtc.compress(model, "none"):
+        vtc.remove(model)
+        yield
+
+
+@contextlib.contextmanager
+def _padding(processor: Any) -> Iterator[None]:
+    """Batches change how a tokenizer pads; as it was behind it."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    side, token = tokenizer.padding_side, tokenizer.pad_token
+    try:
+        yield
+    finally:
+        tokenizer.padding_side, tokenizer.pad_token = side, token
 
 
 def vtc_defaults(model: Any) -> Mapping[str, Mapping[str, Any]]:

@@ -14,11 +14,14 @@ Nothing here is a promise: `confirm` asks images that no round has seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from vtc.eval.tune.promise import PROOF, Points, bound, evidence, outlook, stakes
+import numpy as np
+
+from vtc.eval.tune.promise import PROOF, Points, bound, evidence, outlook, percent_down, stakes
 from vtc.eval.tune.space import Candidate
 
 FIRST = 8  # images of the first round
@@ -29,6 +32,7 @@ LIKELY = 0.9  # chance of a proof at which a setting is the first to be confirme
 HOPE = 0.7  # chance of a proof at which larger budgets need not come back
 WORTH = 0.15  # and below which one is not worth a try behind it
 NOTHING = "saves nothing against the full model"
+UNKNOWN = "its cost could not be measured"
 CHEAPER = 0.98  # cost of it that is worth a try, as a share of the first one's
 TRIES = 4  # settings that are confirmed at most
 
@@ -85,7 +89,7 @@ class Standing:
     @property
     def quality(self) -> float:
         """On the images that the search never saw where there are any, else on those that it saw."""
-        points = self.confirmed or self.seen
+        points = self.seen if self.confirmed is None else self.confirmed
         return float("nan") if points is None else points.quality
 
 
@@ -124,7 +128,7 @@ class Search:
             self._round(number, count)
         for standing in self.live:
             if not standing.cost < 1:
-                standing.lost = NOTHING
+                standing.lost = UNKNOWN if math.isnan(standing.cost) else NOTHING
 
     def _round(self, number: int, count: int) -> None:
         live = self.live
@@ -232,7 +236,8 @@ class Search:
         for standing in self.chain():
             self._confirm(standing)
             if standing.promised:
-                self.told(f"{standing.candidate.label} holds: at least {standing.low:.1%}")
+                low = percent_down(standing.low or 0.0)
+                self.told(f"{standing.candidate.label} holds: at least {low} %")
                 found = standing
                 continue
             standing.lost = standing.lost or "not proved on the images that the search never saw"
@@ -240,8 +245,11 @@ class Search:
             break
         for standing in self.live:
             if found is not None and standing is not found:
-                more = "costs more" if standing.cost >= found.cost else "not likely to be proved"
-                standing.lost = f"{more} than {found.candidate.label}" if more[0] == "c" else more
+                standing.lost = (
+                    f"costs more than {found.candidate.label}"
+                    if standing.cost >= found.cost
+                    else "not likely to be proved"
+                )
         return found
 
     def _confirm(self, standing: Standing) -> None:
@@ -257,16 +265,16 @@ class Search:
                 break
         standing.low = bound(points, stake)
 
-    def _possible(self, points: Points, stake: object) -> bool:
+    def _possible(self, points: Points, stake: np.ndarray) -> bool:
         """Whether it could still be proved if it lost nothing on the images that are left."""
-        import numpy as np
-
+        if not len(points):  # the full model could not be asked yet
+            return True
         left = len(self.unseen) - len(points)
         full = np.append(points.full, np.full(left, points.full.mean()))
         setting = np.append(points.setting, np.full(left, points.full.mean()))
         weight = np.append(points.weight, np.ones(left))
         rest = Points(setting, full, weight)
-        return evidence(rest, stake, self.target) >= PROOF  # type: ignore[arg-type]
+        return evidence(rest, stake, self.target) >= PROOF
 
 
 def rounds(images: int) -> list[int]:

@@ -45,9 +45,11 @@ class Candidate(Setting):
         return f"{super().key}{f':{self.tokens}' if self.tokens else ''}{more}"
 
     @property
-    def family(self) -> tuple[str, str]:
-        """What has only its budget in common with no other."""
-        return self.method, self.positions
+    def family(self) -> tuple[str, str, str]:
+        """Method, positions and what the budget is of: settings with the same differ in the size of
+        their budget alone."""
+        kind = "retention" if self.tokens is None else "tokens"
+        return self.method, self.positions, kind
 
     @property
     def budget(self) -> float:
@@ -57,9 +59,10 @@ class Candidate(Setting):
     @property
     def label(self) -> str:
         """For people: `divprune at 25 %`."""
-        at = f"{self.tokens} tokens" if self.tokens is not None else f"{self.retention:.0%}"
+        share = 100 * (self.retention or 0.0)
+        at = f"{self.tokens} tokens" if self.tokens is not None else f"{share:.6g} %"
         more = "" if self.positions == "original" else f", positions {self.positions}"
-        return f"{self.method} at {at.replace('%', ' %')}{more}"
+        return f"{self.method} at {at}{more}"
 
     def config(self) -> CompressionConfig:
         """As a configuration file has it. Where methods with budgets of their own work one behind the
@@ -142,6 +145,10 @@ def _budgets(
         check_method(part)
     several = len(parts) > 1
     given = {part: dict(options[part]) for part in parts if part in options}
+    for part, fields in given.items():
+        for budget in ("retention", "tokens"):
+            if several and budget in fields:
+                raise VTCError(f"method-options: {part}.{budget} is given by --{budget}")
     mine = given if several else given.get(name, {})
     for share in sorted(shares, reverse=True):
         yield Candidate(name, share, options=mine, positions=rule)

@@ -18,6 +18,7 @@ from vtc.eval.tune.promise import (
     highest,
     needed,
     outlook,
+    percent_down,
     stakes,
 )
 from vtc.eval.tune.run import enough
@@ -102,6 +103,21 @@ def test_the_number_needed_is_the_number_that_proves(target: float) -> None:
     assert needed(target, 50, score=0.8) > count
     assert needed(highest(count, 50), 50) <= count < needed(highest(count, 50) + 0.001, 50)
     assert count < enough(target) < 3 * count
+
+
+def test_the_number_to_give_is_the_smallest_that_can_be_split_for_a_proof() -> None:
+    """Counted one by one."""
+    for target in (0.5, 0.9, 0.95, 0.98):
+        images = 24
+        while images - max(24, round(images / 3)) < needed(target, max(24, round(images / 3))):
+            images += 1
+        assert enough(target) == images
+
+
+@pytest.mark.parametrize("low, said", [(0.8996, "89.9"), (0.9, "90.0"), (0.9 - 2e-9, "90.0"),
+                                       (0.99999, "99.9"), (0.0, "0.0"), (1.03, "103.0")])  # fmt: skip
+def test_a_bound_is_rounded_down(low: float, said: str) -> None:
+    assert percent_down(low) == said
 
 
 @pytest.mark.parametrize("target", [0, 1, 1.2, -1, "0.9", True, None])

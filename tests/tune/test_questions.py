@@ -92,6 +92,7 @@ def test_an_image_with_many_questions_counts_as_a_typical_one() -> None:
         ({"image": 3, "question": "what ?"}, "got int as image"),
         ({"image": "0.png", "question": "?", "anwser": "a"}, "did you mean 'answer'"),
         ({"image": "0.png", "question": "?", "answers": "a"}, "expected a list of texts"),
+        ({"image": "0.png", "question": "?", "answer": "a", "answers": ["b"]}, "both given"),
     ],
 )
 def test_lines_that_are_refused(folder: Path, row: Any, message: str) -> None:
@@ -114,6 +115,36 @@ def test_files_that_are_refused(folder: Path) -> None:
         read(folder, one, metric="anl")
     with pytest.raises(VTCError, match="max_new_tokens: got 0"):
         read(folder, one, max_new_tokens=0)
+
+
+def test_the_line_that_is_named_is_that_of_the_file(folder: Path) -> None:
+    one = {"image": "0.png", "question": "what ?"}
+    with pytest.raises(VTCError, match="line 4: question is None"):
+        read(folder, one, "", "", {"image": "0.png"}).items()
+
+
+def test_what_editors_and_other_languages_write(folder: Path) -> None:
+    """A byte order mark, two characters at the end of a line, a line separator inside a text."""
+    row = json.dumps({"image": "0.png", "question": "one \u2028 two"}, ensure_ascii=False)
+    path = folder / "questions.jsonl"
+    path.write_bytes(f"\ufeff{row}\r\n{row}\r\n".encode())
+    assert [item.prompt for item in Questions(path).items()] == ["one \u2028 two"] * 2
+
+
+def test_people_who_agree_are_several(folder: Path) -> None:
+    one = {"image": "0.png", "question": "?", "answer": "a"}
+    with pytest.raises(VTCError, match="line 1: one answer, expected several for metric 'vqa'"):
+        read(folder, one, metric="vqa").items()
+    four = {"image": "0.png", "question": "?", "answers": ["a"] * 4}
+    suite = read(folder, four, metric="vqa")
+    assert suite.score(suite.items()[0], "a") == 1.0
+    assert len(read(folder, {"image": "0.png", "question": "?"}, metric="vqa").items()) == 1
+
+
+@pytest.mark.parametrize("data", [None, 3])
+def test_data_of_another_kind(data: Any) -> None:
+    with pytest.raises(VTCError, match=f"data: got {data}, allowed are"):
+        Questions(data).items()
 
 
 def images(count: int) -> ByImage:

@@ -17,6 +17,7 @@ from vtc.eval.common.loading import Loaded, load
 from vtc.eval.reference.scene import make_scene
 from vtc.eval.tune.divergence import divergence
 from vtc.eval.tune.run import enough
+from vtc.eval.tune.search import Search
 
 TARGET = 0.5
 IMAGES = enough(TARGET) + 7
@@ -160,9 +161,82 @@ def test_divergence_by_hand() -> None:
     assert divergence(one, half) == pytest.approx(0.311278, abs=1e-6)
 
 
+def test_logits_that_are_no_numbers_are_no_agreement() -> None:
+    """A setting that overflows in half precision must not look like the full model."""
+    broken, fine = torch.full((2, 3), torch.nan), torch.zeros(2, 3)
+    for pair in ((broken, fine), (fine, broken)):
+        with pytest.raises(VTCError, match="logits: got values that are no numbers"):
+            divergence(*pair)
+
+
+def questions_of(folder: Path, **more: Any) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
+    return [{**row, "image": folder / row["image"], **more} for row in rows]
+
+
+def test_a_model_that_is_compressed_already(folder: Path, loaded: Loaded) -> None:
+    """The full model is what settings are compared with; what was found is there again behind it."""
+    tokenizer = loaded.processor.tokenizer
+    given: dict[str, Any] = {
+        "target": TARGET, "cost": "tokens", "methods": ["divprune"], "retentions": [0.5],
+        "batch_size": 16,
+    }  # fmt: skip
+    plain = vtc.tune(loaded.model, loaded.processor, questions_of(folder), **given)
+    tokenizer.padding_side = "right"
+    handle = vtc.apply(loaded.model, "random", retention=0.02)
+    try:
+        found = vtc.tune(loaded.model, loaded.processor, questions_of(folder), **given)
+        assert handle.active
+    finally:
+        handle.remove()
+    assert found.score == plain.score and found.quality == plain.quality
+    assert tokenizer.padding_side == "right"
+
+
+def test_a_full_model_that_gets_nothing_right(folder: Path, loaded: Loaded) -> None:
+    found = vtc.tune(
+        loaded.model, loaded.processor, questions_of(folder, answer="nobody says this"),
+        target=TARGET, cost="tokens", methods=["divprune"], retentions=[0.5], batch_size=16,
+    )  # fmt: skip
+    assert found.promised is None
+    said = " ".join(found.sentences())
+    assert "nan" not in said and "gets nothing right" in said
+
+
+def test_a_run_that_is_stopped_while_it_confirms_has_looked(
+    folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "cost": "tokens", "methods": ["divprune"], "retentions": [0.5], "batch_size": 16,
+        "output": folder / "stopped.yaml",
+    }  # fmt: skip
+
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Search, "_confirm", stop)
+        vtc.tune(loaded.model, loaded.processor, questions_of(folder), target=TARGET, **given)
+    found = vtc.tune(loaded.model, loaded.processor, questions_of(folder), target=0.4, **given)
+    assert "used before in this folder, for target 0.5" in found.cautions[0]
+
+
+def test_answers_of_nobody_knows_what_are_not_taken(folder: Path, loaded: Loaded) -> None:
+    place = folder / "strange.tune"
+    place.mkdir()
+    (place / "answers.jsonl").write_text("{}\n")
+    with pytest.raises(VTCError, match="has answers but no run.json"):
+        vtc.tune(
+            loaded.model, loaded.processor, questions_of(folder), target=TARGET,
+            output=folder / "strange.yaml",
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "given, message",
     [
+        ({"output": "vtc.json"}, "output: got 'vtc.json', allowed are names that end in .yaml"),
+        ({"batch_size": 0}, "batch_size: got 0"),
         ({"target": 1.0}, "target: got 1.0"),
         ({"cost": "tims"}, "cost: got 'tims', .*did you mean 'time'"),
         ({"quality": "answer"}, "did you mean 'answers'"),

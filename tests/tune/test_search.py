@@ -33,6 +33,15 @@ def test_smaller_budgets_than_one_that_falls_short_are_not_asked_again() -> None
     assert sum(key == least.candidate.key for key, _ in answers.asked) == least.images
 
 
+def test_shares_and_counts_are_not_ordered_by_one_another() -> None:
+    """Ten tokens are not more than half of them."""
+    share, count = Candidate("m", 0.5), Candidate("m", None, tokens=10)
+    truth = {share: 1.0, count: 0.3}
+    found, search, _ = tuned(WORLD, truth, 0.9, costs={share: 0.5, count: 0.02})
+    assert found is not None and found.candidate == share
+    assert {s.candidate: s.lost for s in search.standings}[count] == "falls short of the target"
+
+
 def test_bad_settings_cost_little() -> None:
     many = {c: q for i in range(10) for c, q in family(f"m{i}", 1.0, 0.9, 0.5, 0.3, 0.1).items()}
     _, _, answers = tuned(WORLD, many, 0.9)
@@ -58,6 +67,12 @@ def test_what_cannot_run_or_saves_nothing_is_out() -> None:
     assert {s.candidate: s.lost for s in search.standings} == {
         broken: "no CLS token", dear: "saves nothing against the full model", fine: "",
     }  # fmt: skip
+
+
+def test_a_cost_that_nobody_could_measure_is_said() -> None:
+    truth = family("m", 1.0)
+    found, search, _ = tuned(WORLD, truth, 0.9, costs=dict.fromkeys(truth, float("nan")))
+    assert found is None and search.standings[0].lost == "its cost could not be measured"
 
 
 def test_nothing_reaches_the_target_and_the_best_is_named() -> None:

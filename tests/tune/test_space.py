@@ -27,6 +27,8 @@ def test_axes() -> None:
         "pool at 50 %", "pool at 25 %", "pool at 50 %, positions contiguous",
     ]  # fmt: skip
     assert len(found) == 8 and len({c.family for c in found}) == 4
+    shares = plan(["pool"], [0.125, 0.12])
+    assert [c.label for c in shares] == ["pool at 12.5 %", "pool at 12 %"]
     assert [c.tokens for c in plan(["pool"], tokens=[10, 40])] == [40, 10]
     assert {c.method for c in plan(tokens=[40])} == {
         name for name in METHODS if "+" not in name or name.startswith("resize")
@@ -86,6 +88,10 @@ def test_servers() -> None:
         ({"methods": ["pool"], "options": {"pool": {"nothing": 1}}}, "nothing"),
         ({"methods": ["divprune+scope"]}, "both work at the same place"),
         ({"methods": ["divprune+fastv"], "tokens": [9]}, "tokens: 'divprune.fastv' has a budget"),
+        (
+            {"methods": ["divprune+fastv"], "options": {"fastv": {"retention": 0.9}}},
+            "fastv.retention is given by --retention",
+        ),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], message: str) -> None:

@@ -103,13 +103,13 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Search, confirm, write, print."""
     from vtc.eval.tune import space
+    from vtc.eval.tune.place import check_output, folder_of
     from vtc.eval.tune.promise import check_target
 
     if args.data is None and args.suite is None:
         args.usage("one of the arguments --data --suite is required")
     output = Path(args.output)
-    if output.suffix not in (".yaml", ".yml", ".json"):
-        raise VTCError(f"output: got {args.output!r}, allowed are names that end in .yaml or .yml")
+    check_output(output)
     check_target(args.target)
     for name in args.methods or ():
         for part in names_of(name):
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
         settings.parse_options(args.method_options, "method-options", settings.method_option),
     )
     from vtc.eval.tune.questions import ByImage
-    from vtc.eval.tune.run import Tuning, check_enough, folder_of, vtc_defaults
+    from vtc.eval.tune.run import Tuning, check_enough, vtc_defaults
 
     check_enough(ByImage.of(suite, args.limit), args.target, args.seed)
     with progress(disable=args.json) as bar:
@@ -175,6 +175,8 @@ def _print(result: Tuned, files: list[Path]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from vtc.eval.tune.promise import percent_down
+
     console = stdout()
     table = Table(header_style="bold")
     table.add_column("setting", overflow="fold")
@@ -187,7 +189,7 @@ def _print(result: Tuned, files: list[Path]) -> None:
         table.add_row(
             escape(standing.candidate.label),
             "" if math.isnan(standing.quality) else f"{standing.quality:.1%}",
-            "" if standing.low is None else f"{standing.low:.1%}",
+            "" if standing.low is None else f"{percent_down(standing.low)}%",
             "" if math.isnan(standing.cost) else f"{standing.cost:.2f}",
             f"{standing.images}{confirmed}",
             "promised" if mark else escape(standing.lost),
