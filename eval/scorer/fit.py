@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def fit(
     device: torch.device,
     checkpoint: Path,
     progress: Callable[[int, float], None] = lambda step, loss: None,
+    facts: Mapping[str, Any] | None = None,
 ) -> State:
     """Train `scorer` in place, and leave it with the weights that were best on held-out images.
 
@@ -110,9 +111,10 @@ def fit(
         look: measures a scorer on held-out images; has `divergence`, which is to be small.
         checkpoint: where the run continues from, and is written to at every look.
         progress: called after every step with its number and loss.
+        facts: plain values beside the settings and the names of `files` that belong to a run.
 
     Raises:
-        VTCError: the checkpoint is of other settings, or the batch does not divide by the processes.
+        VTCError: the checkpoint is of another run, or the batch does not divide by the processes.
     """
     rank, world = ranks()
     if settings.batch % world:
@@ -126,18 +128,22 @@ def fit(
 
         accelerator = Accelerator(cpu=device.type == "cpu")
         module, optimiser = accelerator.prepare(scorer, optimiser)
-    state, facts = State(), asdict(settings)
+    state = State()
+    run = {**asdict(settings), **(facts or {}), "images": [file.name for file in files]}
     if checkpoint.is_file():
         kept = torch.load(checkpoint, map_location=device, weights_only=True)
-        if kept["settings"] != facts:
-            changed = [k for k, v in facts.items() if kept["settings"].get(k) != v]
+        begun = kept.get("run", {})
+        if begun != run:
+            changed = [k for k in {**run, **begun} if begun.get(k) != run.get(k)]
             raise VTCError(
-                f"{changed[0] if changed else 'settings'}: the run in {str(checkpoint.parent)!r} was "
+                f"{changed[0].replace('_', '-')}: the run in {str(checkpoint.parent)!r} was "
                 "begun with another value; give the same, or another --output"
             )
         scorer.load_state_dict(kept["scorer"])
         optimiser.load_state_dict(kept["optimiser"])
         state = State(kept["step"], kept["curve"], kept["best"])
+    if accelerator is not None:  # nobody finds the first checkpoint of this very run
+        accelerator.wait_for_everyone()
 
     def settle(loss: float | None) -> None:
         """Look at the held-out images, on the first process, and write everything down."""
@@ -150,7 +156,7 @@ def fit(
             part = checkpoint.with_suffix(".part")
             torch.save(
                 {
-                    "settings": facts,
+                    "run": run,
                     "scorer": scorer.state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "step": state.step,

@@ -32,12 +32,14 @@ class Picture:
         open: gives the image, RGB.
         questions: the texts.
         types: what kind of question each is; kinds count alike, whatever their number.
+        content: gives bytes that no other image has.
     """
 
     name: str
     open: Callable[[], Image]
     questions: tuple[str, ...]
     types: tuple[str, ...]
+    content: Callable[[], bytes]
 
 
 def from_folder(folder: Path, questions: Path | None, most: int) -> list[Picture]:
@@ -56,7 +58,7 @@ def from_folder(folder: Path, questions: Path | None, most: int) -> list[Picture
     if not folder.is_dir():
         raise VTCError(f"--images: got {str(folder)!r}, allowed is a folder with images")
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
-    known = {str(p.relative_to(folder)): p for p in files}
+    known = {p.relative_to(folder).as_posix(): p for p in files}
     if questions is None:
         asked = {name: [(text, text) for text in GENERAL] for name in known}
     else:
@@ -64,7 +66,13 @@ def from_folder(folder: Path, questions: Path | None, most: int) -> list[Picture
     if not asked:
         raise VTCError(f"--images: got {str(folder)!r}, which has no images ({', '.join(ENDINGS)})")
     return [
-        _picture(name, functools.partial(load_image, known[name]), asked[name], most)
+        _picture(
+            name,
+            functools.partial(load_image, known[name]),
+            known[name].read_bytes,
+            asked[name],
+            most,
+        )
         for name in sorted(asked)
     ]
 
@@ -80,13 +88,18 @@ def scenes(count: int, seed: int, most: int) -> list[Picture]:
         scene = make_scene("train", 1000 + seed, number, KINDS, GRID_WEIGHTS)
         if scene.questions:
             asked = [(q.text, q.type) for q in scene.questions]
-            out.append(_picture(f"scene {number}", scene.image.copy, asked, most))
+            image = scene.image
+            out.append(_picture(f"scene {number}", image.copy, image.tobytes, asked, most))
         number += 1
     return out
 
 
 def _picture(
-    name: str, image: Callable[[], Image], asked: list[tuple[str, str]], most: int
+    name: str,
+    image: Callable[[], Image],
+    content: Callable[[], bytes],
+    asked: list[tuple[str, str]],
+    most: int,
 ) -> Picture:
     """The first questions of every type in turns, up to `most`."""
     by_type: dict[str, list[str]] = {}
@@ -99,7 +112,7 @@ def _picture(
         for kind, texts in by_type.items()
         if turn < len(texts)
     ][:most]
-    return Picture(name, image, tuple(t for t, _ in mixed), tuple(k for _, k in mixed))
+    return Picture(name, image, tuple(t for t, _ in mixed), tuple(k for _, k in mixed), content)
 
 
 def _read(path: Path, known: dict[str, Path]) -> dict[str, list[tuple[str, str]]]:

@@ -226,7 +226,9 @@ def answer_logits(loaded: Loaded, said: Asked) -> Tensor:
     return last[here.to(last.device)].log_softmax(-1)
 
 
-def file_of(folder: Path, picture: Picture) -> Path:
-    """Where the lesson of a picture lies: its name and questions in a hash."""
-    facts = "\0".join([picture.name, *picture.questions, *picture.types])
-    return folder / (hashlib.sha256(facts.encode()).hexdigest()[:24] + ".safetensors")
+def file_of(folder: Path, picture: Picture, longest: int) -> Path:
+    """Where the lesson of a picture lies: all that it is made from in a hash."""
+    facts = "\0".join([str(longest), picture.name, *picture.questions, *picture.types, ""])
+    return folder / (
+        hashlib.sha256(facts.encode() + picture.content()).hexdigest()[:24] + ".safetensors"
+    )

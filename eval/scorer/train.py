@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import vtc
 from vtc.errors import VTCError
 from vtc.eval.common.loading import load
 from vtc.eval.reference.threads import one_thread
 from vtc.eval.scorer.fit import Settings, State, fit, ranks
 from vtc.eval.scorer.held_out import HeldOut
 from vtc.eval.scorer.pictures import Picture
-from vtc.eval.scorer.teach import Lesson, file_of, lesson
+from vtc.eval.scorer.teach import Attended, Lesson, Listener, file_of, lesson
 from vtc.methods._scorer import DemandScorer
 
 if TYPE_CHECKING:
@@ -50,7 +53,6 @@ class Plan:
     dtype: str = "auto"
 
 
-@one_thread()
 def train(plan: Plan, bar: Any, task: Any) -> tuple[State, float]:
     """Train, and write `scorer.json`, `scorer.safetensors` and `curve.json` into the output folder.
 
@@ -63,23 +65,31 @@ def train(plan: Plan, bar: Any, task: Any) -> tuple[State, float]:
         how the run went, and the strength that was chosen.
 
     Raises:
-        VTCError: there are too few pictures, or the folder holds lessons of another model.
+        VTCError: there are too few pictures, the folder holds lessons of another model or a run that was
+            begun otherwise, or the model's family takes no methods inside the language model.
     """
+    with one_thread() if plan.model == "reference" else nullcontext():
+        return _train(plan, bar, task)
+
+
+def _train(plan: Plan, bar: Any, task: Any) -> tuple[State, float]:
     if not 0 < plan.held_out < len(plan.pictures):
         raise VTCError(
             f"--held-out: got {plan.held_out} of {len(plan.pictures)} images, allowed are 1 to "
             f"{len(plan.pictures) - 1}"
         )
     rank, world = ranks()
-    device = f"cuda:{rank}" if plan.device is None and world > 1 and _gpus() else plan.device
+    local = os.environ.get("LOCAL_RANK", rank)  # its number on this machine
+    device = f"cuda:{local}" if plan.device is None and world > 1 and _gpus() else plan.device
     loaded = load(plan.model, device, plan.dtype)
-    made_for = _identity(loaded)
+    with vtc.compress(loaded.model, [Listener(retention=0.5), Attended()]):
+        made_for = _identity(loaded)  # and a model that cannot teach says so before it is asked
     folder = plan.output / "lessons" if plan.lessons is None else plan.lessons
     folder.mkdir(parents=True, exist_ok=True)
     plan.output.mkdir(parents=True, exist_ok=True)
     _same_model(folder / "model.json", made_for)
     learned, apart = plan.pictures[: -plan.held_out], plan.pictures[-plan.held_out :]
-    files = [file_of(folder, picture) for picture in learned]
+    files = [file_of(folder, picture, plan.longest) for picture in learned]
     total = len(learned) + plan.held_out + plan.settings.steps
     bar.update(task, description="where answers look", total=total)
     for number, (picture, file) in enumerate(zip(learned, files, strict=True)):
@@ -111,6 +121,11 @@ def train(plan: Plan, bar: Any, task: Any) -> tuple[State, float]:
         loaded.device,
         checkpoint,
         progress,
+        {
+            "model": made_for,
+            "held_out": [file_of(folder, picture, plan.longest).name for picture in apart],
+            "retention": list(plan.retentions),
+        },
     )
     if rank == 0:
         bar.update(task, description="how strong the correction shall be")
@@ -145,11 +160,14 @@ def _identity(loaded: Loaded) -> dict[str, Any]:
 
 def _same_model(path: Path, made_for: dict[str, Any]) -> None:
     """Note the model beside its lessons, or compare it with what is noted."""
-    from vtc.plugins.model.identity import same
+    from vtc.plugins.model.identity import is_identity, same
 
     if not path.is_file():
-        path.write_text(json.dumps(made_for) + "\n", encoding="utf-8")
-    elif not same(json.loads(path.read_text(encoding="utf-8")), made_for):
+        part = path.with_suffix(f".{ranks()[0]}.part")  # other processes read whole files
+        part.write_text(json.dumps(made_for) + "\n", encoding="utf-8")
+        part.replace(path)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not (is_identity(found) and same(found, made_for)):
         raise VTCError(f"--output: {str(path.parent)!r} holds lessons of another model")
 
 

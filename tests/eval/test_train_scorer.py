@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ import torch
 from PIL import Image
 
 import vtc
+from tests.families import mllama
 from vtc.cli import main
 from vtc.errors import VTCError
 from vtc.eval import reference
 from vtc.eval.common.loading import Loaded, load
 from vtc.eval.reference.tiles import token_layout
 from vtc.eval.scorer import fit as loop
+from vtc.eval.scorer import train
 from vtc.eval.scorer.compare import page, study
 from vtc.eval.scorer.fit import Settings, chosen, fit, loss_of
 from vtc.eval.scorer.held_out import HeldOut
@@ -180,6 +184,8 @@ def test_a_run_that_was_stopped_is_the_run_that_was_not(tmp_path: Path) -> None:
         assert torch.equal(value, again.state_dict()[name]), name
     with pytest.raises(VTCError, match="batch: the run in .* begun with another value"):
         fit(fresh(), files, Settings(steps=6, batch=4, every=2), curve, CPU, tmp_path / "part.pt")
+    with pytest.raises(VTCError, match="images: the run in .* begun with another value"):
+        fit(fresh(), files[1:], settings, curve, CPU, tmp_path / "part.pt")
 
 
 def test_the_best_weights_are_kept(tmp_path: Path) -> None:
@@ -227,7 +233,12 @@ def test_pictures_of_a_folder(folder: Path, tmp_path: Path) -> None:
     file.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
     (only,) = from_folder(folder, file, 2)
     assert only.questions == ("one", "three") and only.types == ("x", "y")
-    assert file_of(tmp_path, only) != file_of(tmp_path, from_folder(folder, file, 3)[0])
+    lesson = file_of(tmp_path, only, 8)
+    assert lesson == file_of(tmp_path, from_folder(folder, file, 2)[0], 8)
+    assert lesson != file_of(tmp_path, from_folder(folder, file, 3)[0], 8)
+    assert lesson != file_of(tmp_path, only, 9)  # answers may be longer
+    Image.new("RGB", (70, 50), "blue").save(folder / "b.png")  # as in another folder, by that name
+    assert lesson != file_of(tmp_path, only, 8)
     for text, message in (
         ("nonsense", "line 1 of .* is not"),
         ('{"image": "z.png", "question": "what?"}', "line 1 names 'z.png', which --images has not"),
@@ -256,11 +267,75 @@ def test_the_command_from_pictures_to_a_method(folder: Path, tmp_path: Path, cap
     before = (out / "scorer.safetensors").read_bytes()
     assert main(argv) == 0  # all of it is done already
     assert (out / "scorer.safetensors").read_bytes() == before
+    capsys.readouterr()
+    for option, value, named in (
+        ("--retention", "0.2", "retention"),
+        ("--held-out", "2", "held-out"),
+    ):
+        assert main([*argv, option, value]) == 1  # what is there is no answer to that
+        assert f"{named}: the run in" in capsys.readouterr().err
     (out / "lessons" / "model.json").write_text(
         json.dumps({"model_type": "other", "shape": [], "sample": []})
     )
     assert main(argv) == 1
     assert "holds lessons of another model" in capsys.readouterr().err
+
+
+class Stop(Exception):
+    """Far enough."""
+
+
+def test_what_is_trained_where(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """Processes of one machine share its GPUs; images held out are of all sub-folders; the reference
+    model alone is kept on one thread."""
+    plans, seen, threads = [], [], []
+
+    def load_at(model: str, device: str, dtype: str) -> None:
+        seen.append(device)
+        raise Stop
+
+    @contextmanager
+    def one_thread():
+        threads.append(plans[-1].model)
+        yield
+
+    original = train.train
+    monkeypatch.setattr(
+        train, "train", lambda plan, *rest: plans.append(plan) or original(plan, *rest)
+    )
+    monkeypatch.setattr(train, "load", load_at)
+    monkeypatch.setattr(train, "one_thread", one_thread)
+    monkeypatch.setattr(train, "_gpus", lambda: True)
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    for model in ("reference", "org/model"):
+        with pytest.raises(Stop):
+            main(
+                [
+                    "train-scorer",
+                    "--images",
+                    str(folder),
+                    "--output",
+                    str(tmp_path),
+                    "--model",
+                    model,
+                ]
+            )
+    assert seen == ["cuda:1"] * 2 and threads == ["reference"]
+    names = [[picture.name for picture in plan.pictures] for plan in plans]
+    assert names[0] == names[1] != sorted(names[0])
+
+
+def test_a_model_that_cannot_teach_says_so_before_it_is_asked(
+    folder, tmp_path, monkeypatch
+) -> None:
+    def load_tiny(*_: object) -> SimpleNamespace:
+        return SimpleNamespace(model=mllama.build(), device=CPU)
+
+    monkeypatch.setattr(train, "load", load_tiny)
+    plan = train.Plan("org/model", from_folder(folder, None, 1), 1, tmp_path / "out", Settings())
+    with pytest.raises(VTCError, match="reads images by cross-attention"):
+        train.train(plan, None, None)
 
 
 # -- the comparison ----------------------------------------------------------------------------------
@@ -287,3 +362,10 @@ def test_the_page_has_the_numbers_of_the_log() -> None:
     assert log["settings"]["split"] == "val"
     for line in page(log["rows"]):
         assert line in text, line
+    for seed, run in enumerate(log["curves"]):
+        for row in run["curve"]:
+            loss = "" if row["loss"] is None else f"{row['loss']:.3f}"
+            at = " | ".join(f"{row['at'][share]:.3f}" for share in ("0.05", "0.03"))
+            assert f"| {seed} | {row['step']} | {loss} | {at} |" in text
+        strengths = " | ".join(f"{value:.3f}" for value in run["strengths"].values())
+        assert f"| {seed} | {strengths} | {run['strength']:g} |" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def add(commands: Any) -> None:
         "--held-out",
         type=positive,
         metavar="N",
-        help="images held out, default a tenth, 32 at most",
+        help="images held out, drawn from the folder; default a tenth, 32 at most",
     )
     parser.add_argument(
         "--retention",
@@ -99,8 +100,11 @@ def run(args: argparse.Namespace) -> None:
         pictures = scenes(args.scenes, args.scene_seed, args.most_questions)
     else:
         pictures = from_folder(args.images, args.questions, args.most_questions)
+        # held out are the last: of all sub-folders, and the same ones whatever --seed is
+        random.Random(0).shuffle(pictures)
     if len(pictures) < 2:
-        raise VTCError(f"--images: got {len(pictures)} image, needed are 2 at least")
+        given = "--images: got 1 image" if args.scenes is None else "--scenes: got 1"
+        raise VTCError(f"{given}, needed are 2 at least")
     held_out = args.held_out or min(32, max(1, len(pictures) // 10))
     from vtc.eval.scorer.fit import Settings, ranks
     from vtc.eval.scorer.train import Plan, train
