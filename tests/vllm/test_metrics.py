@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
 from vtc.plugins.vllm import metrics
 
 
@@ -42,3 +50,26 @@ def test_the_latest_sizes_are_known() -> None:
     assert sizes.get("a") == (9, 3)
     sizes.put("c", (4, 2))
     assert (sizes.get("a"), sizes.get("b"), sizes.get("c")) == ((9, 3), None, (4, 2))
+
+
+def test_failures_are_read_anew_and_their_file_does_not_grow_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`prometheus_client` comes with vLLM; only the numbers that it is given are looked at."""
+
+    def family(name: str, words: str, value: float) -> Any:
+        return name, value
+
+    core = SimpleNamespace(CounterMetricFamily=family)
+    monkeypatch.setitem(sys.modules, "prometheus_client", SimpleNamespace(core=core))
+    monkeypatch.setitem(sys.modules, "prometheus_client.core", core)
+    path = tmp_path / "tally"
+    path.touch()
+    told = metrics._Fallbacks(str(path))
+    assert list(told.collect()) == [("vtc_fallbacks", 0)]
+    metrics.fell_back(str(path))
+    os.utime(path, (0, 0))
+    assert list(told.collect()) == [("vtc_fallbacks", 1)]
+    assert path.stat().st_mtime > 0  # whoever cleans temporary files goes by this
+    path.unlink()
+    assert list(told.collect()) == []
