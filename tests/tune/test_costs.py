@@ -42,7 +42,8 @@ class Notes:
 
 def test_pairs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are warm on a prompt before it counts, and take turns to be first."""
-    runner, timed = Notes(), []
+    runner = Notes()
+    timed: list[str] = []
 
     def stopwatch(run: Any, device: Any) -> float:
         assert runner.on in runner.warm
