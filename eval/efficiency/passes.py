@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vtc.eval.common.memory import peak_allocated
 from vtc.eval.efficiency import bare
 from vtc.eval.efficiency.flops import counter
-from vtc.eval.efficiency.memory import cache_bytes, peak_bytes
+from vtc.eval.efficiency.memory import cache_bytes
 from vtc.eval.efficiency.stages import LayerMarks, Stages, parts
 from vtc.eval.efficiency.stretches import Stretches, stretches
 from vtc.plugins.model.inputs import PIXELS
@@ -147,7 +148,7 @@ def counted(
             )
             kept.append(cache_bytes(output.past_key_values))
 
-    peak = weights + peak_bytes(call, subject.device)
+    peak = weights + peak_allocated(call, subject.device)
     now, more = _by_stage(subject, stages, lambda begin, end: float(end - begin), cuts)
     (layers,), total = kept, float(flops.get_total_flops())
     cache, more_cache = sum(layers), round(cuts.missing(layers))
@@ -178,7 +179,7 @@ def encoder_peak(subject: Subject, encoder: Callable[[], Any]) -> int:
         with torch.no_grad():
             encoder()
 
-    return peak_bytes(call, subject.device)
+    return peak_allocated(call, subject.device)
 
 
 def embeddings(subject: Subject, tokens: int) -> dict[str, Any]:

@@ -133,9 +133,9 @@ def _on(measured: Callable[[Any, Any], float], device: Any, run: Callable[[], An
 
 
 def _peak(run: Callable[[], Any], device: Any) -> float:
-    from vtc.eval.efficiency.memory import peak_bytes
+    from vtc.eval.common.memory import peak_allocated
 
-    return float(peak_bytes(run, device))
+    return float(peak_allocated(run, device))
 
 
 def _first_token(runner: Runner, setting: Setting, inputs: Any) -> Call:

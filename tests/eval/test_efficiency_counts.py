@@ -10,9 +10,10 @@ from tests.eval.tiny_shapes import HEAD, KV, narrow, subject
 from tests.families import mllama
 from tests.hf.tiny import snapshot
 from vtc.errors import VTCError
+from vtc.eval.common.memory import peak_allocated
 from vtc.eval.efficiency import passes
 from vtc.eval.efficiency.flops import counter, encoder_flops, language_flops
-from vtc.eval.efficiency.memory import peak_bytes, weight_bytes
+from vtc.eval.efficiency.memory import weight_bytes
 from vtc.eval.efficiency.shapes import SHAPES, Depth, build, narrowed
 from vtc.eval.efficiency.stages import Stages
 
@@ -153,13 +154,13 @@ def test_peak_is_what_lives_at_the_same_time():
         third = torch.ones(1000, 125)  # 0.5 MB
         del second, third
 
-    assert peak_bytes(call, CPU) == 3_000_000
+    assert peak_allocated(call, CPU) == 3_000_000
 
 
 def test_peak_sees_what_an_operator_needs_inside():
     values = torch.randn(1000, 250)
     # the scores of the softmax live only inside the function
-    assert peak_bytes(lambda: values.softmax(1).sum(), CPU) >= values.nbytes
+    assert peak_allocated(lambda: values.softmax(1).sum(), CPU) >= values.nbytes
 
 
 def test_weights_count_shared_storage_once():
