@@ -96,7 +96,7 @@ def test_signals_are_those_that_are_asked_for(capsys, name):
 
 def test_where_methods_act_is_in_words(capsys):
     rows = {row["name"]: row for row in run_json(capsys, "methods")}
-    words = {"resize": "pictures", "tokenflex": "tower", "visionzip": "prompt", "fastv": "layers"}
+    words = {"resize": "pictures", "visionzip": "tower", "divprune": "prompt", "fastv": "layers"}
     assert {name: rows[name]["acts"] for name in words} == words
     for row in rows.values():
         assert (row["acts"] == "layers") == (row["where"] == "layers") == bool(row["cuts"])

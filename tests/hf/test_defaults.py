@@ -56,7 +56,8 @@ def test_the_reference_brings_its_projector(shipped: Any) -> None:
         with vtc.compress(model, method) as run:
             assert torch.equal(weights(run.method), want)
     assert torch.equal(weights(config.create(vtc.model_defaults(model))), want)
-    assert torch.equal(weights(create(Setting("tokenflex", 0.5), vtc.model_defaults(model))), want)
+    (method,) = create(Setting("tokenflex", 0.5), vtc.model_defaults(model))
+    assert torch.equal(weights(method), want)
     options = subject.from_checkpoint("reference", "cpu").options("tokenflex")
     assert torch.equal(weights(vtc.create_method("tokenflex", **options)), want)
 
