@@ -83,8 +83,15 @@ class Coverage(ClsGuided, Greedy):
 
     def demand(self, batch: ImageBatch) -> Tensor:
         """Float32 `[S, N]`: how much each patch asks to be stood for, 0 for padding."""
+        return self._weighed(batch, self._attended(batch))
+
+    def _attended(self, batch: ImageBatch) -> Tensor:
+        """Float32 `[S, N]`: the attention to each patch, 0 for padding."""
+        return self.attention(batch) * batch.tables.valid
+
+    def _weighed(self, batch: ImageBatch, demand: Tensor) -> Tensor:
+        """`demand`, that of the thumbnail weighed by what it is worth at the budget."""
         tables = batch.tables
-        demand = self.attention(batch) * tables.valid
         if batch.images[0].tile_grid is None:
             return demand
         patches = demand.shape[1]

@@ -71,12 +71,12 @@ class Learned(Coverage):
         return {} if self.scorer is None else {"scorer": self.scorer}
 
     def demand(self, batch: ImageBatch) -> Tensor:
-        demand, tables = super().demand(batch), batch.tables
+        # what the thumbnail is worth at this budget is another matter: the scorer sees attention alone
+        seen, tables = self._attended(batch), batch.tables
+        demand = self._weighed(batch, seen)
         weight = next(self.scorer.parameters(), None)
         if weight is not None and weight.device != demand.device:
             self.scorer.to(demand.device)
-        # what the thumbnail is worth at this budget is another matter: the scorer sees attention alone
-        seen = self.attention(batch) * tables.valid
         thumbnail = tables.nth == 0
         if batch.images[0].tile_grid is None:
             thumbnail = torch.zeros_like(thumbnail)
