@@ -16,9 +16,9 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from rich.table import Table
 import vtc
 from vtc.eval import reference
 from vtc.eval.common.arguments import positive
+from vtc.eval.common.listening import Listener
 from vtc.eval.common.loading import Loaded, load
 from vtc.eval.common.statistics import compare
 from vtc.eval.reference.packing import (
@@ -43,7 +44,7 @@ from vtc.eval.reference.threads import one_thread
 from vtc.eval.reference.tokenizer import build_tokenizer
 from vtc.eval.reference.train_language import by_grid
 from vtc.methods.base import Method
-from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens, keep_patches
+from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
 
 RETENTIONS = (0.1, 0.05, 0.03)
 #: what is varied: options of `coverage`, and `bias`
@@ -66,25 +67,6 @@ RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("divprune", {}),
     ("scope", {"scope": "image"}),
 )
-
-
-@dataclass
-class Listener(Method):
-    """Keeps every token and remembers the images with all signals that some methods read."""
-
-    methods: Sequence[Method] = ()
-    heard: list[VisualTokens] = field(default_factory=list)
-
-    name: ClassVar[str] = "calibration"
-    exact: ClassVar[bool] = False
-
-    def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
-        found = [request for m in self.methods for request in m.requests(has_cls).values()]
-        return {str(request): request for request in found}
-
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        self.heard.append(tokens)
-        return keep_patches(tokens, torch.ones_like(tokens.valid))
 
 
 def listened(

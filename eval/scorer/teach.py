@@ -14,30 +14,21 @@ from torch import Tensor
 
 import vtc
 from vtc.errors import VTCError
+from vtc.eval.common.listening import Listener
 from vtc.eval.common.loading import Loaded
 from vtc.eval.common.prompts import user_prompt
 from vtc.eval.scorer.pictures import Picture
 from vtc.layers import Choice, LayerView
-from vtc.methods.base import Method
 from vtc.methods.layer_method import LayerMethod
-from vtc.tokens import CompressedTokens, SignalRequest, VisualTokens, keep_patches
+from vtc.tokens import SignalRequest
 
 
 @dataclass
-class Listener(Method):
-    """Keeps every token and remembers the image, with the attention that `coverage` reads."""
-
-    heard: list[VisualTokens] = field(default_factory=list)
-
-    name: ClassVar[str] = "listener"
-    exact: ClassVar[bool] = False
+class AttentionListener(Listener):
+    """Remembers the image with the attention that `coverage` reads, called as `coverage` calls it."""
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
         return vtc.create_method("coverage").requests(has_cls)
-
-    def compress(self, tokens: VisualTokens) -> CompressedTokens:
-        self.heard.append(tokens)
-        return keep_patches(tokens, torch.ones_like(tokens.valid))
 
 
 @dataclass
@@ -186,7 +177,7 @@ def lesson(loaded: Loaded, picture: Picture, longest: int) -> Lesson:
         VTCError: the model gives no attention in its language model, or shows several images.
     """
     said = asked(loaded, picture.open(), picture.questions, longest)
-    listener = Listener(retention=0.5)
+    listener = AttentionListener(retention=0.5)
     attended = Attended(answers=said.answers)
     with vtc.compress(loaded.model, [listener, attended]):
         loaded.model(**said.inputs, use_cache=False, **_few_logits(loaded, 1))

@@ -17,7 +17,7 @@ from vtc.eval.reference.threads import one_thread
 from vtc.eval.scorer.fit import Settings, State, fit, ranks
 from vtc.eval.scorer.held_out import HeldOut
 from vtc.eval.scorer.pictures import Picture
-from vtc.eval.scorer.teach import Attended, Lesson, Listener, file_of, lesson
+from vtc.eval.scorer.teach import Attended, AttentionListener, Lesson, file_of, lesson
 from vtc.methods._scorer import DemandScorer
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _train(plan: Plan, bar: Any, task: Any) -> tuple[State, float]:
     local = os.environ.get("LOCAL_RANK", rank)  # its number on this machine
     device = f"cuda:{local}" if plan.device is None and world > 1 and _gpus() else plan.device
     loaded = load(plan.model, device, plan.dtype)
-    with vtc.compress(loaded.model, [Listener(retention=0.5), Attended()]):
+    with vtc.compress(loaded.model, [AttentionListener(retention=0.5), Attended()]):
         made_for = _identity(loaded)  # and a model that cannot teach says so before it is asked
     folder = plan.output / "lessons" if plan.lessons is None else plan.lessons
     folder.mkdir(parents=True, exist_ok=True)
