@@ -167,10 +167,14 @@ class Runner:
             return
         methods, processor = self.methods[setting.key], self.loaded.processor
         with vtc.compress(
-            self.loaded.model, methods, processor=processor, positions=self.positions
+            self.loaded.model, methods, processor=processor, positions=self.positions_of(setting)
         ) as run:
             self._held[setting.key] = run.text_encoder
             yield run
+
+    def positions_of(self, setting: Setting) -> str:
+        """The rule for positions of a setting."""
+        return self.positions
 
     def _prompt(self, row: Row) -> str:
         processor, text = self.loaded.processor, row.item.prompt

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import vtc
 from vtc.errors import VTCError
 from vtc.eval.accuracy.runner import Runner, batches
 from vtc.eval.common.loading import Loaded
@@ -50,19 +48,11 @@ class Scorer(Suite):
 
 
 class Asker(Runner):
-    """A runner whose settings have their own positions, and may be several methods."""
+    """A runner whose settings have their own positions."""
 
-    @contextlib.contextmanager
-    def compressed(self, setting: Setting) -> Iterator[Any]:
+    def positions_of(self, setting: Setting) -> str:
         """As of the base class."""
-        if not isinstance(setting, Candidate):
-            yield None
-            return
-        plan: Any = self.methods[setting.key]
-        model, processor = self.loaded.model, self.loaded.processor
-        with vtc.compress(model, plan, processor=processor, positions=setting.positions) as run:
-            self._held[setting.key] = run.text_encoder
-            yield run
+        return setting.positions if isinstance(setting, Candidate) else self.positions
 
 
 @dataclass
