@@ -74,12 +74,10 @@ class Stages:
             base.get_image_features = self._encoder(base.get_image_features)
             stack.callback(_restore, base, features)
             stack.enter_context(watching(self._shorten))
-            for hung in (self._tower_layer(layer) for layer in towers):
-                for handle in hung:
-                    stack.callback(handle.remove)
-            for hung in (self._language_layer(layer) for layer in decoder):
-                for handle in hung:
-                    stack.callback(handle.remove)
+            for hang, layers in ((self._tower_layer, towers), (self._language_layer, decoder)):
+                for layer in layers:
+                    for handle in hang(layer):
+                        stack.callback(handle.remove)
             for handle in (
                 language.register_forward_pre_hook(lambda *_: self._begin("language")),
                 model.register_forward_hook(lambda *_: self._end("language")),
