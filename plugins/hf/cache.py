@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache, partialmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 NAMES = ("cache", "past_key_values")
 #: the method of a cache by which transformers sizes masks
 MASK_SIZES = "get_mask_sizes"
+#: the attributes of a cache that are notes
+_NOTED = ("_vtc_held", "_vtc_inside", "_vtc_sizes")
 
 
 def name(model: Model) -> str:
@@ -161,9 +163,12 @@ def note(cache: Any, held: Held) -> None:
     _follow(cache)
 
 
-def note_inside(cache: Any, notes: Notes) -> None:
-    """Keep on a cache what its layers hold where a prompt was cut between them."""
-    cache._vtc_inside = notes
+def note_inside(cache: Any, notes: Notes, sizes: Callable[..., Any]) -> None:
+    """Keep on a cache what its layers hold where a prompt was cut between them.
+
+    `sizes` takes the cache and the arguments of its `get_mask_sizes`, and is called in its place.
+    """
+    cache._vtc_inside, cache._vtc_sizes = notes, sizes
     _follow(cache)
 
 
@@ -190,8 +195,10 @@ def held(cache: Any) -> Held | None:
 
 def forget(cache: Any) -> None:
     """Take the notes off a cache."""
-    for attribute in ("_vtc_held", "_vtc_inside", MASK_SIZES, *_FOLLOWED):
+    for attribute in _NOTED:
         vars(cache).pop(attribute, None)
+    if isinstance(cache, Followed):
+        cache.__class__ = cache._vtc_plain
 
 
 def fit(held: Held, batch: int, what: str) -> Held:
@@ -228,15 +235,57 @@ def _rows(cache: Any) -> int:
     return 0 if keys is None or keys.dim() != 4 else len(keys)
 
 
+class Followed:
+    """A cache whose notes move with its contents; see `_class`."""
+
+    #: the class that transformers gave it
+    _vtc_plain: Any
+
+
 def _follow(cache: Any) -> None:
-    for method in _FOLLOWED:
-        if hasattr(type(cache), method):
-            setattr(cache, method, partial(_followed, cache, method))
+    """Have `cache` tell its notes what its owner does with it, until they are forgotten.
+
+    By a class of its own: a bound method among the attributes of a cache would be a cycle, which only the
+    garbage collector frees. It counts objects and not bytes, so that keys and values of finished calls
+    would fill the memory of a GPU.
+    """
+    if not isinstance(cache, Followed):
+        cache.__class__ = _class(type(cache))
+
+
+@lru_cache(maxsize=64)
+def _class(plain: type) -> type:
+    """The class of caches of class `plain` that carry notes. It goes by the same name."""
+    members: dict[str, Any] = {
+        method: partialmethod(_followed, method) for method in _FOLLOWED if hasattr(plain, method)
+    }
+    if hasattr(plain, MASK_SIZES):
+        members[MASK_SIZES] = _sized
+    members |= {"_vtc_plain": plain, "__reduce__": _reduced}
+    members |= {known: getattr(plain, known) for known in ("__module__", "__qualname__", "__doc__")}
+    return type(plain.__name__, (Followed, plain), members)
+
+
+def _reduced(cache: Any) -> tuple[Any, ...]:
+    """For copies and pickles, which find classes by their names."""
+    return _remade, (cache._vtc_plain,), vars(cache)
+
+
+def _remade(plain: type) -> Any:
+    made = _class(plain)
+    return made.__new__(made)
+
+
+def _sized(cache: Any, *args: Any, **kwargs: Any) -> Any:
+    sizes = vars(cache).get("_vtc_sizes")
+    if sizes is not None:
+        return sizes(cache, *args, **kwargs)
+    return getattr(cache._vtc_plain, MASK_SIZES)(cache, *args, **kwargs)
 
 
 def _followed(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
     """A method of a cache that moves its contents; our notes move with them."""
-    out = getattr(type(cache), method)(cache, *args, **kwargs)
+    out = getattr(cache._vtc_plain, method)(cache, *args, **kwargs)
     value = args[0] if args else next(iter(kwargs.values()), None)
     layers = inside(cache)
     if layers is not None:

@@ -7,7 +7,6 @@ does not. The cache itself sees that, so that nothing has to stay on a model or 
 from __future__ import annotations
 
 import weakref
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,8 +24,7 @@ _OWNERS: weakref.WeakValueDictionary[int, Model] = weakref.WeakValueDictionary()
 def watch(held_in: Any, notes: Notes, model: Model) -> None:
     """Keep notes on a cache, and refuse calls that know nothing of them."""
     own(notes, model)
-    cache.note_inside(held_in, notes)
-    setattr(held_in, cache.MASK_SIZES, partial(_sizes, held_in))
+    cache.note_inside(held_in, notes, _sizes)
 
 
 def own(notes: Notes, model: Model) -> None:
@@ -49,7 +47,7 @@ def _sizes(held_in: Any, *args: Any, **kwargs: Any) -> Any:
             f"language model, so that its layers hold {held[0]} to {held[-1]} tokens; continue it "
             "under a method that works there, or start with a fresh one"
         )
-    return getattr(type(held_in), cache.MASK_SIZES)(held_in, *args, **kwargs)
+    return getattr(held_in._vtc_plain, cache.MASK_SIZES)(held_in, *args, **kwargs)
 
 
 def _expected(notes: Notes) -> bool:
