@@ -245,9 +245,9 @@ class Followed:
 def _follow(cache: Any) -> None:
     """Have `cache` tell its notes what its owner does with it, until they are forgotten.
 
-    By a class of its own: a bound method among the attributes of a cache would be a cycle, which only the
-    garbage collector frees. It counts objects and not bytes, so that keys and values of finished calls
-    would fill the memory of a GPU.
+    By a class of its own: a bound method among the attributes of a cache would be a cycle, which waits
+    for the garbage collector. That counts objects and not bytes, so that keys and values of finished
+    calls would fill the memory of a GPU.
     """
     if not isinstance(cache, Followed):
         cache.__class__ = _class(type(cache))

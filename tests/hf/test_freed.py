@@ -55,9 +55,7 @@ def compressed(model: Any, what: str) -> Any:
 
 @pytest.mark.parametrize("what", ["norms", "ragged", *INSIDE])
 @pytest.mark.parametrize("family", ["llava-clip", "next-siglip"])
-def test_nothing_waits_for_the_garbage_collector(
-    family: str, what: str, uncollected: None
-) -> None:
+def test_nothing_waits_for_the_garbage_collector(family: str, what: str, uncollected: None) -> None:
     model, batch = tiny.build(family), tiny.inputs(family, tiny.ONE)
     with compressed(model, what):
         assert not garbage(lambda: model(**batch))
