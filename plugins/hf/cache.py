@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 NAMES = ("cache", "past_key_values")
 #: the method of a cache by which transformers sizes masks
 MASK_SIZES = "get_mask_sizes"
+#: what is kept on a cache
+_NOTES = ("_vtc_held", "_vtc_inside", "_vtc_bias", "_vtc_biased")
 
 
 def name(model: Model) -> str:
@@ -172,6 +174,31 @@ def inside(cache: Any) -> Notes | None:
     return getattr(cache, "_vtc_inside", None)
 
 
+def note_bias(cache: Any, bias: Tensor) -> None:
+    """Keep on a cache what is added to the logits of all attention to its keys.
+
+    From then on it takes keys of no layer that was not given the bias, see `biased`: a model that knows
+    nothing of it would go on in silence.
+
+    Args:
+        bias: float32 `[B, C]` of its columns, those that are still to come included; 0 behind them.
+    """
+    cache._vtc_bias = bias
+    cache.update = partial(_update, cache)
+    _follow(cache)
+
+
+def bias(cache: Any) -> Tensor | None:
+    """What `note_bias` has left on a cache; None for no cache and for nothing."""
+    return getattr(cache, "_vtc_bias", None)
+
+
+def biased(cache: Any, layer: int) -> None:
+    """Let a cache take the keys of a layer whose mask has the bias, once."""
+    if getattr(cache, "_vtc_bias", None) is not None:
+        cache._vtc_biased = layer
+
+
 def held(cache: Any) -> Held | None:
     """What was noted on a cache; None for no cache, an empty one, or one without notes."""
     known: Held | None = getattr(cache, "_vtc_held", None)
@@ -190,7 +217,7 @@ def held(cache: Any) -> Held | None:
 
 def forget(cache: Any) -> None:
     """Take the notes off a cache."""
-    for attribute in ("_vtc_held", "_vtc_inside", MASK_SIZES, *_FOLLOWED):
+    for attribute in (*_NOTES, MASK_SIZES, "update", *_FOLLOWED):
         vars(cache).pop(attribute, None)
 
 
@@ -243,12 +270,34 @@ def _followed(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         rows = _rows_after(method, layers.rows, value)
         if rows is not None:
             layers.select(rows)
+    weighed: Tensor | None = getattr(cache, "_vtc_bias", None)
+    if weighed is not None:
+        rows = _rows_after(method, len(weighed), value)
+        if rows is not None:
+            cache._vtc_bias = weighed[rows.to(weighed.device)]
+        elif method == "crop":
+            cache._vtc_bias = weighed[:, : length(cache)]
     known: Held | None = getattr(cache, "_vtc_held", None)
     if known is not None:
         _FOLLOWED[method](cache, known, value)
-    elif method == "reset":
+    elif method == "reset" or (method == "crop" and length(cache) == 0):
         forget(cache)
     return out
+
+
+def _update(cache: Any, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+    """`update` of a cache with a bias.
+
+    Raises:
+        VTCError: nobody has given the bias to this layer.
+    """
+    if not torch.compiler.is_compiling() and vars(cache).pop("_vtc_biased", None) != layer:
+        raise VTCError(
+            "cache: holds tokens that stand for several patches each, to which all attention is "
+            "proportional, and this call knows nothing of it; continue it under a method with "
+            "proportional=True, or start with a fresh one"
+        )
+    return type(cache).update(cache, key, value, layer, *args, **kwargs)
 
 
 def _rows_after(method: str, rows: int, value: Any) -> Tensor | None:
