@@ -41,6 +41,7 @@ class Generating:
         shown: what it shows, for a method inside the language model; None for nothing.
         mask: of the conversation `[B, L]`, None where there is none.
         bias: of the prompt, see `Short`.
+        start: tokens in the cache in front of it, None before the first call.
     """
 
     gaps: bool
@@ -49,6 +50,15 @@ class Generating:
     shown: Shown | None = None
     mask: Tensor | None = None
     bias: Tensor | None = None
+    start: int | None = None
+
+    def begins(self, held_in: Any) -> Tensor | None:
+        """`bias` for a call that begins the prompt; later chunks of it find theirs on the cache."""
+        if self.bias is None:
+            return None
+        past = cache.length(held_in)
+        self.start = past if self.start is None else self.start
+        return self.bias if past == self.start else None
 
 
 @dataclass
@@ -95,7 +105,7 @@ def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
     elif generating is not None:
         # transformers hands on what was encoded with the prompt alone, later an empty dictionary
         if kwargs.get("mm_encoder_outputs"):
-            shown, fresh = generating.shown, generating.bias
+            shown, fresh = generating.shown, generating.begins(cache.given(kwargs))
         if generating.gaps:
             kwargs.update(_generated_positions(model, patch.adapter, generating, kwargs))
             kwargs.update(packed.one_sample(model, kwargs))
