@@ -58,7 +58,6 @@ class Coverage(ClsGuided, Greedy, Proportional):
         layer: -1. Layer of the attention of CLS, the last; where the tower has no CLS, of the attention
             that each patch receives. "read" is the layer that the features come from.
         scope: "image". Patches cover all of their image, or their "tile" alone.
-        proportional: see `Proportional`.
     """
 
     sharpness: float = 2.0

@@ -58,11 +58,17 @@ class Bias:
         """
         known = self._made.get((id(mask), size, causal, like.device))
         if known is None:
-            bias = self.of(size[1], size[0]).to(like)[:, None, None]
+            bias = self.of(size[1], size[0]).to(like.device, _dtype(like))[:, None, None]
             made = _added(mask, bias, like.shape[1], causal)
             # the mask is kept alive, and with it its identity
             known = self._made[id(mask), size, causal, like.device] = (mask, made)
         return known[1]
+
+
+def _dtype(like: Tensor) -> torch.dtype:
+    """Of queries and keys; the least number of a wider one would be infinite there."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 def _added(mask: Tensor | None, bias: Tensor, queries: int, causal: bool) -> Tensor:
@@ -192,8 +198,11 @@ def begin(lm: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def bias_layer(layer: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of a decoder layer: its mask, with the bias."""
-    if KEY not in kwargs:
-        return None
+    return None if KEY not in kwargs else _biased(layer, args, kwargs)
+
+
+@torch.compiler.disable
+def _biased(layer: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     rest = {key: value for key, value in kwargs.items() if key != KEY}
     bias, attention = kwargs[KEY], layer.self_attn
     hidden = args[0] if args else kwargs["hidden_states"]
