@@ -255,8 +255,8 @@ def check_method(method: Method) -> None:
         )
     if method.weighs:
         raise VTCError(
-            f"vtc_options: {method.name!r} got proportional=True, for which attention to every key needs a "
-            "bias that vLLM's attention does not take; allowed is false"
+            f"vtc_options: {method.name!r} got proportional=True, for which attention to every key "
+            "needs a bias that vLLM's attention does not take; allowed is false"
         )
     kinds = {request.kind for request in method.requests(True).values()}
     if kinds & ENCODED:

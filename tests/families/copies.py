@@ -1,8 +1,8 @@
 """The reference for attention in proportion to weights: a token of weight w stands there w times.
 
 Copies have one position and see each other, so that all of them stay alike from layer to layer. Every
-token then attends to them w times, without a logarithm or a bias anywhere. The masks of the bare language
-model are made here, element by element, by the numbers of tokens, of which copies share one.
+token then attends to them w times, without a logarithm or a bias anywhere. The masks of the bare
+language model are made here, element by element, by the numbers of tokens, of which copies share one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-
 
 if TYPE_CHECKING:
     from tests.families.by_hand import Short

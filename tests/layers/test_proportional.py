@@ -1,7 +1,7 @@
 """Attention in proportion to what a token stands for, together with a method inside the language model.
 
-Layers behind a cut hold fewer keys, each with its own bias. The reference calls layer after layer by hand,
-with masks whose columns of kept tokens have the logarithms of their weights.
+Layers behind a cut hold fewer keys, each with its own bias. The reference calls layer after layer by
+hand, with masks whose columns of kept tokens have the logarithms of their weights.
 """
 
 from __future__ import annotations

@@ -57,8 +57,8 @@ class EncoderStage:
             )
         if method.weighs and not self.weighs:
             raise VTCError(
-                f"proportional: got True, but {type(model).__name__}{self.because} attends to visual tokens "
-                "in a way that takes no bias here; allowed is False"
+                f"proportional: got True, but {type(model).__name__}{self.because} attends to visual "
+                "tokens in a way that takes no bias here; allowed is False"
             )
         patch.has_cls = adapter.has_cls(base)
         requests = method.requests(patch.has_cls)

@@ -47,7 +47,9 @@ class Bias:
         here = self.columns[:, start : start + count]
         return pad(here, (0, count - here.shape[1]))
 
-    def added(self, mask: Tensor | None, like: Tensor, size: tuple[int, int], causal: bool) -> Tensor:
+    def added(
+        self, mask: Tensor | None, like: Tensor, size: tuple[int, int], causal: bool
+    ) -> Tensor:
         """A layer's mask of floats `[B, 1, q, k]`; layers that are given the same share it.
 
         Args:
@@ -73,7 +75,9 @@ def _dtype(like: Tensor) -> torch.dtype:
 
 def _added(mask: Tensor | None, bias: Tensor, queries: int, causal: bool) -> Tensor:
     least = torch.finfo(bias.dtype).min
-    if mask is None:  # SDPA without a mask: one query sees every key, several those in front of them
+    if (
+        mask is None
+    ):  # SDPA without a mask: one query sees every key, several those in front of them
         mask = bias.new_ones(queries, bias.shape[-1], dtype=torch.bool)
         mask = (mask.tril() if causal and queries > 1 else mask)[None, None]
     mask = mask.to(bias.device)
@@ -88,8 +92,8 @@ def check(model: Model, lm: Model, stages: tuple[str, ...]) -> None:
     ready = all(hasattr(getattr(layer, "self_attn", None), "layer_idx") for layer in lm.layers)
     if "layers" not in stages or not ready:
         raise VTCError(
-            f"proportional: got True, but layers of {type(model).__name__} are not built as transformers "
-            "builds decoder layers, so attention to a key gets no bias; allowed here is False"
+            f"proportional: got True, but layers of {type(model).__name__} are not built as "
+            "transformers builds decoder layers, so attention gets no bias; allowed here is False"
         )
     check_attention(lm)
 
@@ -106,7 +110,10 @@ def check_attention(lm: Model) -> None:
 
 def hooks(lm: Model) -> list[Hook]:
     """The hooks of a language model and its layers."""
-    return [Hook(lm, "forward_pre", begin), *(Hook(x, "forward_pre", bias_layer) for x in lm.layers)]
+    return [
+        Hook(lm, "forward_pre", begin),
+        *(Hook(x, "forward_pre", bias_layer) for x in lm.layers),
+    ]
 
 
 # -- what a call brings ----------------------------------------------------------------------------
@@ -172,8 +179,8 @@ def enter(model: Model, kwargs: dict[str, Any], fresh: Tensor | None) -> Bias | 
 def _fit(known: Tensor, batch: int, name: str) -> Tensor:
     if len(known) not in (1, batch):
         raise VTCError(
-            f"{name}: holds {len(known)} compressed prompts, the call has {batch}; repeat or select rows "
-            "by the cache's own batch_repeat_interleave and batch_select_indices"
+            f"{name}: holds {len(known)} compressed prompts, the call has {batch}; repeat or select "
+            "rows by the cache's own batch_repeat_interleave and batch_select_indices"
         )
     return known.expand(batch, -1)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from vtc.errors import VTCError
 from vtc.layers import Choice, Seen
 from vtc.plugins.hf import cache
-from vtc.plugins.hf.stages.layers.deepstack import Deepstack
 from vtc.plugins.hf.stages.boundary.proportional import Bias
+from vtc.plugins.hf.stages.layers.deepstack import Deepstack
 from vtc.plugins.hf.stages.layers.masks import make_masks, of_layer, replace_bias, replace_mask
 from vtc.plugins.hf.stages.layers.notes import Held, Notes, bias_like, edges
 from vtc.plugins.hf.stages.layers.part import Part
