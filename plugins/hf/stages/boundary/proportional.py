@@ -126,15 +126,24 @@ def bias_of(done: list[Encoded], order: list[int], visual: Tensor) -> Tensor | N
         done: what was encoded.
         order: the reading order of all its images.
         visual: bool `[B, S]`, their places.
+
+    Raises:
+        VTCError: a weight that is not above 0.
     """
     every = [weight for e in done for weight in e.weights]
     if not every:
         return None
-    values = torch.cat([every[i] for i in order]).to(visual.device).float().log()
-    if not bool(values.any()):
+    values = torch.cat([every[i] for i in order]).to(visual.device).float()
+    least, most = torch.stack(values.aminmax()).tolist()
+    if not 0 < least <= most < float("inf"):
+        raise VTCError(
+            f"proportional: got True, but the method gave weights from {least:g} to {most:g}, of which "
+            "there is no logarithm; allowed are weights above 0"
+        )
+    if least == most == 1:
         return None
     nth = (visual.flatten().cumsum(0) - 1).clamp(0, len(values) - 1)
-    return torch.where(visual, values[nth].view(visual.shape), 0)
+    return torch.where(visual, values.log()[nth].view(visual.shape), 0)
 
 
 #: from the hook of a model to that of its language model
@@ -153,7 +162,6 @@ def enter(model: Model, kwargs: dict[str, Any], fresh: Tensor | None) -> Bias | 
         The bias of all columns up to the end of the prompt, which belongs on the cache behind the call;
         None where there is none.
     """
-    _BIAS.set(None)
     held_in = cache.given(kwargs)
     known = cache.bias(held_in)
     ids = kwargs.get("input_ids")
@@ -162,7 +170,7 @@ def enter(model: Model, kwargs: dict[str, Any], fresh: Tensor | None) -> Bias | 
         return None
     batch, count = inputs.shape[:2]
     if known is not None:
-        known = _fit(known, batch, cache.name(model))
+        known = _fit(held_in, known, batch, cache.name(model))
     if fresh is not None:
         fresh = fresh.repeat_interleave(batch // len(fresh), 0)
         # virtual tokens in front of a prompt (PEFT) come as embeddings, drafts behind it as ids
@@ -176,12 +184,21 @@ def enter(model: Model, kwargs: dict[str, Any], fresh: Tensor | None) -> Bias | 
     return bias
 
 
-def _fit(known: Tensor, batch: int, name: str) -> Tensor:
-    if len(known) not in (1, batch):
+def forget() -> None:
+    """No call is under way: one that failed may have left its bias."""
+    _BIAS.set(None)
+
+
+def _fit(held_in: Any, known: Tensor, batch: int, name: str) -> Tensor:
+    """`known`, with as many rows as the call."""
+    if len(known) == batch:
+        return known
+    if len(known) != 1:
         raise VTCError(
             f"{name}: holds {len(known)} compressed prompts, the call has {batch}; repeat or select "
             "rows by the cache's own batch_repeat_interleave and batch_select_indices"
         )
+    cache.note_bias(held_in, known.expand(batch, -1))
     return known.expand(batch, -1)
 
 
@@ -198,7 +215,8 @@ def begin(lm: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = embeds if embeds is not None else kwargs.get("input_ids")
         if known is None or inputs is None:
             return None
-        bias = Bias(_fit(known, len(inputs), cache.name(lm)))
+        held_in = cache.given(kwargs)
+        bias = Bias(_fit(held_in, known, len(inputs), cache.name(lm)))
     check_attention(lm)
     return args, {**kwargs, KEY: bias}
 
