@@ -1,10 +1,10 @@
 """Choose the constants of `coverage` on validation scenes of the reference VLM.
 
 Every constant is varied by itself, around the defaults, at 10, 5 and 3 % of the tokens. Each row is
-compared with the defaults by a paired test over scenes. `bias` is no option of the method: it adds the
-logarithm of the number of patches that a token stands for, times this factor, to the logits of all
-attention to it, as proportional attention has it, and the language model is run by hand for that
-(`reference.packing`). Test scenes are not touched. The result that the defaults come from is
+compared with the defaults by a paired test over scenes. `bias` adds the logarithm of the number of
+patches that a token stands for, times this factor, to the logits of all attention to it, and the
+language model is run by hand for that (`reference.packing`); the method has it as `proportional=True`,
+with a factor of 1. Test scenes are not touched. The result that the defaults come from is
 `reference/logs/coverage.json`.
 
     python -m vtc.eval.calibrate_coverage --seeds 40 41 --output calibration.json

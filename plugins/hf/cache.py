@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 
 #: what the argument may be called, the new name first
 NAMES = ("cache", "past_key_values")
-#: the method of a cache by which transformers sizes masks
-MASK_SIZES = "get_mask_sizes"
-#: the attributes of a cache that are notes
-_NOTED = ("_vtc_held", "_vtc_inside", "_vtc_sizes")
+#: what is kept on a cache
+_NOTES = ("_vtc_held", "_vtc_inside", "_vtc_sizes", "_vtc_bias", "_vtc_biased")
 
 
 def name(model: Model) -> str:
@@ -177,6 +175,30 @@ def inside(cache: Any) -> Notes | None:
     return getattr(cache, "_vtc_inside", None)
 
 
+def note_bias(cache: Any, bias: Tensor) -> None:
+    """Keep on a cache what is added to the logits of all attention to its keys.
+
+    From then on it takes keys of no layer that was not given the bias, see `biased`: a model that knows
+    nothing of it would go on in silence.
+
+    Args:
+        bias: float32 `[B, C]` of its columns, those that are still to come included; 0 behind them.
+    """
+    cache._vtc_bias = bias
+    _follow(cache)
+
+
+def bias(cache: Any) -> Tensor | None:
+    """What `note_bias` has left on a cache; None for no cache and for nothing."""
+    return getattr(cache, "_vtc_bias", None)
+
+
+def biased(cache: Any, layer: int) -> None:
+    """Let a cache take the keys of a layer whose mask has the bias, once."""
+    if getattr(cache, "_vtc_bias", None) is not None:
+        cache._vtc_biased = layer
+
+
 def held(cache: Any) -> Held | None:
     """What was noted on a cache; None for no cache, an empty one, or one without notes."""
     known: Held | None = getattr(cache, "_vtc_held", None)
@@ -195,7 +217,7 @@ def held(cache: Any) -> Held | None:
 
 def forget(cache: Any) -> None:
     """Take the notes off a cache."""
-    for attribute in _NOTED:
+    for attribute in _NOTES:
         vars(cache).pop(attribute, None)
     if isinstance(cache, Followed):
         cache.__class__ = cache._vtc_plain
@@ -259,8 +281,9 @@ def _class(plain: type) -> type:
     members: dict[str, Any] = {
         method: partialmethod(_followed, method) for method in _FOLLOWED if hasattr(plain, method)
     }
-    if hasattr(plain, MASK_SIZES):
-        members[MASK_SIZES] = _sized
+    members |= {
+        own.__name__: own for own in (get_mask_sizes, update) if hasattr(plain, own.__name__)
+    }
     members |= {"_vtc_plain": plain, "__reduce__": _reduced}
     members |= {known: getattr(plain, known) for known in ("__module__", "__qualname__", "__doc__")}
     return type(plain.__name__, (Followed, plain), members)
@@ -276,11 +299,12 @@ def _remade(plain: type) -> Any:
     return made.__new__(made)
 
 
-def _sized(cache: Any, *args: Any, **kwargs: Any) -> Any:
-    sizes = vars(cache).get("_vtc_sizes")
+def get_mask_sizes(cache: Any, *args: Any, **kwargs: Any) -> Any:
+    """By this method transformers sizes masks; see `note_inside`."""
+    sizes = getattr(cache, "_vtc_sizes", None)
     if sizes is not None:
         return sizes(cache, *args, **kwargs)
-    return getattr(cache._vtc_plain, MASK_SIZES)(cache, *args, **kwargs)
+    return cache._vtc_plain.get_mask_sizes(cache, *args, **kwargs)
 
 
 def _followed(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
@@ -292,12 +316,39 @@ def _followed(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         rows = _rows_after(method, layers.rows, value)
         if rows is not None:
             layers.select(rows)
+    weighed: Tensor | None = getattr(cache, "_vtc_bias", None)
+    if weighed is not None:
+        rows = _rows_after(method, len(weighed), value)
+        if rows is not None:
+            cache._vtc_bias = weighed[rows.to(weighed.device)]
+        elif method == "crop":
+            cache._vtc_bias = weighed[:, : length(cache)]
     known: Held | None = getattr(cache, "_vtc_held", None)
     if known is not None:
         _FOLLOWED[method](cache, known, value)
-    elif method == "reset":
+    elif method == "reset" or (method == "crop" and length(cache) == 0):
         forget(cache)
     return out
+
+
+def update(cache: Any, key: Tensor, value: Tensor, layer: int, *args: Any, **kwargs: Any) -> Any:
+    """By this method a layer hands over its keys and values; see `note_bias`.
+
+    Raises:
+        VTCError: the cache has a bias, and nobody has given it to this layer.
+    """
+    biased = getattr(cache, "_vtc_bias", None) is not None
+    if (
+        biased
+        and not torch.compiler.is_compiling()
+        and vars(cache).pop("_vtc_biased", None) != layer
+    ):
+        raise VTCError(
+            "cache: holds tokens that stand for several patches each, to which all attention is "
+            "proportional, and this call knows nothing of it; continue it under a method with "
+            "proportional=True, or start with a fresh one"
+        )
+    return cache._vtc_plain.update(cache, key, value, layer, *args, **kwargs)
 
 
 def _rows_after(method: str, rows: int, value: Any) -> Tensor | None:

@@ -16,19 +16,23 @@ class Hook(NamedTuple):
         kind: `"forward"` or `"forward_pre"`; both are called with keywords.
         function: the hook itself.
         always: whether it runs even when the forward fails.
+        first: whether it runs in front of those that are there.
     """
 
     module: nn.Module
     kind: str
     function: Callable[..., Any]
     always: bool = False
+    first: bool = False
 
 
 def hang(hooks: Iterable[Hook]) -> None:
     """Register every hook."""
     for hook in hooks:
         if hook.kind == "forward_pre":
-            hook.module.register_forward_pre_hook(hook.function, with_kwargs=True)
+            hook.module.register_forward_pre_hook(
+                hook.function, with_kwargs=True, prepend=hook.first
+            )
         else:
             hook.module.register_forward_hook(
                 hook.function, with_kwargs=True, always_call=hook.always

@@ -253,6 +253,11 @@ def check_method(method: Method) -> None:
             f"vtc_method: {method.name!r} without a number keeps as many tokens as an image needs, "
             "which is known too late for a server; give vtc_retention or vtc_tokens"
         )
+    if method.weighs:
+        raise VTCError(
+            f"vtc_options: {method.name!r} got proportional=True, for which attention to every key "
+            "needs a bias that vLLM's attention does not take; allowed is false"
+        )
     kinds = {request.kind for request in method.requests(True).values()}
     if kinds & ENCODED:
         raise VTCError(

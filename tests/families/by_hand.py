@@ -19,7 +19,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 import vtc
 from tests import asking
 from tests.device import DEVICE
-from tests.families import tiny
+from tests.families import copies, tiny
 from vtc.methods.base import Method
 from vtc.tokens import CompressedTokens, VisualTokens
 
@@ -39,6 +39,7 @@ class Short:
         sources: the column that gives each token its position.
         features: modality -> compressed features, one `[M, D]` an image or clip.
         deep: modality -> level -> the same rows for deeper decoder layers.
+        weights: how many tokens attention takes each for; empty where each is one.
     """
 
     embeds: Tensor
@@ -49,6 +50,7 @@ class Short:
     sources: list[int] = field(default_factory=list)
     features: dict[str, list[Tensor]] = field(default_factory=dict)
     deep: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+    weights: list[int] = field(default_factory=list)
 
 
 def record(model: nn.Module, method: Method, batch: dict[str, Any]) -> Seen:
@@ -78,7 +80,7 @@ def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str
     ids = given.tolist()
     shown = batch["attention_mask"][0].bool().tolist()
     long = long_positions(model, batch)
-    slots: dict[int, list[tuple[Tensor, int]]] = {}  # tokens may share an anchor
+    slots: dict[int, list[tuple[Tensor, int, int]]] = {}  # tokens may share an anchor
     runs: dict[str, list[int]] = {}
     short = Short(torch.empty(0), torch.empty(0), torch.empty(0), {}, [])
     for kind, token, key in (
@@ -110,20 +112,26 @@ def shorten(model: nn.Module, batch: dict[str, Any], method: Method, policy: str
             anchors = out.anchor.tolist()
             mine_at = [p for p, is_left in zip(places[start:], left, strict=False) if is_left]
             for k, slot in enumerate(sorted(anchors)):
-                slots.setdefault(mine_at[slot], []).append((features[k], mine_at[anchors[k]]))
+                weight = round(float(out.weight[k])) if method.weighs else 1
+                assert not method.weighs or weight == out.weight[k]
+                source = mine_at[anchors[k]]
+                slots.setdefault(mine_at[slot], []).append((features[k], source, weight))
             short.features[kind].append(torch.stack(features))
             for level, rows in enumerate(levels):
                 short.deep[kind][level].append(rows[start : start + length][left][out.anchor])
             start += length
     embed = model.get_input_embeddings()
-    embeds, columns, sources = [], [], []
+    embeds, columns, sources, weights = [], [], [], []
     for column, token in enumerate(ids):
         visual = token in (tiny.IMAGE, tiny.VIDEO) or not shown[column]
-        text = [] if visual else [(embed(given[column]), column)]
-        for vector, source in slots.get(column, text):
+        text = [] if visual else [(embed(given[column]), column, 1)]
+        for vector, source, weight in slots.get(column, text):
             embeds.append(vector.to(model.dtype))
             columns.append(column)
             sources.append(source)
+            weights.append(weight)
+    if method.weighs:
+        short.weights = weights
     short.embeds = torch.stack(embeds)[None]
     short.ids = batch["input_ids"][:, columns]
     short.columns, short.sources = columns, sources
@@ -154,6 +162,7 @@ def followed(model: nn.Module, short: Short, batch: dict[str, Any], policy: str)
         types={name: batch[name][:, every] for name in short.types},
         columns=every,
         sources=sources,
+        weights=short.weights and [*short.weights, *[1] * len(columns)],
     )
 
 
@@ -209,6 +218,8 @@ def short_positions(long: Tensor, sources: list[int], policy: str) -> Tensor:
 @torch.no_grad()
 def logits(model: nn.Module, short: Short) -> Tensor:
     """`[S, V]`: the language model alone."""
+    if short.weights:
+        return copies.logits(model, short)
     mask = torch.ones_like(short.ids)
     common = dict(inputs_embeds=short.embeds, position_ids=short.positions, attention_mask=mask)
     if "token_type_ids" in short.types:  # the mask is built from them outside the language model

@@ -20,7 +20,10 @@ import vtc
 from tests.hf import tiny
 from tests.hf.methods import KINDS
 
-INSIDE = {"fastv": {"layer": 1, "retention": 0.75}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fastv": {"layer": 1, "retention": 0.75},
+    "coverage": {"retention": 0.3, "proportional": True},
+}
 
 
 @pytest.fixture
@@ -48,12 +51,12 @@ def garbage(call: Callable[[], Any]) -> list[Any]:
 
 def compressed(model: Any, what: str) -> Any:
     """`model` under a method in front of its language model or inside."""
-    if what in INSIDE:
-        return vtc.compress(model, what, **INSIDE[what])
+    if what in OPTIONS:
+        return vtc.compress(model, what, **OPTIONS[what])
     return vtc.compress(model, KINDS[what])
 
 
-@pytest.mark.parametrize("what", ["norms", "ragged", *INSIDE])
+@pytest.mark.parametrize("what", ["norms", "ragged", *OPTIONS])
 @pytest.mark.parametrize("family", ["llava-clip", "next-siglip"])
 def test_nothing_waits_for_the_garbage_collector(family: str, what: str, uncollected: None) -> None:
     model, batch = tiny.build(family), tiny.inputs(family, tiny.ONE)
@@ -62,7 +65,7 @@ def test_nothing_waits_for_the_garbage_collector(family: str, what: str, uncolle
         assert not garbage(lambda: model.generate(**batch, max_new_tokens=3, do_sample=False))
 
 
-@pytest.mark.parametrize("what", ["norms", "fastv"])
+@pytest.mark.parametrize("what", ["norms", *OPTIONS])
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_cache_keeps_its_type_and_its_twin_its_own_notes(
     what: str, twin: Callable[[Any], Any], uncollected: None

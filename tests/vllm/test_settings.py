@@ -42,6 +42,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "vtc_options: 'scorer' names files of the server",
     ),
     (
+        {"vtc_method": "coverage", "vtc_options": {"proportional": True}},
+        "vtc_options: 'coverage' got proportional=True.*allowed is false",
+    ),
+    (
         {"vtc_method": "globalcom2", "vtc_options": {"tau": "hot"}},
         "vtc_options: tau",
     ),

@@ -30,7 +30,7 @@ def nearest_of(rows: Tensor, chosen: Tensor, real: Tensor) -> tuple[Tensor, Tens
     close, nth = [], []
     for block in unit.split(BLOCK, 1):
         best = (block @ keys).masked_fill_(~real[:, None], -torch.inf).max(2)
-        close.append(best.values)
+        close.append(best.values.float())  # autocast multiplies in half precision
         nth.append(best.indices)
     owner = at.gather(1, torch.cat(nth, 1))
     # a member's own place is written last; what is not real writes behind the end

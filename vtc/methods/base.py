@@ -265,6 +265,11 @@ class Method:
         return False
 
     @property
+    def weighs(self) -> bool:
+        """Whether the language model attends to a token in proportion to its weight."""
+        return False
+
+    @property
     def counts_itself(self) -> bool:
         """Whether the number of tokens is the method's own."""
         return self.tokens is None and self.retention is None and self.adaptive

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vtc.batch import ImageBatch
+from vtc.errors import VTCError
 from vtc.functional.cover import nearest_of, representatives
 from vtc.functional.greedy import cosines
 from vtc.functional.ragged import to_device
@@ -19,6 +20,7 @@ from vtc.methods import _fields
 from vtc.methods._merging import merge_all
 from vtc.methods.cls_guided import ClsGuided
 from vtc.methods.greedy import Candidates, Greedy, Picks
+from vtc.methods.proportional import Proportional
 from vtc.registry import register_method
 from vtc.selection import Selection
 from vtc.tokens import VisualTokens
@@ -26,7 +28,7 @@ from vtc.tokens import VisualTokens
 
 @register_method
 @dataclass
-class Coverage(ClsGuided, Greedy):
+class Coverage(ClsGuided, Greedy, Proportional):
     """Keeps the patches that stand best for all patches, those that CLS attends to counting most.
 
     A patch i is covered by a set as well as the likest of it: `max(cosine, 0) ** sharpness`, by the
@@ -72,6 +74,10 @@ class Coverage(ClsGuided, Greedy):
         _fields.number("sharpness", self.sharpness, 0.1)
         _fields.number("overview", self.overview, 0)
         _fields.flag("merge", self.merge)
+        if self.proportional and not self.merge:
+            raise VTCError(
+                "proportional: got True beside merge=False, by which a token stands for itself alone"
+            )
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
         return (*super().kind(tokens), tokens.valid.numel() > LONGEST)

@@ -39,6 +39,8 @@ class EncoderStage:
     #: kinds of signals that models of this stage do not give, and what is said of such a model
     lacks: ClassVar[frozenset[str]] = frozenset()
     because: ClassVar[str] = ""
+    #: whether attention to visual tokens can be in proportion to what they stand for
+    weighs: ClassVar[bool] = False
 
     def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
         """Every hook of a patched model."""
@@ -52,6 +54,11 @@ class EncoderStage:
             raise VTCError(
                 f"before: got 'tower', but the vision tower of {type(model).__name__} takes nothing but "
                 "whole pictures; allowed here is 'language'"
+            )
+        if method.weighs and not self.weighs:
+            raise VTCError(
+                f"proportional: got True, but {type(model).__name__}{self.because} attends to visual "
+                "tokens in a way that takes no bias here; allowed is False"
             )
         patch.has_cls = adapter.has_cls(base)
         requests = method.requests(patch.has_cls)

@@ -49,6 +49,8 @@ class Encoded:
         left: of each image that the prompt's mask hides in part, int64 `[L']`, the tokens that are seen.
         seconds: host time from the end of the encoder to the compressed tokens, signals included.
         smaller: the pictures that were made smaller, None where no method does.
+        weights: float `[M]` an image, how many patches each token stands for; none where attention does
+            not go by them.
     """
 
     modality: str
@@ -61,6 +63,7 @@ class Encoded:
     seconds: float
     left: dict[int, Tensor] = field(default_factory=dict)
     smaller: Smaller | None = None
+    weights: list[Tensor] = field(default_factory=list)
 
     @property
     def resized(self) -> bool:
@@ -284,6 +287,7 @@ def compress_call(
         seconds,
         left,
         small,
+        [out.weight for out in cut.outs] if method.weighs else [],
     )
 
 

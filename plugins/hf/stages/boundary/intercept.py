@@ -21,7 +21,7 @@ from vtc.plugins.hf.adapters.base import Adapter
 from vtc.plugins.hf.attach import running
 from vtc.plugins.hf.cache import Held
 from vtc.plugins.hf.scopes import Block
-from vtc.plugins.hf.stages.boundary import packed
+from vtc.plugins.hf.stages.boundary import packed, proportional
 from vtc.plugins.hf.stages.boundary.logits import pick
 from vtc.plugins.hf.stages.boundary.prompt import generation_setting, has_pixels
 from vtc.plugins.hf.stages.boundary.shorten import continued_step, shorten
@@ -40,6 +40,8 @@ class Generating:
         front: tokens that somebody (PEFT) has put in front of it.
         shown: what it shows, for a method inside the language model; None for nothing.
         mask: of the conversation `[B, L]`, None where there is none.
+        bias: of the prompt, see `Short`.
+        start: tokens in the cache in front of it, None before the first call.
     """
 
     gaps: bool
@@ -47,6 +49,16 @@ class Generating:
     front: int = 0
     shown: Shown | None = None
     mask: Tensor | None = None
+    bias: Tensor | None = None
+    start: int | None = None
+
+    def begins(self, held_in: Any) -> Tensor | None:
+        """`bias` for a call that begins the prompt; later chunks of it find theirs on the cache."""
+        if self.bias is None:
+            return None
+        past = cache.length(held_in)
+        self.start = past if self.start is None else self.start
+        return self.bias if past == self.start else None
 
 
 @dataclass
@@ -57,11 +69,13 @@ class Pending:
         held: to be noted on the cache.
         wanted: the logits that each row wants, see `logits.short_places`.
         labelled: whether there is a loss in front of the logits.
+        bias: to be noted on the cache.
     """
 
     held: Held | None = None
     wanted: Tensor | None = None
     labelled: bool = False
+    bias: Tensor | None = None
 
 
 # Inside our generate
@@ -74,21 +88,25 @@ _PENDING: ContextVar[Pending | None] = ContextVar("vtc_pending", default=None)
 def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
     _PENDING.set(None)
+    proportional.forget()
     scope = scopes.current(model)
     if scope is None or scope.patch is None or not scope.patch.at_boundary:
         return None
     patch = scope.patch
     kwargs = cache.renamed(model, arguments.by_name(model, args, kwargs))
-    generating, shown = _GENERATING.get(), None
+    generating, shown, fresh = _GENERATING.get(), None, None
+    pending = Pending()
     if has_pixels(kwargs):
         with running(model, scope):
             short = shorten(model, scope, kwargs, generating=False)
-        kwargs, shown = short.kwargs, short.shown
+        kwargs, shown, fresh = short.kwargs, short.shown, short.bias
         patch.note_compaction(scope.call, short.compaction)
-        _PENDING.set(Pending(short.held, short.wanted, kwargs.get("labels") is not None))
+        pending = Pending(short.held, short.wanted, kwargs.get("labels") is not None)
+        _PENDING.set(pending)
     elif generating is not None:
         # transformers hands on what was encoded with the prompt alone, later an empty dictionary
-        shown = generating.shown if kwargs.get("mm_encoder_outputs") else None
+        if kwargs.get("mm_encoder_outputs"):
+            shown, fresh = generating.shown, generating.begins(cache.given(kwargs))
         if generating.gaps:
             kwargs.update(_generated_positions(model, patch.adapter, generating, kwargs))
             kwargs.update(packed.one_sample(model, kwargs))
@@ -98,9 +116,13 @@ def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
         features = getattr(encoded, "pooler_output", None)
         if patch.tensors.get(modality) and isinstance(features, (list, tuple)):
             encoded.pooler_output = torch.cat(list(features))[None]
+    bias = proportional.enter(model, kwargs, fresh)
+    if bias is not None and fresh is not None:
+        pending.bias = bias.columns
+        _PENDING.set(pending)
     if patch.inside is not None:
         mask = None if generating is None else generating.mask
-        inside.enter(model, patch, kwargs, shown, generating is not None, mask)
+        inside.enter(model, patch, kwargs, shown, generating is not None, mask, bias)
     return (), kwargs
 
 
@@ -120,6 +142,8 @@ def post_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any], outpu
     held_in = cache.found(output, kwargs)
     if pending.held is not None and held_in is not None:
         cache.note(held_in, pending.held)
+    if pending.bias is not None and held_in is not None:
+        cache.note_bias(held_in, pending.bias)
     if pending.wanted is not None:
         return pick(output, pending.wanted, pending.labelled)
     return None
@@ -168,7 +192,9 @@ def _generate(model: Model, scope: scopes.Scope, original: Any, kwargs: dict[str
         _shift_lengths(model, short.kwargs, short.dropped)
     gaps = short.held is not None and patch.positions != "contiguous"
     mask = short.kwargs.get("attention_mask")
-    token = _GENERATING.set(Generating(gaps, short.held, shown=short.shown, mask=mask))
+    token = _GENERATING.set(
+        Generating(gaps, short.held, shown=short.shown, mask=mask, bias=short.bias)
+    )
     try:
         out = original(**short.kwargs)
     finally:

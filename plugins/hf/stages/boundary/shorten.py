@@ -29,6 +29,7 @@ from vtc.plugins.hf.stages.boundary.prompt import (
     generation_setting,
     past_of,
 )
+from vtc.plugins.hf.stages.boundary.proportional import bias_of
 from vtc.plugins.hf.stages.layers.shown import Shown
 from vtc.plugins.hf.stages.layers.shown import shown as shown_by
 from vtc.plugins.hf.typing import Model
@@ -70,6 +71,8 @@ class Short:
         held: what a cache holds behind the call, None when nothing was dropped.
         wanted: which logits each row wants, see `logits.short_places`.
         shown: what its new columns show, for a method inside the language model; None for nothing.
+        bias: float32 `[B, S]`, what is added to the logits of all attention to its new columns; None for
+            nothing.
     """
 
     kwargs: dict[str, Any]
@@ -78,6 +81,7 @@ class Short:
     held: Held | None = None
     wanted: Tensor | None = None
     shown: Shown | None = None
+    bias: Tensor | None = None
 
 
 @watched
@@ -119,7 +123,7 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
     )
     runs = {e.modality: image_runs(shown[e.modality], e.lengths) for e in done}
     every = [run for of_one in runs.values() for run in of_one]
-    report, rows = None, []
+    report, rows, order = None, [], []
     if done:
         reports, rows = [each for e in done for each in e.reports], rows_of(every, length)
         order = reading_order(every)
@@ -166,8 +170,9 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
         new["logits_to_keep"] = keep
     compaction = held.compaction if generating else local
     short = Short(new, compaction, length - compaction.slot.shape[1], held, wanted)
+    visual = local.gather(prompt.of(done), False)
+    short.bias = bias_of(done, order, visual & local.valid)
     if report is not None and patch.inside is not None:
-        visual = local.gather(prompt.of(done), False)
         short.shown = shown_by(visual, local.valid, _seen(prompt), report, rows)
     return short
 

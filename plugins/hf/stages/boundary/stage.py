@@ -12,11 +12,12 @@ from vtc.errors import VTCError
 from vtc.methods.base import Method
 from vtc.plugins.hf import arguments
 from vtc.plugins.hf.adapters.base import Adapter
-from vtc.plugins.hf.hooks import Hook
+from vtc.plugins.hf.hooks import Hook, hang, is_hung
 from vtc.plugins.hf.live_layers import LiveLayers
 from vtc.plugins.hf.probe import note_projector
 from vtc.plugins.hf.scopes import state_of
 from vtc.plugins.hf.stages.base import register_stage
+from vtc.plugins.hf.stages.boundary import proportional
 from vtc.plugins.hf.stages.boundary.intercept import generate, post_hook, pre_hook
 from vtc.plugins.hf.stages.encoder import EncoderStage
 from vtc.plugins.hf.typing import Model
@@ -31,7 +32,14 @@ class Boundary(EncoderStage):
     """On the model are hooks, a `generate`, and a list of the tower's layers that can end early."""
 
     name: ClassVar[str] = "boundary"
-    functions = (note_projector, pre_hook, post_hook)
+    functions = (
+        note_projector,
+        pre_hook,
+        post_hook,
+        proportional.begin,
+        proportional.bias_layer,
+    )
+    weighs: ClassVar[bool] = True
     cleaners = (*EncoderStage.cleaners, LiveLayers.take_off)
 
     def hooks(self, model: Model, adapter: Adapter) -> list[Hook]:
@@ -49,10 +57,16 @@ class Boundary(EncoderStage):
                 "(its models take no mm_encoder_outputs before)"
             )
         super().check(model, patch, method)
+        if method.weighs:
+            lm = patch.adapter.language_model(model.base_model)
+            proportional.check(model, lm, patch.adapter.stages)
 
     def attach(self, model: Model, patch: Patch) -> None:
         super().attach(model, patch)
         base = model.base_model
+        if patch.method.weighs:
+            more = proportional.hooks(patch.adapter.language_model(base))
+            hang(hook for hook in more if not is_hung(hook))
         if feature_layer(base.config) is not None:
             for modality, layers in patch.layers.items():
                 if len(layers):

@@ -11,6 +11,7 @@ from torch import Tensor
 from vtc.errors import VTCError
 from vtc.plugins.hf import cache
 from vtc.plugins.hf.stages.boundary import packed
+from vtc.plugins.hf.stages.boundary.proportional import Bias
 from vtc.plugins.hf.stages.layers import continued
 from vtc.plugins.hf.stages.layers.later import Later
 from vtc.plugins.hf.stages.layers.masks import make_masks, of_layer
@@ -42,6 +43,7 @@ def enter(
     shown: Shown | None,
     generating: bool,
     mask: Tensor | None = None,
+    bias: Bias | None = None,
 ) -> None:
     """Make ready for a call of `model`, in terms of the prompt behind the boundary.
 
@@ -50,6 +52,7 @@ def enter(
         shown: the prompt that the call brings, None where it brings none.
         generating: whether transformers' `generate` calls, whose masks are its own.
         mask: the conversation's that `generate` was given, `[B, L]`.
+        bias: what is added to the logits of all attention to each column, None for nothing.
 
     Raises:
         VTCError: the call cannot be compressed.
@@ -83,9 +86,10 @@ def enter(
                 shown = shown.behind(past)
             types = kwargs.get("token_type_ids")
             types = None if types is None else types[:, -fresh:]
-            _PROMPT.set(
-                Prompt(model, lm, patch.adapter, method, shown, budgets, asking, types, notes)
-            )
+            prompt = Prompt(model, lm, patch.adapter, method, shown, budgets, asking, types, notes)
+            if bias is not None:
+                prompt.bias = bias.of(0, held), bias.of(held, fresh)
+            _PROMPT.set(prompt)
             return
     if notes is None:
         return
@@ -98,20 +102,31 @@ def enter(
         valid, padded = shown.valid, True
     else:
         valid, padded = _fresh(batch, fresh, own if plain else None, generating, mask, notes)
-    late(model, lm, notes, held_in, valid.to(inputs.device), padded)
+    own = None if bias is None else bias.of(notes.columns, fresh)
+    late(model, lm, notes, held_in, valid.to(inputs.device), padded, own)
 
 
-def late(model: Model, lm: Model, notes: Notes, held_in: Any, valid: Tensor, padded: bool) -> Later:
+def late(
+    model: Model,
+    lm: Model,
+    notes: Notes,
+    held_in: Any,
+    valid: Tensor,
+    padded: bool,
+    bias: Tensor | None = None,
+) -> Later:
     """The masks of a call that cuts nothing, for layers that hold less than the first.
 
     Args:
         model: makes the masks, see `make_masks`.
         valid: bool `[B, q]`, the new columns.
         padded: whether there may be padding among them.
+        bias: `[B, q]`, theirs.
     """
-    notes.append(valid, padded)
+    notes.append(valid, padded, bias)
     like = torch.empty(*valid.shape, 0, dtype=next(lm.parameters()).dtype, device=valid.device)
-    masks = []
+    masks: list[Any] = []
+    biases: list[Bias | None] = []
     for held in notes.held:
         made = make_masks(
             model,
@@ -122,7 +137,8 @@ def late(model: Model, lm: Model, notes: Notes, held_in: Any, valid: Tensor, pad
             (held.first, held.last),
         )
         masks += [of_layer(made, lm, number) for number in range(held.first, held.last)]
-    notes.later = Later(notes.held[0].first, masks)
+        biases += [None if held.bias is None else Bias(held.bias)] * (held.last - held.first)
+    notes.later = Later(notes.held[0].first, masks, biases)
     return notes.later
 
 

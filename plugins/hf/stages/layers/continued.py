@@ -47,7 +47,7 @@ def _sizes(held_in: Any, *args: Any, **kwargs: Any) -> Any:
             f"language model, so that its layers hold {held[0]} to {held[-1]} tokens; continue it "
             "under a method that works there, or start with a fresh one"
         )
-    return getattr(held_in._vtc_plain, cache.MASK_SIZES)(held_in, *args, **kwargs)
+    return held_in._vtc_plain.get_mask_sizes(held_in, *args, **kwargs)
 
 
 def _expected(notes: Notes) -> bool:

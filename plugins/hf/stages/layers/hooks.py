@@ -15,7 +15,7 @@ from vtc.plugins.hf import cache
 from vtc.plugins.hf.stages.layers import call
 from vtc.plugins.hf.stages.layers.deepstack import taken
 from vtc.plugins.hf.stages.layers.finish import finish
-from vtc.plugins.hf.stages.layers.masks import replace_mask
+from vtc.plugins.hf.stages.layers.masks import replace_bias, replace_mask
 from vtc.plugins.hf.typing import Model
 
 KEY = "vtc_inside"
@@ -59,7 +59,9 @@ def before_layer(layer: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if state.prompt:
         return _at(state, number, layer, args, rest)
     if number >= state.first:
-        replace_mask(rest, state.masks[number - state.first])
+        nth = number - state.first
+        replace_mask(rest, state.masks[nth])
+        replace_bias(rest, state.biases[nth])
     return args, rest
 
 

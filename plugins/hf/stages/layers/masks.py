@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from vtc.plugins.hf import cache
 from vtc.plugins.hf.stages.boundary.packed import LENGTHS
+from vtc.plugins.hf.stages.boundary.proportional import KEY, Bias
 from vtc.plugins.hf.typing import Model
 
 
@@ -66,3 +67,10 @@ def replace_mask(kwargs: dict[str, Any], mask: Any) -> None:
     kwargs["attention_mask"] = mask
     for key in LENGTHS:
         kwargs.pop(key, None)
+
+
+def replace_bias(kwargs: dict[str, Any], bias: Bias | None) -> None:
+    """Give a layer the bias of its own keys in place of that of the long sequence."""
+    kwargs.pop(KEY, None)
+    if bias is not None:
+        kwargs[KEY] = bias

@@ -25,17 +25,27 @@ class Held:
         last: the one behind them.
         valid: bool `[B, P]`, False for padding among what they hold.
         padded: whether there is any.
+        bias: float32 `[B, P]`, what is added to the logits of all attention to them; None for nothing.
     """
 
     first: int
     last: int
     valid: Tensor
     padded: bool
+    bias: Tensor | None = None
 
-    def joined(self, fresh: Tensor, padded: bool) -> Held:
+    def joined(self, fresh: Tensor, padded: bool, bias: Tensor | None) -> Held:
         """The same with new columns `[B, q]` behind."""
         valid = torch.cat([self.valid, fresh.to(self.valid.device)], 1)
-        return Held(self.first, self.last, valid, self.padded or padded)
+        if bias is not None or self.bias is not None:
+            parts = zip((self.bias, bias), (self.valid, fresh), strict=True)
+            bias = torch.cat([bias_like(b, v).to(valid.device) for b, v in parts], 1)
+        return Held(self.first, self.last, valid, self.padded or padded, bias)
+
+
+def bias_like(bias: Tensor | None, valid: Tensor) -> Tensor:
+    """`bias`, or none of it for columns `valid [B, P]`."""
+    return torch.zeros(valid.shape, device=valid.device) if bias is None else bias
 
 
 @dataclass
@@ -67,6 +77,8 @@ class Notes:
         """Take rows of the batch, by number."""
         for held in self.held:
             held.valid = held.valid[index.to(held.valid.device)]
+            if held.bias is not None:
+                held.bias = held.bias[index.to(held.bias.device)]
 
     def follow(self, length: Any, name: str) -> None:
         """Take off what the cache's owner has cropped, and add what it holds beside.
@@ -91,6 +103,8 @@ class Notes:
             size = held.valid.shape[1] - gone
             more = held.valid.new_ones(len(held.valid), max(-gone, 0))
             held.valid = torch.cat([held.valid[:, : max(size, 0)], more], 1)
+            if held.bias is not None:
+                held.bias = torch.cat([held.bias[:, : max(size, 0)], bias_like(None, more)], 1)
         self.columns, self.shared = length, self.shared - gone
 
     def fit(self, batch: int, name: str) -> None:
@@ -108,9 +122,9 @@ class Notes:
             )
         self.select(torch.zeros(batch, dtype=torch.long))
 
-    def append(self, fresh: Tensor, padded: bool) -> None:
+    def append(self, fresh: Tensor, padded: bool, bias: Tensor | None = None) -> None:
         """New columns `[B, q]`, in every layer."""
-        self.held = [held.joined(fresh, padded) for held in self.held]
+        self.held = [held.joined(fresh, padded, bias) for held in self.held]
         self.columns += fresh.shape[1]
         self.shared += fresh.shape[1]
 

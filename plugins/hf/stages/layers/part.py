@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.layers import Choice, Seen
+from vtc.plugins.hf.stages.boundary.proportional import Bias
 from vtc.plugins.model.cuts import cut as cut_short
 from vtc.plugins.model.cuts import gathered, moved
 
@@ -43,6 +44,7 @@ class Part:
         looked: the sequence on the CPU; None for the first part before it is cut.
         rotary: cosines and sines by what they were gathered from.
         masks: of the layers, by the first of those that share them.
+        biases: the same of what is added to the logits of attention to each key.
     """
 
     seen: Seen
@@ -54,6 +56,7 @@ class Part:
     looked: Looked | None = None
     rotary: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     masks: dict[int, Any] = field(default_factory=dict)
+    biases: dict[int, Bias] = field(default_factory=dict)
 
     def positions(self, embeddings: tuple[Tensor, ...]) -> Any:
         """The cosines and sines of what is left."""

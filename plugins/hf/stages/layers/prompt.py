@@ -12,9 +12,10 @@ from torch import Tensor
 from vtc.errors import VTCError
 from vtc.layers import Choice, Seen
 from vtc.plugins.hf import cache
+from vtc.plugins.hf.stages.boundary.proportional import Bias
 from vtc.plugins.hf.stages.layers.deepstack import Deepstack
-from vtc.plugins.hf.stages.layers.masks import make_masks, of_layer, replace_mask
-from vtc.plugins.hf.stages.layers.notes import Held, Notes, edges
+from vtc.plugins.hf.stages.layers.masks import make_masks, of_layer, replace_bias, replace_mask
+from vtc.plugins.hf.stages.layers.notes import Held, Notes, bias_like, edges
 from vtc.plugins.hf.stages.layers.part import Part
 from vtc.plugins.hf.stages.layers.shown import Shown
 from vtc.plugins.hf.stages.layers.view import Entered, View, held_keys
@@ -38,6 +39,8 @@ class Prompt:
         cuts: layers that have one in front of them, also those where nothing has to go.
         budgets: layer -> tokens to leave behind the cut in front of it, of each image of the prompt.
         notes: what the cache of the call holds of earlier turns, None for no cuts.
+        bias: what is added to the logits of all attention to each column, `[B, P]` of the cache's and
+            `[B, L]` of the prompt's; None for nothing.
         parts: layer -> the sequence from there on to the next cut.
         deepstack: what is added to the layers behind the first cut.
     """
@@ -74,6 +77,7 @@ class Prompt:
         )
         self.parts = {0: Part(seen, types)}
         self.deepstack: Deepstack | None = None
+        self.bias: tuple[Tensor, Tensor] | None = None
         self._entered: dict[int, Entered] = {}
         self._started = False
 
@@ -94,6 +98,7 @@ class Prompt:
         if edge is not None:
             masks = self._masks(part, edge, hidden, cache.given(kwargs))
             replace_mask(kwargs, of_layer(masks, self.lm, number))
+            replace_bias(kwargs, self._bias(part, edge[0]))
         behind = number + 1
         if self.method.reads_before and behind in self.budgets and behind not in self.parts:
             self._entered[behind] = self._enters(number, layer, hidden, kwargs, ran=True)
@@ -200,6 +205,19 @@ class Prompt:
             )
         return part.masks[edge[0]]
 
+    def _bias(self, part: Part, number: int) -> Bias | None:
+        """What is added to the logits of attention in layer `number`, of earlier turns in front."""
+        if self.bias is None:
+            return None
+        if number not in part.biases:
+            past, own = self.bias
+            held = None if self.notes is None else self.notes.of(number)
+            if held is not None:
+                past = bias_like(held.bias, held.valid).to(own.device)
+            own = own if part.index is None else gathered(own, part.index.to(own.device))
+            part.biases[number] = Bias(torch.cat([past, own], 1))
+        return part.biases[number]
+
     def _past(self, number: int) -> tuple[Tensor | None, bool]:
         """What layer `number` holds of earlier turns `[B, P]`, and whether there may be padding."""
         held = None if self.notes is None else self.notes.of(number)
@@ -218,7 +236,9 @@ class Prompt:
         def keys() -> Tensor | None:
             return held_keys(held_in, number, places, hidden.shape[1] if ran else 0)
 
-        return Entered(layer, hidden, kwargs.get("position_embeddings"), keys, past)
+        bias = self._bias(self.part(number if ran else number - 1), number)
+        columns = None if bias is None else bias.columns
+        return Entered(layer, hidden, kwargs.get("position_embeddings"), keys, past, columns)
 
     # -- behind the last layer ---------------------------------------------------------------------
 
@@ -234,7 +254,9 @@ class Prompt:
             past, padded = self._past(first)
             valid = part.seen.valid
             whole = valid if past is None else torch.cat([past.to(valid.device), valid], 1)
-            held.append(Held(first, last, whole, padded or part.padded))
+            bias = self._bias(part, first)
+            columns = None if bias is None else bias.columns
+            held.append(Held(first, last, whole, padded or part.padded, columns))
         looked = self.parts[0].looked
         if looked is not None:
             told = (looked.image >= 0) | ~looked.valid

@@ -53,7 +53,8 @@ class Layers:
 
     def _hooks(self, model: Model, patch: Patch) -> list[Hook]:
         lm = patch.adapter.language_model(model.base_model)
-        layers = [Hook(layer, "forward_pre", before_layer) for layer in lm.layers]
+        # in front of the hook that adds a bias to a layer's mask: it has to see the mask that is left
+        layers = [Hook(layer, "forward_pre", before_layer, first=True) for layer in lm.layers]
         behind = [Hook(module, "forward", settle, always=True) for module in (lm, model)]
         return [Hook(lm, "forward_pre", enter), Hook(lm, "forward", leave), *behind, *layers]
 

@@ -26,6 +26,8 @@ class Entered(NamedTuple):
         rotary: its cosines and sines, `[B, S, d]` each; None where it is given none.
         keys: gives those that its cache holds of earlier turns, `[B, G, P, d]`, or None.
         past: bool `[B, P]`, False for padding among them.
+        bias: float32 `[B, P + S]`, what is added to the logits of attention to each key; None for
+            nothing.
     """
 
     layer: Model
@@ -33,6 +35,7 @@ class Entered(NamedTuple):
     rotary: tuple[Tensor, Tensor] | None
     keys: Callable[[], Tensor | None]
     past: Tensor | None
+    bias: Tensor | None = None
 
 
 @dataclass
@@ -93,6 +96,8 @@ class View:
             allowed = allowed & among[:, None]
         where = rows.clamp(min=0)[:, None, :, None]
         asked = query.gather(2, where.expand(-1, query.shape[1], -1, query.shape[3]))
+        if entered.bias is not None:
+            asked, key = _with_bias(asked, key, scale, entered.bias[:, -key.shape[2] :], found)
         out = row_attention(asked, key, scale, allowed, mean, found.softcap)
         return out[..., past:]
 
@@ -148,3 +153,18 @@ def held_keys(held_in: Any, number: int, places: int, ran: int = 0) -> Tensor | 
     if type(layers[number]).__name__.startswith("Static"):
         return keys[:, :, :places]
     return keys[:, :, : max(keys.shape[2] - ran, 0)][:, :, -places:]
+
+
+def _with_bias(
+    query: Tensor, key: Tensor, scale: float, bias: Tensor, found: Read
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of one more dimension, by which `bias [B, K]` is added to the logits."""
+    if found.softcap is not None:
+        raise VTCError(
+            "proportional: got True, but the method inside the language model reads attention whose "
+            "logits are capped, to which no bias is added here; allowed is False, or a method that "
+            "reads no attention"
+        )
+    query, key = query.float(), key.float()
+    more = (bias.to(key) / scale)[:, None, :, None].expand(-1, key.shape[1], -1, 1)
+    return torch.cat([query, torch.ones_like(query[..., :1])], -1), torch.cat([key, more], -1)
