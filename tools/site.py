@@ -13,6 +13,7 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from offline import elsewhere
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -82,6 +83,7 @@ NAV: list[tuple[str, Any]] = [
         ],
     ),
 ]
+
 
 
 def on_config(config: Any) -> Any:
@@ -178,6 +180,14 @@ def examples(scripts: list[Path]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Let a link that shows the name of a file show the title of its page."""
+    inner = (entry[1] if isinstance(entry[1], list) else [entry] for entry in NAV)
+    titles = {file: title for pages in inner for title, file in pages}
+    named = r"\[(?:docs/)?([\w-]+\.md)\]\("
+    return re.sub(named, lambda link: f"[{titles.get(link[1], link[1])}](", markdown)
+
+
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
     """Put drawings into the page itself, where they take the colours of its scheme."""
 
@@ -192,11 +202,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """Stop where a page would load a script, style or picture from elsewhere: it could not offline."""
-    for loads in (
-        r'<(script|img|iframe)\b[^>]* src="https?:',
-        r'<link\b[^>]*"stylesheet"[^>]*="https?:',
-    ):
-        found = re.search(loads + '[^"]*"', output)
-        if found:
-            raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
+    found = elsewhere(output)
+    if found:
+        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found}")
     return output
