@@ -189,7 +189,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Put drawings into the page itself, where they take the colours of its scheme."""
+    """Put drawings into the page itself, where they take the colours of its scheme; let no line end
+    inside the name of an option."""
 
     def drawn(tag: re.Match[str]) -> str:
         name = Path(tag[1]).name
@@ -197,6 +198,10 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL)
         return f'<div class="drawing" data-search-exclude>{svg}</div>'
 
+    def whole(code: re.Match[str]) -> str:
+        return re.sub(r"(?<![\w-])--[\w-]+", r'<span class="flag">\g<0></span>', code[0])
+
+    html = re.sub(r"<code>[^<]*</code>", whole, html)  # of text; blocks have other tags inside
     return re.sub(r'<img [^>]*src="([^"]+\.svg)"[^>]*>', drawn, html)
 
 

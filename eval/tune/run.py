@@ -133,7 +133,7 @@ class Tuning:
                 "quality": quality,
                 "split_seed": self.seed,
                 "limit": self.limit,
-                **({"defaults": manifest.plain(self.defaults)} if self.defaults else {}),
+                "defaults": manifest.plain(self.defaults),
             },
             "code": manifest.code(),
             "sessions": [],

@@ -14,7 +14,6 @@ import vtc
 from vtc.cli import main
 from vtc.errors import VTCError
 from vtc.eval.common.loading import Loaded, load
-from vtc.eval.reference import checkpoint_path
 from vtc.eval.reference.scene import make_scene
 from vtc.eval.tune.divergence import divergence
 from vtc.eval.tune.run import enough
@@ -130,10 +129,11 @@ def test_what_the_model_brings_for_methods_is_part_of_the_run(
     folder: Path, arguments: list[str], result: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    brought = {"tokenflex": {"projector": str(checkpoint_path() / "tokenflex")}}
-    monkeypatch.setattr(vtc, "model_defaults", lambda model: brought)
+    monkeypatch.setattr(vtc, "model_defaults", lambda model: {"scope": {"alpha": 2.0}})
     assert main(arguments) == 1
-    assert "holds a run that differs: generation.defaults" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "generation.defaults.tokenflex is missing now" in told
+    assert "generation.defaults.scope is new" in told
 
 
 def test_python_without_answers_and_nothing_promised(folder: Path, loaded: Loaded) -> None:
