@@ -85,7 +85,6 @@ NAV: list[tuple[str, Any]] = [
 ]
 
 
-
 def on_config(config: Any) -> Any:
     """Put the navigation together from what is there."""
     made = {file for file, _ in _made()}

@@ -450,6 +450,8 @@ def _flags(args: argparse.Namespace | None) -> Iterator[Entry]:
     for name in ("method", "retention", "tokens", "positions"):
         value = getattr(args, f"vtc_{name}", None)
         if value is not None:
+            if value == "":  # a variable of the shell that is not set
+                raise VTCError(f"--{prefix}{name}: got '', expected a value")
             yield name, f"--{prefix}{name}", value
     for text in getattr(args, "vtc_option", None) or ():
         key, equals, value = text.partition("=")
