@@ -342,6 +342,18 @@ def test_wrong_usage(capsys, argv):
     assert status == 2 and "error" in err
 
 
+def test_no_command_tells_all_commands(capsys):
+    _, _, err = run(capsys)
+    assert "ask a model about images" in err and "whether compression is right" in err
+
+
+def test_a_budget_without_a_method_is_told(capsys):
+    data = run_json(capsys, "run", "--scene", "4", "--retention", "0.5", "--max-new-tokens", "1")
+    assert any("method none drops nothing" in note for note in data["notes"])
+    data = run_json(capsys, "run", "--scene", "4", "--max-new-tokens", "1")
+    assert not data["notes"]
+
+
 def test_help_and_version(capsys):
     for argv in (
         ["--help"],

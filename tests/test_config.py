@@ -220,6 +220,10 @@ ENV_ERRORS = [
         {"VTC_METHOD": "toy", "VTC_OPTIONS": '{"retention": 0.5}'},
         r"^VTC_OPTIONS: 'retention' is not an option",
     ),
+    (
+        {"VTC_METHOD": "toy", "VTC_OPTIONS": '{"positions": 1}'},
+        r"^VTC_OPTIONS: 'positions' is not an option, give it as 'positions' itself$",
+    ),
     ({"VTC_RETENTON": "0.5"}, r"^VTC_RETENTON: unknown variable; did you mean 'VTC_RETENTION'"),
     ({"VTC_KEEP_RATIO": "0.5"}, r"unknown variable; did you mean 'VTC_RETENTION'"),
     ({"VTC_METHODS": "toy"}, r"did you mean 'VTC_METHOD'"),
@@ -293,6 +297,8 @@ def test_bad_fields_of_the_dataclass():
         CompressionConfig("toy", retention=2).create()
     with pytest.raises(VTCError, match="options: 'retention' is not an option"):
         CompressionConfig("toy", retention=0.5, options={"retention": 0.1})
+    with pytest.raises(VTCError, match="options: 'positions' is not an option"):
+        CompressionConfig("toy", retention=0.5, options={"positions": "original"})
     with pytest.raises(VTCError, match=r"method: got \['a'\], available"):
         registry.create_method(["a"])
 

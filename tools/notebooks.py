@@ -35,12 +35,24 @@ def run(notebook: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
     ).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [slim(out) for out in cell.outputs if out.get("name") != "stderr"]
+            told = [slim(out) for out in cell.outputs if out.get("name") != "stderr"]
+            cell.outputs = joined(told)
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
     }
     return notebook
+
+
+def joined(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """What was printed in one go as one output: where a kernel cuts it differs from run to run."""
+    found: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def slim(output: nbformat.NotebookNode) -> nbformat.NotebookNode:

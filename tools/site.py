@@ -13,6 +13,7 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from offline import elsewhere
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -178,8 +179,17 @@ def examples(scripts: list[Path]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Let a link that shows the name of a file show the title of its page."""
+    inner = (entry[1] if isinstance(entry[1], list) else [entry] for entry in NAV)
+    titles = {file: title for pages in inner for title, file in pages}
+    named = r"\[(?:docs/)?([\w-]+\.md)\]\("
+    return re.sub(named, lambda link: f"[{titles.get(link[1], link[1])}](", markdown)
+
+
 def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
-    """Put drawings into the page itself, where they take the colours of its scheme."""
+    """Put drawings into the page itself, where they take the colours of its scheme; let no line end
+    inside the name of an option."""
 
     def drawn(tag: re.Match[str]) -> str:
         name = Path(tag[1]).name
@@ -187,16 +197,16 @@ def on_page_content(html: str, page: Any, config: Any, files: Files) -> str:
         svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL)
         return f'<div class="drawing" data-search-exclude>{svg}</div>'
 
+    def whole(code: re.Match[str]) -> str:
+        return re.sub(r"(?<![\w-])--[\w-]+", r'<span class="flag">\g<0></span>', code[0])
+
+    html = re.sub(r"<code>[^<]*</code>", whole, html)  # of text; blocks have other tags inside
     return re.sub(r'<img [^>]*src="([^"]+\.svg)"[^>]*>', drawn, html)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """Stop where a page would load a script, style or picture from elsewhere: it could not offline."""
-    for loads in (
-        r'<(script|img|iframe)\b[^>]* src="https?:',
-        r'<link\b[^>]*"stylesheet"[^>]*="https?:',
-    ):
-        found = re.search(loads + '[^"]*"', output)
-        if found:
-            raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found[0]}")
+    found = elsewhere(output)
+    if found:
+        raise PluginError(f"{page.file.src_uri} loads from elsewhere: {found}")
     return output

@@ -85,9 +85,8 @@ class CompressionConfig:
             if given or not all(isinstance(each, Mapping) for each in self.options.values()):
                 raise VTCError(f"{given[0] if given else 'options'}: {_tables(self.method)}")
             return
-        for key in BUDGET:
-            if key in self.options:
-                raise VTCError(f"options: {key!r} is not an option, give it as {key!r} itself")
+        for key in self.options:
+            _check_key("options", key)
 
     def create(self, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Method:
         """The configured method, see `create_all` for several.
@@ -275,8 +274,7 @@ class _Merged:
         known = [f.name for f in dataclasses.fields(method_class(method)) if f.init]
         allowed = [name for name in known if name not in BUDGET]
         for key, (where, _) in self.options.items():
-            if key in BUDGET:
-                raise VTCError(f"{where}: {key!r} is not an option, give it as {key!r} itself")
+            _check_key(where, key)
             if key not in allowed:
                 takes = ", ".join(allowed) or "no options"
                 raise VTCError(
@@ -306,6 +304,12 @@ class _Merged:
                 where = self.options[key][0] if key in self.options else "options"
                 raise VTCError(f"{where}: {error}") from error
         return {**self.values, "options": options}
+
+
+def _check_key(where: str, key: str) -> None:
+    """Refuse a setting where an option of a method is expected."""
+    if key in VARIABLES.values():
+        raise VTCError(f"{where}: {key!r} is not an option, give it as {key!r} itself")
 
 
 def _method(where: str, value: Any) -> str:
@@ -446,6 +450,8 @@ def _flags(args: argparse.Namespace | None) -> Iterator[Entry]:
     for name in ("method", "retention", "tokens", "positions"):
         value = getattr(args, f"vtc_{name}", None)
         if value is not None:
+            if value == "":  # a variable of the shell that is not set
+                raise VTCError(f"--{prefix}{name}: got '', expected a value")
             yield name, f"--{prefix}{name}", value
     for text in getattr(args, "vtc_option", None) or ():
         key, equals, value = text.partition("=")

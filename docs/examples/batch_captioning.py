@@ -3,7 +3,7 @@
     python batch_captioning.py photos --model llava-hf/llava-1.5-7b-hf --tokens 64 --output c.jsonl
 
 Pictures of any size go through the model together. A file that cannot be read gets a line with the
-reason. The same command goes on where it was stopped.
+reason. The same command goes on where it was stopped, also in the middle of a line.
 """
 
 from __future__ import annotations
@@ -29,6 +29,17 @@ def opened(path: Path) -> Image.Image | str:
         return Image.open(path).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         return str(error)
+
+
+def captioned(output: Path) -> set[str]:
+    """Names of the files that have a line. One that was torn when the run was killed is cut off."""
+    if not output.exists():
+        return set()
+    whole, _, torn = output.read_bytes().rpartition(b"\n")
+    if torn:
+        with output.open("r+b") as file:
+            file.truncate(len(whole) + 1 if whole else 0)
+    return {json.loads(line)["file"] for line in whole.splitlines()}
 
 
 @torch.inference_mode()
@@ -64,11 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     processor.tokenizer.padding_side = "left"  # rows go on at their end
     handle = vtc.apply(model, settings.method, tokens=settings.tokens)
 
-    done = set()
-    if settings.output.exists():
-        done = {
-            json.loads(line)["file"] for line in settings.output.read_text("utf-8").splitlines()
-        }
+    done = captioned(settings.output)
     files = sorted(p for p in settings.folder.iterdir() if p.suffix.lower() in SUFFIXES)
     left = [path for path in files if path.name not in done]
     with settings.output.open("a", encoding="utf-8") as output:

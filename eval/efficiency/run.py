@@ -338,8 +338,8 @@ def _cuts(subject: Subject, setting: Setting) -> Stretches:
 
 
 def _brought(handle: Any) -> list[Any]:
-    """What may hold weights that a method brings along: its text encoder, its projector."""
-    holders = [handle.text_encoder, handle.method]
+    """What may hold weights that methods bring along: a text encoder, a projector."""
+    holders = [handle.text_encoder, *handle.methods]
     return [value for holder in holders for value in getattr(holder, "__dict__", {}).values()]
 
 

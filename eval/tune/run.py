@@ -80,7 +80,7 @@ class Tuning:
         began = time.monotonic()
         check_target(self.target)
         questions = ByImage.of(self.suite, self.limit)
-        quality = self._quality(questions)
+        quality = quality_of(self.quality, questions)
         search, unseen = check_enough(questions, self.target, self.seed)
         with self._place() as folder:
             costs = Costs(self.cost, folder, lambda: None)
@@ -111,19 +111,6 @@ class Tuning:
             self._note(folder, seconds=round(seconds, 1))
             return Tuned.of(self, job, found, asked, earlier, seconds)
 
-    def _quality(self, questions: ByImage) -> str:
-        if self.quality is None:
-            return "answers" if questions.answered else "agreement"
-        if self.quality not in QUALITIES:
-            raise VTCError(
-                f"quality: got {self.quality!r}, allowed are {', '.join(QUALITIES)}"
-                f"{nearest(self.quality, QUALITIES)}"
-            )
-        if self.quality == "answers" and not questions.answered:
-            raise VTCError("quality: got 'answers', but the questions have none, allowed are "
-                           "agreement and divergence")  # fmt: skip
-        return self.quality
-
     @contextlib.contextmanager
     def _place(self) -> Iterator[Path]:
         if self.folder is not None:
@@ -146,6 +133,7 @@ class Tuning:
                 "quality": quality,
                 "split_seed": self.seed,
                 "limit": self.limit,
+                "defaults": manifest.plain(self.defaults),
             },
             "code": manifest.code(),
             "sessions": [],
@@ -213,6 +201,24 @@ class Tuning:
                 f"the full model is right in {score:.0%} of the answers, and where it is wrong nothing "
                 f"is proved: {needed(self.target, len(search), score)} images to confirm would be needed"
             )
+
+
+def quality_of(wish: str | None, questions: ByImage) -> str:
+    """What is to be kept, one of `QUALITIES`; the default of these questions for None.
+
+    Raises:
+        VTCError: there is no such quality, or the questions have no answers for it.
+    """
+    if wish is None:
+        return "answers" if questions.answered else "agreement"
+    if wish not in QUALITIES:
+        raise VTCError(
+            f"quality: got {wish!r}, allowed are {', '.join(QUALITIES)}{nearest(wish, QUALITIES)}"
+        )
+    if wish == "answers" and not questions.answered:
+        raise VTCError("quality: got 'answers', but the questions have none, allowed are "
+                       "agreement and divergence")  # fmt: skip
+    return wish
 
 
 def split(questions: ByImage, seed: int) -> tuple[list[str], list[str]]:

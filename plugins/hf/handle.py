@@ -66,6 +66,11 @@ class Handle:
         return self._patch.methods[0]
 
     @property
+    def methods(self) -> tuple[Method, ...]:
+        """All methods on the model, in the order in which tokens pass them."""
+        return self._patch.methods
+
+    @property
     def text_encoder(self) -> Any:
         """What a text-guided method reads the question with, None for others and once the patch is off.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -10,6 +11,11 @@ import torch
 
 import vtc
 from tests.docs.pages import DOCS, code, run_pages
+
+_spec = importlib.util.spec_from_file_location("offline", DOCS.parent / "tools" / "offline.py")
+assert _spec and _spec.loader
+offline = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(offline)
 
 
 @pytest.mark.parametrize("page", run_pages())
@@ -50,6 +56,27 @@ def test_the_api_page_has_every_public_name() -> None:
     for name, members in re.findall(r"^::: vtc\.(\w+)\n.*?\n +members: \[(.*?)\]", text, re.M):
         for member in members.split(", "):
             assert hasattr(getattr(vtc, name), member), f"{name}.{member}"
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        '<link rel="stylesheet" href="https://a.b/c.css">',
+        '<link href="https://a.b/c.css" rel="stylesheet">',
+        "<link href=//a.b/c.css rel=stylesheet>",
+        '<link as="font" href="https://a.b/c.woff2" rel="preload">',
+        '<img alt="x" src="https://a.b/c.png">',
+        "<script\n defer src='http://a.b/c.js'></script>",
+    ],
+)
+def test_the_site_sees_what_a_page_would_fetch(tag: str) -> None:
+    assert offline.elsewhere(f"<p>one</p>{tag}<p>two</p>").startswith(tag.partition(">")[0])
+
+
+def test_the_site_lets_pages_name_addresses() -> None:
+    told = """<link rel="canonical" href="https://a.b/"><a href="https://a.b/">there</a>
+        <link rel="stylesheet" href="assets/main.css"><img src="data:image/png;base64,//8A">"""
+    assert offline.elsewhere(told) == ""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import vtc
 from tests.eval.tiny_shapes import HEAD, KV, narrow, subject
@@ -11,11 +12,14 @@ from tests.families import mllama
 from tests.hf.tiny import snapshot
 from vtc.errors import VTCError
 from vtc.eval.common.memory import peak_allocated
-from vtc.eval.efficiency import passes
+from vtc.eval.efficiency import passes, run
 from vtc.eval.efficiency.flops import counter, encoder_flops, language_flops
 from vtc.eval.efficiency.memory import weight_bytes
 from vtc.eval.efficiency.shapes import SHAPES, Depth, build, narrowed
 from vtc.eval.efficiency.stages import Stages
+from vtc.eval.reference import checkpoint_path, load_reference
+from vtc.methods.resize import Resize
+from vtc.methods.tokenflex import TokenFlex
 
 CPU = torch.device("cpu")
 #: name -> depth of the narrow model, visual tokens of a picture of 300 x 200 pixels
@@ -170,6 +174,15 @@ def test_weights_count_shared_storage_once():
     with torch.device("meta"):
         twins = [torch.nn.Linear(10, 10, bias=False) for _ in range(2)]
     assert weight_bytes(twins) == 800
+
+
+def test_weights_that_a_later_method_brings_count():
+    model, processor = load_reference()
+    folder = str(checkpoint_path() / "tokenflex")
+    stored = load_file(checkpoint_path() / "tokenflex" / "projector.safetensors")
+    methods = [Resize(tokens=160), TokenFlex(projector=folder)]
+    with vtc.compress(model, methods, processor=processor) as handle:
+        assert weight_bytes(run._brought(handle)) == sum(each.nbytes for each in stored.values())
 
 
 @pytest.mark.parametrize(

@@ -31,9 +31,9 @@ this table:
 * position policies: {positions}.
 
 A cell holds when every row of a ragged batch gives what a reference gives that does not go through
-`vtc`: equal tokens, and logits within 2e-3 for a plain forward. Sampling and assisted decoding run row
-by row, each row with the padding it has in the batch. Methods with the same marks everywhere share a
-column.
+`vtc`: equal tokens, and logits within 2e-3 for a plain forward. `sparsevlm` alone has no such reference:
+a row of its batch is compared with the same row alone. Sampling and assisted decoding run row by row,
+each row with the padding it has in the batch. Methods with the same marks everywhere share a column.
 
 | mark | meaning |
 |---|---|

@@ -125,6 +125,17 @@ def test_another_run_in_the_folder_is_refused(
     assert "holds a run that differs" in capsys.readouterr().err
 
 
+def test_what_the_model_brings_for_methods_is_part_of_the_run(
+    folder: Path, arguments: list[str], result: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(vtc, "model_defaults", lambda model: {"scope": {"alpha": 2.0}})
+    assert main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "generation.defaults.tokenflex is missing now" in told
+    assert "generation.defaults.scope is new" in told
+
+
 def test_python_without_answers_and_nothing_promised(folder: Path, loaded: Loaded) -> None:
     rows = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     data = [
@@ -252,6 +263,17 @@ def test_what_is_refused(folder: Path, loaded: Loaded, given: dict[str, Any], me
             folder / "questions.jsonl",
             **{"target": TARGET, **given},
         )
+
+
+def test_answers_that_are_not_there_are_missed_before_the_model_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"image": f"{n}.png", "question": "?"} for n in range(IMAGES)]
+    data = folder / "unanswered.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["tune", "--model", "no/such", "--data", str(data), "--target", str(TARGET)]
+    assert main([*asked, "--quality", "answers", "--output", str(folder / "never.yaml")]) == 1
+    assert "quality: got 'answers', but the questions have none" in capsys.readouterr().err
 
 
 def test_answers_that_are_asked_for_and_are_not_there(folder: Path, loaded: Loaded) -> None:

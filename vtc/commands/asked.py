@@ -11,6 +11,8 @@ from vtc.errors import VTCError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from vtc.config import CompressionConfig
+
 #: the scenes of `--scene`: of the test set, which the reference model never saw
 SPLIT, SEED = "test", 20
 #: what is said of an answer of the reference model to an image of one's own
@@ -97,6 +99,13 @@ def subjects(args: argparse.Namespace, prompt: str | None) -> list[Subject]:
 def about(args: argparse.Namespace) -> list[str]:
     """What should be known of the pictures."""
     return [DRAWN] if args.model == "reference" and args.scene is None else []
+
+
+def budgeted(config: CompressionConfig) -> list[str]:
+    """What should be known of a budget that no method spends."""
+    if config.method != "none" or not config.budget():
+        return []
+    return ["method none drops nothing, whatever the budget; --method divprune would, for instance"]
 
 
 def _scene(number: int, prompt: str | None) -> Subject:

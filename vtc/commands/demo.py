@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.commands.console import print_json, progress, stdout
+from vtc.commands.outputs import check_writable
 from vtc.eval.common import settings
 from vtc.eval.common.arguments import add_imports, positive
 from vtc.eval.common.loading import load
@@ -68,6 +69,7 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure, paint, write, print."""
     settings.check(args.methods or ["none"], args.retention)
+    check_writable("output", args.output, folder=True)
 
     began = time.monotonic()
     with progress(disable=args.json) as bar:

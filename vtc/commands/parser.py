@@ -1,4 +1,4 @@
-"""The parser of the commands: an unknown flag is met with the one that was meant."""
+"""The parser of the commands: an unknown flag or word is met with the one that was meant."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from vtc.errors import nearest
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` whose error for an unknown flag names the nearest one."""
+    """An `ArgumentParser` whose error for an unknown flag, command or choice names the nearest one;
+    where a command is missing it tells them all."""
 
     def parse_args(  # type: ignore[override]  # one signature for all overloads of the base class
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
         """As the base class does."""
         given = sys.argv[1:] if args is None else list(args)
+        if not given and self._subparsers is not None:
+            self.print_help(sys.stderr)
         found, rest = self.parse_known_args(given, namespace)
         if rest:
             flags = list(_flags(self, given))
@@ -25,6 +28,13 @@ class Parser(argparse.ArgumentParser):
             meant = nearest(unknown.partition("=")[0], flags, "--")
             self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
         return found
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += nearest(value, map(str, action.choices or ()))
+            raise
 
 
 def _flags(parser: argparse.ArgumentParser, given: Sequence[str]) -> Iterator[str]:

@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         if group[0].right is not None:
             result["right_answer"] = group[0].right
     told = [] if args.raw else notes(loaded.processor, args.prompt)
-    told += asked.about(args)
+    told += [*asked.budgeted(config), *asked.about(args)]
     if args.json:
         data = {
             "model": args.model,

@@ -8,6 +8,7 @@ from typing import Any
 
 from vtc.commands import asked
 from vtc.commands.console import print_json, stdout, waiting
+from vtc.commands.outputs import check_writable
 from vtc.config import CompressionConfig, add_arguments
 from vtc.errors import VTCError
 from vtc.eval.common.arguments import add_model
@@ -21,6 +22,7 @@ def add(commands: Any) -> None:
     """Add the sub-command."""
     parser = commands.add_parser(
         "show",
+        aliases=["visualize"],  # its name in Python
         help="paint the tokens that a method keeps over the image",
         description="Run one prefill and paint kept, merged and dropped patches over the image.\n\n"
         + RULES,
@@ -48,6 +50,9 @@ def run(args: argparse.Namespace) -> None:
     (subject,) = asked.subjects(args, prompt)
     picture = subject.image()
     _check_suffix(args.output)
+    check_writable("output", args.output)
+    if args.report:
+        check_writable("report", args.report)
     config.create_all()  # what is wrong is said before the model is loaded
 
     import torch
@@ -58,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     with waiting(f"loading {args.model}", args.json):
         loaded = load(args.model, args.device, args.dtype)
     inputs = loaded.inputs([picture], subject.prompt, args.raw)
-    told = [] if args.raw else notes(loaded.processor, subject.prompt)
+    told = asked.budgeted(config) + ([] if args.raw else notes(loaded.processor, subject.prompt))
     with (
         waiting("reading the picture", args.json),
         vtc.compress(loaded.model, config, processor=loaded.processor) as handle,

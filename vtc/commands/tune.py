@@ -124,15 +124,17 @@ def run(args: argparse.Namespace) -> None:
         settings.parse_options(args.method_options, "method-options", settings.method_option),
     )
     from vtc.eval.tune.questions import ByImage
-    from vtc.eval.tune.run import Tuning, check_enough, vtc_defaults
+    from vtc.eval.tune.run import Tuning, check_enough, quality_of, vtc_defaults
 
-    check_enough(ByImage.of(suite, args.limit), args.target, args.seed)
+    questions = ByImage.of(suite, args.limit)
+    quality = quality_of(args.quality, questions)
+    check_enough(questions, args.target, args.seed)
     with progress(disable=args.json) as bar:
         task = bar.add_task(f"loading {args.model}")
         loaded = load(args.model, args.device, args.dtype)
         bar.update(task, description="asking")
         result = Tuning(
-            loaded, suite, args.target, candidates, args.quality, args.cost, folder_of(output),
+            loaded, suite, args.target, candidates, quality, args.cost, folder_of(output),
             vtc_defaults(loaded.model), args.limit, args.batch_size, args.seed,
             shlex.join(["vtc", *sys.argv[1:]]),
             told=(lambda line: None) if args.json else bar.print,
