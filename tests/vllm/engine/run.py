@@ -1,7 +1,7 @@
 """Runs one engine in a process of its own: `python -m tests.vllm.engine.run JOB.json OUT.json`.
 
 A job names a checkpoint, arguments of `vllm.LLM`, and rounds of requests with pictures as files. Beside
-each answer stand the log probabilities of its tokens. With `refused`, the answer to a round may be why it
+each answer stand the log probabilities of its tokens. With `refused`, a round may be answered by why it
 was refused; with `other`, processes that are started find the `vtc` of that folder.
 """
 
