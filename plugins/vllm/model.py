@@ -143,6 +143,7 @@ class PruningMRoPE(PruningModel):
             ),
             default=2**31,
         )
+        mrope.check_table(self._vtc_length, self._vtc_known)
 
     def _vtc_row(self, kept: Kept, spec: Spec) -> Tensor:
         cols = spec.packing.patch_grid[1]
