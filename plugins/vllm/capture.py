@@ -6,8 +6,9 @@ own, which is given queries and keys behind their rotary positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vtc.errors import VTCError
 from vtc.plugins.model.signals import Heads
 
+logger = logging.getLogger("vllm.vtc")
 _TOWERS = ("vision_tower.vision_model", "vision_tower", "visual", "model.vision_model")
 _LAYERS = ("encoder.layers", "encoder.layer", "blocks")
 _CORES = ("self_attn.attn", "attention.attn", "attn.attn")
@@ -108,9 +110,29 @@ class NextLayer:
         return Heads(q, k, q.shape[-1] ** -0.5)
 
 
+def watched(
+    encode: Callable[[], Iterable[Tensor]], watch: Callable[[], AbstractContextManager[Record]]
+) -> tuple[list[Tensor], Record]:
+    """The rows of a call of the encoder, and what was seen of it.
+
+    Where reading fails, the error is logged, the encoder runs once more without it, and nothing was
+    seen: half of a record would be taken for the whole.
+
+    Args:
+        encode: vLLM's own call.
+        watch: what collects inside a block, as `recording`.
+    """
+    try:
+        with watch() as record:
+            return list(encode()), record
+    except Exception:
+        logger.exception("vtc: nothing could be read of the vision tower")
+    return list(encode()), Record()  # an error here is vLLM's own
+
+
 @contextmanager
 def recording(
-    model: Any, wanted: Iterable[int], following: NextLayer | None, projector: bool
+    model: Any, wanted: Iterable[int], projector: bool, following: NextLayer | None
 ) -> Iterator[Record]:
     """Collect what the layers `wanted`, and the projector, are given inside the block.
 
@@ -130,7 +152,7 @@ def recording(
                 hung.append(layers[-1].register_forward_hook(hook))
             else:
                 raise VTCError(f"layer: got {layer}, vLLM built {len(layers)} layers of the tower")
-        with _watched(projector_of(model), record) if projector else nullcontext():
+        with _noted(projector_of(model), record) if projector else nullcontext():
             yield record
     finally:
         for handle in hung:
@@ -177,15 +199,15 @@ def _last_hook(record: Record, layer: int, following: NextLayer) -> Any:
 
 
 @contextmanager
-def _watched(projector: nn.Module, record: Record) -> Iterator[None]:
+def _noted(projector: nn.Module, record: Record) -> Iterator[None]:
     """Note what a projector is given. Classes that vLLM may compile call `forward` around hooks."""
     forward = projector.forward
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def noting(*args: Any, **kwargs: Any) -> Any:
         record.projector_input.append(args[0] if args else next(iter(kwargs.values())))
         return forward(*args, **kwargs)
 
-    projector.forward = watched
+    projector.forward = noting
     try:
         yield
     finally:

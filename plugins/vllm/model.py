@@ -73,14 +73,10 @@ class PruningModel:
     def _vtc_encoded(self, kwargs: dict[str, Any], specs: Sequence[Spec]) -> list[Kept]:
         """The rows that are left of the images of one slice."""
         encode = super().embed_multimodal  # type: ignore[misc]
-        record = capture.Record()
-        try:
-            layers, projector = wanted(specs, self._vtc_view.tower)
-            with capture.recording(self, layers, self._vtc_next, projector) as record:
-                rows = list(encode(**kwargs))
-        except Exception:
-            logger.exception("vtc: nothing could be read of the vision tower")
-            rows = list(encode(**kwargs))  # an error here is vLLM's own
+        rows, record = capture.watched(
+            lambda: encode(**kwargs),
+            lambda: capture.recording(self, *wanted(specs, self._vtc_view.tower), self._vtc_next),
+        )
         try:
             images = Images(
                 specs,
@@ -147,6 +143,7 @@ class PruningMRoPE(PruningModel):
             ),
             default=2**31,
         )
+        mrope.check_table(self._vtc_length, self._vtc_known)
 
     def _vtc_row(self, kept: Kept, spec: Spec) -> Tensor:
         cols = spec.packing.patch_grid[1]

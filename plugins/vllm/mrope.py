@@ -77,6 +77,21 @@ def check_reach(length: int, images: Sequence[tuple[int, int]], known: int) -> N
         )
 
 
+def check_table(length: int, known: int) -> None:
+    """Raise `VTCError` where a model has fewer positions than a prompt may have tokens: an answer
+    would get positions that the model cannot look up, or that are not its own.
+
+    Args:
+        length: tokens that a prompt and its answer have at most.
+        known: positions that the model can look up.
+    """
+    if length > known:
+        raise VTCError(
+            f"max_model_len: got {length}, but the model has a table of {known} positions; give it "
+            f"{known} or less, or set VTC_VLLM=0"
+        )
+
+
 def bounded(positions: Tensor, delta: int, known: int, length: int) -> tuple[Tensor, int]:
     """Positions and what the next one is ahead of the next place, within what a model can look up.
 
@@ -84,7 +99,7 @@ def bounded(positions: Tensor, delta: int, known: int, length: int) -> tuple[Ten
         positions: int64 `[3, L]`.
         delta: what the next position is ahead of the next place.
         known: positions that the model can look up.
-        length: tokens that a prompt and its answer have at most.
+        length: tokens that a prompt and its answer have at most, no more than `known`.
     """
     return positions.clamp(max=known - 1), min(delta, known - length)
 

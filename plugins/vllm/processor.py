@@ -112,9 +112,7 @@ class PruningProcessor:
         sides = []
         for key, place, item in zip(hashes, ranges, items, strict=True):
             left = place.get_num_embeds()
-            if item is not None and SPEC in item:  # a cache that has the image keeps its data
-                promise = spec.Spec.from_tensor(item[SPEC].data)
-                self._vtc_sizes.put(key, (promise.full, max(promise.packing.patch_grid)))
+            self._vtc_note(key, item)
             full, side = self._vtc_sizes.get(key) or (left, left)
             kept += left
             dropped += max(full - left, 0)
@@ -126,6 +124,33 @@ class PruningProcessor:
             metrics.visual_tokens().labels("kept").inc(kept)
             metrics.visual_tokens().labels("dropped").inc(dropped)
             logger.debug("vtc: %s keeps %d of %d image tokens", wish, kept, kept + dropped)
+
+    def _vtc_note(self, key: str, item: Any) -> None:
+        """Note the size of an image; a cache that has it keeps its data."""
+        if item is not None and SPEC in item:
+            promise = spec.Spec.from_tensor(item[SPEC].data)
+            self._vtc_sizes.put(key, (promise.full, max(promise.packing.patch_grid)))
+
+    def _merge_mm_kwargs(
+        self,
+        cache: Any,
+        mm_hashes: Any,
+        mm_is_cached: Any,
+        mm_missing_kwargs: Any,
+        mm_missing_prompt_updates: Any,
+    ) -> Any:
+        """vLLM's own; a cache in shared memory takes the data of new images as well."""
+        told = zip(mm_hashes.get("image", ()), mm_is_cached.get("image", ()), strict=True)
+        missing = [key for key, is_cached in told if not is_cached]
+        for key, item in zip(missing, mm_missing_kwargs.get("image", ()), strict=True):
+            self._vtc_note(key, item)
+        return super()._merge_mm_kwargs(  # type: ignore[misc]
+            cache,
+            mm_hashes=mm_hashes,
+            mm_is_cached=mm_is_cached,
+            mm_missing_kwargs=mm_missing_kwargs,
+            mm_missing_prompt_updates=mm_missing_prompt_updates,
+        )
 
     # -- its images --------------------------------------------------------------------------------
 

@@ -2,11 +2,15 @@
 
 Weights are made larger than at the start of training, so that every token of a picture matters for what
 is said. Special tokens have a row of zeros in the head, so that no placeholder is ever generated.
+
+`python -m tests.vllm.checkpoints llava_next FOLDER --text hidden_size=512 head_dim=64` writes one for
+measurements, with a larger language model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -300,10 +304,30 @@ _ALL += (internvl, idefics3, smolvlm)
 FAMILIES: dict[str, Callable[[], Made]] = {make.__name__: make for make in _ALL}
 
 
-def save(family: str, folder: Path) -> Made:
-    """Write a family's checkpoint into a folder."""
+def template(made: Made) -> str:
+    """A chat template: what users say, with their pictures where they stand."""
+    return (
+        "{% for m in messages %}USER: {% for c in m['content'] %}"
+        "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}"
+        f"{made.image}\n"
+        "{% endif %}{% endfor %}{% endfor %} ASSISTANT:"
+    )
+
+
+def save(family: str, folder: Path, text: Mapping[str, int] | None = None) -> Made:
+    """Write a family's checkpoint into a folder.
+
+    Args:
+        text: fields of the language model's configuration that are to be others.
+    """
     torch.manual_seed(0)
     made = FAMILIES[family]()
+    if text:
+        config = made.model.config
+        for name, value in text.items():
+            setattr(config.text_config, name, value)
+        made = replace(made, model=type(made.model)(config))
+    made.processor.chat_template = template(made)
     scaled(made.model)
     made.model.generation_config.eos_token_id = None
     made.model.save_pretrained(folder)
@@ -324,3 +348,19 @@ def load(family: str, folder: Path) -> Made:
     made = FAMILIES[family]()
     model = type(made.model).from_pretrained(folder).eval()
     return replace(made, model=model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.vllm.checkpoints", description=__doc__)
+    parser.add_argument("family", choices=sorted(FAMILIES))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--text", nargs="*", default=[], help="field=number of the language model")
+    args = parser.parse_args()
+    pairs = (pair.partition("=") for pair in args.text)
+    made = save(args.family, args.folder, {name: int(value) for name, _, value in pairs})
+    size = sum(weight.numel() for weight in made.model.model.language_model.parameters())
+    print(f"{args.folder}: {args.family}, language model of {size / 1e6:.1f} million weights")
+
+
+if __name__ == "__main__":
+    main()

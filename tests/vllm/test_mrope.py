@@ -101,6 +101,12 @@ def test_no_position_lies_behind_the_table() -> None:
     assert torch.equal(same, positions) and delta == 20
 
 
+def test_a_model_with_fewer_positions_than_tokens_does_not_start() -> None:
+    mrope.check_table(64, 64)
+    with pytest.raises(VTCError, match="max_model_len: got 65, .* 64 positions; .* VTC_VLLM=0"):
+        mrope.check_table(65, 64)
+
+
 def test_as_far_as_transformers_counts() -> None:
     """The reach of a prompt is one behind the last position that transformers gives it."""
     model = tiny.build("qwen2_5_vl")

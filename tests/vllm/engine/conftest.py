@@ -71,17 +71,19 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Runs rounds of requests in an engine of its own."""
+def process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs rounds of requests in an engine of its own; answers come into `out.json`."""
 
-    def run(model: Path, rounds: list[list[dict[str, Any]]], **job: Any) -> dict[str, Any]:
+    def run(
+        model: Path, rounds: list[list[dict[str, Any]]], **job: Any
+    ) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, **ENV, **job.pop("env", {})}
         engine = {"max_model_len": 2048, "max_num_seqs": 8, "limit_mm_per_prompt": {"image": 2}}
         engine.update(job.pop("engine", {}))
         work = {"model": str(model), "rounds": rounds, "steps": 10, "engine": engine, **job}
         (tmp_path / "job.json").write_text(json.dumps(work, default=str))
         command = [sys.executable, "-m", "tests.vllm.engine.run"]
-        done = subprocess.run(
+        return subprocess.run(
             [*command, str(tmp_path / "job.json"), str(tmp_path / "out.json")],
             env=env,
             cwd=ROOT,
@@ -89,6 +91,18 @@ def engine(tmp_path: Path) -> Callable[..., dict[str, Any]]:
             text=True,
             timeout=900,
         )
+
+    return run
+
+
+@pytest.fixture
+def engine(
+    tmp_path: Path, process: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., dict[str, Any]]:
+    """The answers of such an engine, which must come to its end, and what it wrote."""
+
+    def run(model: Path, rounds: list[list[dict[str, Any]]], **job: Any) -> dict[str, Any]:
+        done = process(model, rounds, **job)
         assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
         found = json.loads((tmp_path / "out.json").read_text())
         return {**found, "log": done.stdout + done.stderr}

@@ -1,7 +1,8 @@
 """Runs one engine in a process of its own: `python -m tests.vllm.engine.run JOB.json OUT.json`.
 
 A job names a checkpoint, arguments of `vllm.LLM`, and rounds of requests with pictures as files. Beside
-each answer stand the log probabilities of its tokens.
+each answer stand the log probabilities of its tokens. With `refused`, a round may be answered by why it
+was refused; with `other`, processes that are started find the `vtc` of that folder.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any
 
 def main(job: Path, out: Path) -> None:
     work = json.loads(job.read_text())
-    for module in work.get("import", ()):
-        __import__(module)
+    if "other" in work:
+        import vtc  # noqa: F401  # here it is this one
+
+        sys.path.insert(0, work["other"])  # what is spawned takes the path over
     from PIL import Image
     from vllm import LLM, SamplingParams
 
@@ -24,7 +27,7 @@ def main(job: Path, out: Path) -> None:
     if work.get("profile"):
         llm.collective_rpc(_profile)
     sampling = SamplingParams(temperature=0, max_tokens=work["steps"], ignore_eos=True, logprobs=0)
-    rounds = []
+    rounds: list[Any] = []
     for requests in work["rounds"]:
         prompts = [
             {
@@ -34,8 +37,14 @@ def main(job: Path, out: Path) -> None:
             }
             for request in requests
         ]
-        answers = llm.generate(prompts, sampling, use_tqdm=False)
-        rounds.append([_plain(answer) for answer in answers])
+        try:
+            answers = llm.generate(prompts, sampling, use_tqdm=False)
+        except ValueError as error:
+            if not work.get("refused"):
+                raise
+            rounds.append(str(error))
+        else:
+            rounds.append([_plain(answer) for answer in answers])
     found: dict[str, Any] = {"rounds": rounds}
     found["fallbacks"] = llm.apply_model(_fallbacks) if work.get("count") else None
     out.write_text(json.dumps(found))

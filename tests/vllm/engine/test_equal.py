@@ -29,7 +29,7 @@ def test_every_answer_is_transformers(
     ):  # pixels are normalised in the worker, so their hash and the draw are others
         requests = [request for request in requests if request.method != "random"]
     if family in TAGGED:  # the share of every tile is written before an image is seen
-        requests = [r for r in requests if r.method in (None, "uniform")]
+        requests = [r for r in requests if r.method in ("", "uniform")]
     job = [request.job(made, pictures) for request in requests]
     found = engine(path, [job, job], count=True)
     expected = [answer(made, pictures, request) for request in requests]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import vtc
 from tests.vllm import checkpoints
+from tests.vllm.engine.conftest import ROOT
 from tests.vllm.engine.requests import Request, answer
 from tests.vllm.engine.test_equal import differences
 
@@ -53,3 +57,31 @@ def test_two_ranks_say_what_one_says(
         wrong += differences(0, request, got, answer(made, pictures, request))
     assert not wrong, "\n".join(wrong)
     assert "at even distances" not in found["log"]
+
+
+def test_a_worker_with_another_vtc_ends_the_start(
+    folder: Callable[[str], Path],
+    pictures: dict[str, Path],
+    process: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    """Ranks are processes of their own, which find another version of the package, whole and working."""
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "vtc", other / "vtc", ignore=shutil.ignore_patterns("eval"))
+    file = other / "vtc" / "__init__.py"
+    line = f'__version__ = "{vtc.__version__}"'
+    text = file.read_text()
+    assert text.count(line) == 1
+    file.write_text(text.replace(line, '__version__ = "99.0"'))
+    path = folder("llava")
+    request = Request(("wide",), "uniform", 0.5).job(checkpoints.load("llava", path), pictures)
+    done = process(
+        path,
+        [[request]],
+        engine={"tensor_parallel_size": 2},
+        env={"VLLM_WORKER_MULTIPROC_METHOD": "spawn"},
+        other=str(other),
+    )
+    assert done.returncode != 0 and not (tmp_path / "out.json").exists()
+    said = f"got 99.0 in this process and {vtc.__version__} in the one that started it"
+    assert said in done.stdout + done.stderr, (done.stdout + done.stderr)[-6000:]

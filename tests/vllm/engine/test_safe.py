@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.vllm import checkpoints
 from tests.vllm.engine.requests import Request, answer
@@ -55,3 +59,37 @@ def test_an_image_in_chunks_and_in_slices(
             wrong += differences(number, request, got, answer(made, pictures, request))
     assert not wrong, "\n".join(wrong)
     assert found["fallbacks"] == [0]
+
+
+@pytest.mark.parametrize("cache", ["lru", "shm"])
+def test_an_image_of_a_refused_prompt_is_served_afterwards(
+    cache: str,
+    folder: Callable[[str], Path],
+    pictures: dict[str, Path],
+    engine: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    """Two images of 6 x 10 tokens are refused for their positions once they are processed. The engine,
+    in a process of its own, never got them, whatever the cache of the process in front of it says."""
+    path = tmp_path / "model"
+    shutil.copytree(folder("qwen2_5_vl"), path)
+    config = json.loads((path / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 55
+    (path / "config.json").write_text(json.dumps(config))
+    made = checkpoints.load("qwen2_5_vl", path)
+    double = Request(("wide", "wide"), "uniform", tokens=1)
+    single = Request(("wide",), "uniform", tokens=1)
+    rounds = [[request.job(made, pictures)] for request in (double, single, double, single)]
+    found = engine(
+        path,
+        rounds,
+        engine={"max_model_len": 55, "mm_processor_cache_type": cache},
+        env={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+        refused=True,
+    )
+    for turn in (0, 2):
+        assert "2 images in 42 tokens take positions to 60" in found["rounds"][turn]
+    want = answer(made, pictures, single)
+    for turn in (1, 3):
+        (got,) = found["rounds"][turn]
+        assert not differences(turn, single, got, want)

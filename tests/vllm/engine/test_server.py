@@ -20,12 +20,6 @@ from typing import Any
 from tests.vllm.engine.conftest import ENV
 from tests.vllm.test_settings import BAD
 
-TEMPLATE = (
-    "{% for m in messages %}USER: {% for c in m['content'] %}"
-    "{% if c['type'] == 'text' %}{{ c['text'] }}{% else %}<image>\n{% endif %}{% endfor %}"
-    "{% endfor %} ASSISTANT:"
-)
-
 
 def test_a_server_answers_bad_requests_and_goes_on(
     folder: Callable[[str], Path], pictures: dict[str, Path], tmp_path: Path
@@ -33,13 +27,11 @@ def test_a_server_answers_bad_requests_and_goes_on(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (tmp_path / "chat.jinja").write_text(TEMPLATE)
     default = json.dumps({"vtc_method": "uniform", "vtc_retention": 0.5})
     command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder("llava"))]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager"]
     command += ["--max-model-len", "1024", "--max-num-seqs", "4", "--served-model-name", "m"]
     command += ["--trust-request-mm-kwargs", "--mm-processor-kwargs", default]
-    command += ["--chat-template", str(tmp_path / "chat.jinja")]
     log = (tmp_path / "log").open("w")
     server = subprocess.Popen(
         command,
