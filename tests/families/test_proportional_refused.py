@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 from collections.abc import Callable
 from typing import Any
@@ -115,6 +116,37 @@ def test_rows_that_nobody_knows() -> None:
         cache._vtc_held = None
         with pytest.raises(VTCError, match="holds 2 compressed prompts, the call has 3"):
             model(input_ids=torch.tensor([[5]] * 3), **{cache_name(): cache})
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_weights_without_a_logarithm(weight: float) -> None:
+    class Odd(Coverage):
+        def select(self, batch: Any) -> Any:
+            out = super().select(batch)
+            return dataclasses.replace(out, weight=torch.full_like(out.weight, weight))
+
+    model, batch = models.build("llava"), tiny.inputs("llava", tiny.ONE)
+    with torch.no_grad(), vtc.compress(model, Odd(retention=0.3, proportional=True)):
+        with pytest.raises(VTCError, match="weights from .*allowed are weights above 0"):
+            model(**batch)
+
+
+def test_a_call_that_failed_leaves_no_bias() -> None:
+    """Between the model and its language model, where the bias waits."""
+    model, batch = models.build("llava"), tiny.inputs("llava", tiny.ONE)
+    lm, ids = model.model.language_model, torch.tensor([[5, 6, 7, 8]])
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    with torch.no_grad():
+        want = lm(input_ids=ids).last_hidden_state
+        with vtc.compress(model, METHOD):
+            hook = lm.embed_tokens.register_forward_pre_hook(fail)
+            with pytest.raises(RuntimeError, match="out of memory"):
+                model(**batch)
+            hook.remove()
+            assert torch.equal(lm(input_ids=ids).last_hidden_state, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)

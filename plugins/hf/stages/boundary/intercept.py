@@ -88,7 +88,7 @@ _PENDING: ContextVar[Pending | None] = ContextVar("vtc_pending", default=None)
 def pre_hook(model: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook: compress when the call brings pixels, otherwise only adapt containers."""
     _PENDING.set(None)
-    proportional.forget()
+    proportional.settle()
     scope = scopes.current(model)
     if scope is None or scope.patch is None or not scope.patch.at_boundary:
         return None

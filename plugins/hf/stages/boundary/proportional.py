@@ -108,12 +108,11 @@ def check_attention(lm: Model) -> None:
         )
 
 
-def hooks(lm: Model) -> list[Hook]:
-    """The hooks of a language model and its layers."""
-    return [
-        Hook(lm, "forward_pre", begin),
-        *(Hook(x, "forward_pre", bias_layer) for x in lm.layers),
-    ]
+def hooks(model: Model, lm: Model) -> list[Hook]:
+    """The hooks of a model, of its language model and of its layers."""
+    layers = [Hook(layer, "forward_pre", bias_layer) for layer in lm.layers]
+    ends = Hook(model, "forward", settle, always=True)
+    return [ends, Hook(lm, "forward_pre", begin), *layers]
 
 
 # -- what a call brings ----------------------------------------------------------------------------
@@ -184,8 +183,8 @@ def enter(model: Model, kwargs: dict[str, Any], fresh: Tensor | None) -> Bias | 
     return bias
 
 
-def forget() -> None:
-    """No call is under way: one that failed may have left its bias."""
+def settle(*_: Any) -> None:
+    """Forward hook of the model, even when it fails: no call is under way."""
     _BIAS.set(None)
 
 
@@ -208,14 +207,13 @@ def _fit(held_in: Any, known: Tensor, batch: int, name: str) -> Tensor:
 @torch.compiler.disable
 def begin(lm: Model, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Forward pre-hook of the language model: the bias of the call, if it has one."""
-    bias = _BIAS.get()
+    bias, held_in = _BIAS.get(), cache.given(kwargs)
     _BIAS.set(None)
     if bias is None:  # somebody may call the inner model
-        known, embeds = cache.bias(cache.given(kwargs)), kwargs.get("inputs_embeds")
+        known, embeds = cache.bias(held_in), kwargs.get("inputs_embeds")
         inputs = embeds if embeds is not None else kwargs.get("input_ids")
         if known is None or inputs is None:
             return None
-        held_in = cache.given(kwargs)
         bias = Bias(_fit(held_in, known, len(inputs), cache.name(lm)))
     check_attention(lm)
     return args, {**kwargs, KEY: bias}

@@ -36,6 +36,7 @@ class Boundary(EncoderStage):
         note_projector,
         pre_hook,
         post_hook,
+        proportional.settle,
         proportional.begin,
         proportional.bias_layer,
     )
@@ -65,7 +66,7 @@ class Boundary(EncoderStage):
         super().attach(model, patch)
         base = model.base_model
         if patch.method.weighs:
-            more = proportional.hooks(patch.adapter.language_model(base))
+            more = proportional.hooks(model, patch.adapter.language_model(base))
             hang(hook for hook in more if not is_hung(hook))
         if feature_layer(base.config) is not None:
             for modality, layers in patch.layers.items():
