@@ -17,16 +17,18 @@ from vtc.kernels._ordering import LONGEST
 from vtc.kernels.greedy_pick import greedy_pick
 from vtc.methods import _fields
 from vtc.methods._merging import merge_all
+from vtc.methods._relevance import check_fields, relevance, relevance_requests
+from vtc.methods.asks_text import AsksText
 from vtc.methods.cls_guided import ClsGuided
 from vtc.methods.greedy import Candidates, Greedy, Picks
 from vtc.registry import register_method
 from vtc.selection import Selection
-from vtc.tokens import VisualTokens
+from vtc.tokens import SignalRequest, VisualTokens
 
 
 @register_method
 @dataclass
-class Coverage(ClsGuided, Greedy):
+class Coverage(AsksText, ClsGuided, Greedy):
     """Keeps the patches that stand best for all patches, those that CLS attends to counting most.
 
     A patch i is covered by a set as well as the likest of it: `max(cosine, 0) ** sharpness`, by the
@@ -45,6 +47,9 @@ class Coverage(ClsGuided, Greedy):
     its demand to the likest of them; where more than 2,048 are to be kept of so many, tiles share the
     budget. Frames of a clip are tiles, without a thumbnail.
 
+    With `guidance` the question counts as well: each demand is multiplied by `exp(guidance * relevance)`,
+    relevance as `CDPruner` has it, from 0 to 1 over the image. At 0 nothing of the question is read.
+
     A method of this library. How its constants were chosen, on validation scenes of the reference model:
     `python -m vtc.eval.calibrate_coverage`.
 
@@ -53,6 +58,11 @@ class Coverage(ClsGuided, Greedy):
         overview: 2.0. Weight of the thumbnail for each share of a tile that the budget could fill; 0
             covers the crops alone.
         merge: True. Whether what is dropped is merged into what stands for it.
+        guidance: 0.0. How much the question counts; docs/own-methods.md has what it brings.
+        text_score: "aligned". Relevance in the space that image and text share; "similarity" compares
+            features with the question's tokens as the language model reads both, and needs no text tower.
+        sign: "auto". Negated cosine for "aligned", plain one for "similarity"; or "negative" or
+            "positive" for either.
         layer: -1. Layer of the attention of CLS, the last; where the tower has no CLS, of the attention
             that each patch receives. "read" is the layer that the features come from.
         scope: "image". Patches cover all of their image, or their "tile" alone.
@@ -61,6 +71,9 @@ class Coverage(ClsGuided, Greedy):
     sharpness: float = 2.0
     overview: float = 2.0
     merge: bool = True
+    guidance: float = 0.0
+    text_score: str = "aligned"
+    sign: str = "auto"
     layer: int | float | str = dataclasses.field(default=-1, kw_only=True)
     scope: str = dataclasses.field(default="image", kw_only=True)
 
@@ -72,6 +85,14 @@ class Coverage(ClsGuided, Greedy):
         _fields.number("sharpness", self.sharpness, 0.1)
         _fields.number("overview", self.overview, 0)
         _fields.flag("merge", self.merge)
+        _fields.number("guidance", self.guidance, 0, 20)
+        check_fields(self.text_score, self.sign)
+
+    def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
+        found = super().requests(has_cls)
+        if self.guidance:
+            found |= relevance_requests(self.text_score, "read")
+        return found
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
         return (*super().kind(tokens), tokens.valid.numel() > LONGEST)
@@ -90,8 +111,12 @@ class Coverage(ClsGuided, Greedy):
         return self.attention(batch) * batch.tables.valid
 
     def _weighed(self, batch: ImageBatch, demand: Tensor) -> Tensor:
-        """`demand`, that of the thumbnail weighed by what it is worth at the budget."""
+        """`demand`, that of the thumbnail weighed by what it is worth at the budget, and all of it by
+        what is asked."""
         tables = batch.tables
+        if self.guidance:
+            fit = relevance(batch, self.text_score, self.sign)
+            demand = demand * (self.guidance * fit).exp()
         if batch.images[0].tile_grid is None:
             return demand
         patches = demand.shape[1]
