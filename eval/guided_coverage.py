@@ -4,7 +4,7 @@ Every question has a selection of its own. Each row is compared with `coverage` 
 paired test over scenes, also for every group of questions. Test scenes are not touched. What
 docs/own-methods.md says of it comes from `reference/logs/guided.json`.
 
-    python -m vtc.eval.guided_coverage --seeds 40 41 --output guided.json
+    python -m vtc.eval.guided_coverage --seeds 70 --scenes 40 --output guided.json
 """
 
 from __future__ import annotations
@@ -42,12 +42,9 @@ GROUPS = tuple(dict.fromkeys(TYPES.values()))
 #: the first is what the others are compared with
 SETTINGS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("coverage", {}),
-    ("coverage", {"guidance": 1.0, "sign": "positive"}),
-    ("coverage", {"guidance": 2.0, "sign": "positive"}),
-    ("coverage", {"guidance": 4.0, "sign": "positive"}),
-    ("coverage", {"guidance": 2.0, "sign": "negative"}),
-    ("coverage", {"guidance": 1.0, "text_score": "similarity"}),
-    ("coverage", {"guidance": 2.0, "text_score": "similarity"}),
+    ("coverage", {"guidance": 0.5, "sign": "positive"}),
+    ("coverage", {"guidance": 0.5, "sign": "negative"}),
+    ("coverage", {"guidance": 0.5, "text_score": "similarity"}),
     ("cdpruner", {"sign": "positive"}),
 )
 
@@ -132,7 +129,9 @@ def study(
                     pair = np.array([columns[0][here], column[here]])
                     (found,) = compare(pair, clusters[here].tolist(), [names[0], name], [(1, 0)])
                     gap = found.difference
-                    facts[f"{which}_difference"] = [round(x, 4) for x in (gap.value, gap.low, gap.high)]
+                    facts[f"{which}_difference"] = [
+                        round(x, 4) for x in (gap.value, gap.low, gap.high)
+                    ]
             rows.append(facts)
     return rows
 
@@ -151,8 +150,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[40, 41], help="of the scenes")
-    parser.add_argument("--scenes", type=positive, default=60, help="of each seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[70], help="of the scenes")
+    parser.add_argument("--scenes", type=positive, default=40, help="of each seed")
     parser.add_argument("--retention", type=float, nargs="+", default=RETENTIONS)
     parser.add_argument("--bias", type=float, default=0.0, help="as in calibrate_coverage")
     parser.add_argument("--output", type=Path, help="JSON with every row")

@@ -17,13 +17,16 @@ from vtc.kernels._ordering import LONGEST
 from vtc.kernels.greedy_pick import greedy_pick
 from vtc.methods import _fields
 from vtc.methods._merging import merge_all
-from vtc.methods._relevance import check_fields, relevance, relevance_requests
+from vtc.methods._relevance import asked_share, check_fields, relevance_requests
 from vtc.methods.asks_text import AsksText
 from vtc.methods.cls_guided import ClsGuided
 from vtc.methods.greedy import Candidates, Greedy, Picks
 from vtc.registry import register_method
 from vtc.selection import Selection
 from vtc.tokens import SignalRequest, VisualTokens
+
+#: how sharply the question divides itself among patches: its softmax has this many deviations
+QUESTION = 2.0
 
 
 @register_method
@@ -47,8 +50,8 @@ class Coverage(AsksText, ClsGuided, Greedy):
     its demand to the likest of them; where more than 2,048 are to be kept of so many, tiles share the
     budget. Frames of a clip are tiles, without a thumbnail.
 
-    With `guidance` the question counts as well: each demand is multiplied by `exp(guidance * relevance)`,
-    relevance as `CDPruner` has it, from 0 to 1 over the image. At 0 nothing of the question is read.
+    With `guidance` the question has a share of the demand: what CLS attends to and what fits the question
+    each sum to 1 over the image, and are mixed. At 0 nothing of the question is read.
 
     A method of this library. How its constants were chosen, on validation scenes of the reference model:
     `python -m vtc.eval.calibrate_coverage`.
@@ -58,7 +61,8 @@ class Coverage(AsksText, ClsGuided, Greedy):
         overview: 2.0. Weight of the thumbnail for each share of a tile that the budget could fill; 0
             covers the crops alone.
         merge: True. Whether what is dropped is merged into what stands for it.
-        guidance: 0.0. How much the question counts; docs/own-methods.md has what it brings.
+        guidance: 0.0. Share of the question in the demand, from 0 to 1; docs/own-methods.md has what it
+            brings.
         text_score: "aligned". Relevance in the space that image and text share; "similarity" compares
             features with the question's tokens as the language model reads both, and needs no text tower.
         sign: "auto". Negated cosine for "aligned", plain one for "similarity"; or "negative" or
@@ -85,7 +89,7 @@ class Coverage(AsksText, ClsGuided, Greedy):
         _fields.number("sharpness", self.sharpness, 0.1)
         _fields.number("overview", self.overview, 0)
         _fields.flag("merge", self.merge)
-        _fields.number("guidance", self.guidance, 0, 20)
+        _fields.number("guidance", self.guidance, 0, 1)
         check_fields(self.text_score, self.sign)
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
@@ -111,12 +115,18 @@ class Coverage(AsksText, ClsGuided, Greedy):
         return self.attention(batch) * batch.tables.valid
 
     def _weighed(self, batch: ImageBatch, demand: Tensor) -> Tensor:
-        """`demand`, that of the thumbnail weighed by what it is worth at the budget, and all of it by
-        what is asked."""
+        """`demand`, that of the thumbnail weighed by what it is worth at the budget, mixed with that of
+        the question."""
+        demand = self._of_budget(batch, demand)
+        if not self.guidance:
+            return demand
+        sums = batch.padded(demand, 0).flatten(1).sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+        asked = asked_share(batch, self.text_score, self.sign, QUESTION)
+        return torch.lerp(demand / sums[batch.tables.image, None], asked, self.guidance)
+
+    def _of_budget(self, batch: ImageBatch, demand: Tensor) -> Tensor:
+        """`demand`, that of the thumbnail weighed by what it is worth at the budget."""
         tables = batch.tables
-        if self.guidance:
-            fit = relevance(batch, self.text_score, self.sign)
-            demand = demand * (self.guidance * fit).exp()
         if batch.images[0].tile_grid is None:
             return demand
         patches = demand.shape[1]
