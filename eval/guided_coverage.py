@@ -147,6 +147,22 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
+def page(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows as lines of a table in Markdown: accuracy in %, and how far each setting is from the
+    first, in points: over all questions with the interval, and by group."""
+    lines = []
+    for row in rows:
+        cells = [f"{100 * row['all']:.1f}"]
+        if "all_difference" in row:
+            one, low, high = (100 * value for value in row["all_difference"])
+            cells.append(f"{one:+.1f} [{low:+.1f}, {high:+.1f}]")
+            cells += [f"{100 * row[f'{group}_difference'][0]:+.1f}" for group in GROUPS]
+        else:
+            cells += ["", *(f"{100 * row[group]:.1f}" for group in GROUPS)]
+        lines.append(f"| {row['retention']:.0%} | {row['setting']} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -50,8 +50,8 @@ class Coverage(AsksText, ClsGuided, Greedy):
     its demand to the likest of them; where more than 2,048 are to be kept of so many, tiles share the
     budget. Frames of a clip are tiles, without a thumbnail.
 
-    With `guidance` the question has a share of the demand: what CLS attends to and what fits the question
-    each sum to 1 over the image, and are mixed. At 0 nothing of the question is read.
+    With `guidance` the question has a share of the demand. What CLS attends to and what fits the
+    question sum to 1 over the image each, and are mixed. At 0 the question is not read.
 
     A method of this library. How its constants were chosen, on validation scenes of the reference model:
     `python -m vtc.eval.calibrate_coverage`.
@@ -63,10 +63,11 @@ class Coverage(AsksText, ClsGuided, Greedy):
         merge: True. Whether what is dropped is merged into what stands for it.
         guidance: 0.0. Share of the question in the demand, from 0 to 1; docs/own-methods.md has what it
             brings.
-        text_score: "aligned". Relevance in the space that image and text share; "similarity" compares
-            features with the question's tokens as the language model reads both, and needs no text tower.
-        sign: "auto". Negated cosine for "aligned", plain one for "similarity"; or "negative" or
-            "positive" for either.
+        text_score: "aligned". What fits is found in the space that image and text share; "similarity"
+            compares features with the question's tokens as the language model reads both, and needs no
+            text tower.
+        sign: "auto". As `CDPruner` has it: negated cosine for "aligned", plain one for "similarity"; or
+            "negative" or "positive" for either.
         layer: -1. Layer of the attention of CLS, the last; where the tower has no CLS, of the attention
             that each patch receives. "read" is the layer that the features come from.
         scope: "image". Patches cover all of their image, or their "tile" alone.
