@@ -101,14 +101,13 @@ def chosen(method: Method, tokens: Sequence[VisualTokens]) -> list[CompressedTok
 
 @one_thread()
 def study(
-    seeds: Sequence[int], count: int, bias: float, retentions: Sequence[float] = RETENTIONS
+    sample: Sequence[reference.Scene], bias: float, retentions: Sequence[float] = RETENTIONS
 ) -> list[dict[str, Any]]:
     """A row for each setting and retention: accuracy, over all questions and by group, and the
     differences to the first setting with their intervals over scenes."""
     loaded = load("reference", "cpu")
     methods = [vtc.create_method(name, **options) for name, options in SETTINGS]
     names = [label(name, options) for name, options in SETTINGS]
-    sample = [s for seed in seeds for s in reference.scenes("val", count, seed) if s.questions]
     questions = asked(loaded, sample, methods)
     clusters = np.array([str(number) for number, _, _ in questions])
     group = np.array([scene.questions[0].group for _, scene, _ in questions])
@@ -172,10 +171,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--bias", type=float, default=0.0, help="as in calibrate_coverage")
     parser.add_argument("--output", type=Path, help="JSON with every row")
     args = parser.parse_args(argv)
-    rows = study(args.seeds, args.scenes, args.bias, args.retention)
+    drawn = (reference.scenes("val", args.scenes, seed) for seed in args.seeds)
+    sample = [scene for some in drawn for scene in some if scene.questions]
+    rows = study(sample, args.bias, args.retention)
     Console(width=130).print(table(rows))
     if args.output:
         facts = {"split": "val", "seeds": args.seeds, "scenes": args.scenes, "bias": args.bias}
+        facts["questions"] = sum(len(scene.questions) for scene in sample)
         args.output.write_text(json.dumps({"settings": facts, "rows": rows}, indent=1) + "\n")
 
 
