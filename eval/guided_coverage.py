@@ -111,7 +111,8 @@ def study(
     questions = asked(loaded, sample, methods)
     clusters = np.array([str(number) for number, _, _ in questions])
     group = np.array([scene.questions[0].group for _, scene, _ in questions])
-    scenes, tokens = ([each[i] for each in questions] for i in (1, 2))
+    scenes = [scene for _, scene, _ in questions]
+    tokens = [image for _, _, image in questions]
     rows: list[dict[str, Any]] = []
     for retention in retentions:
         columns = []
