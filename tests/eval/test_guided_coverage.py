@@ -17,7 +17,7 @@ from vtc.eval.reference.train_language import measure
 from vtc.tokens import keep_patches
 
 ROOT = Path(__file__).parents[2]
-SAMPLE = [s for s in reference.scenes("val", 3, 5) if s.questions]
+SAMPLE = [s for s in reference.scenes("val", 2, 5) if s.questions]
 
 
 @pytest.fixture(scope="module")
