@@ -36,7 +36,6 @@ from vtc.eval.reference.packing import (
     answer_states,
     exact,
     pack,
-    patch_features,
     prefix_embeddings,
 )
 from vtc.eval.reference.questions import TYPES
@@ -106,10 +105,9 @@ def hits(
         mine = [outs[number[id(scene)]] for scene in batch]
         masks = [mask_of(scene, out) for scene, out in zip(batch, mine, strict=True)]
         packed = pack(batch, tokenizer, rng, "plain", False, masks)
-        features = patch_features(
-            model.model.vision_tower, packed.tiles, model.config.vision_feature_layer
-        )
-        prefix = prefix_embeddings(model, packed, features)
+        prefix = prefix_embeddings(
+            model, packed, None
+        )  # every patch that is left comes with `outs`
         size = torch.zeros(packed.source.shape)
         for row, out in enumerate(mine):
             columns = (packed.source[row] >= -1).nonzero().squeeze(1)  # of the image, in order

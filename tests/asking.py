@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from vtc.methods.asks_text import AsksText
-from vtc.registry import method_class
+from vtc.plugins.model.signals import TEXT
+from vtc.registry import create_method, method_class
 
 QUESTION = "what is it"
 WIDTH = 16
@@ -60,6 +61,11 @@ class Scorer(torch.nn.Module):
         length = features.float().norm(dim=-1).masked_fill(~valid, 0)
         mean = length.sum(1, keepdim=True) / valid.sum(1, keepdim=True).clamp(min=1)
         return (length - mean).clamp(-2, 2) + 0.5 * overview - demand
+
+
+def reads_text(name: str) -> bool:
+    """Whether the method, with its default options, reads what is asked."""
+    return any(r.kind in TEXT for r in create_method(name).requests().values())
 
 
 def options(name: str, width: int) -> dict[str, Any]:

@@ -144,14 +144,18 @@ def patch_features(tower: Any, tiles: Tensor, layer: int) -> Tensor:
         return hidden[:, 1:].reshape(len(tiles), -1, hidden.shape[-1])
 
 
-def prefix_embeddings(model: Any, packed: Packed, features: Tensor) -> Tensor:
-    """Input embeddings of the prefixes: text, projected patches, newlines."""
+def prefix_embeddings(model: Any, packed: Packed, features: Tensor | None) -> Tensor:
+    """Input embeddings of the prefixes: text, projected patches, newlines.
+
+    ``features`` None leaves the places of patches to the caller.
+    """
     core = model.model
     embedded = core.language_model.embed_tokens(packed.ids)
-    projected = core.multi_modal_projector(features)
-    index = packed.source.clamp(min=0)[..., None].expand(-1, -1, projected.shape[-1])
     source = packed.source[..., None]
-    embedded = torch.where(source >= 0, projected.gather(1, index), embedded)
+    if features is not None:
+        projected = core.multi_modal_projector(features)
+        index = packed.source.clamp(min=0)[..., None].expand(-1, -1, projected.shape[-1])
+        embedded = torch.where(source >= 0, projected.gather(1, index), embedded)
     return torch.where(source == NEWLINE, core.image_newline, embedded)
 
 

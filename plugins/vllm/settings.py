@@ -14,9 +14,8 @@ from typing import Any
 
 from vtc.config import CompressionConfig
 from vtc.errors import VTCError, nearest
-from vtc.methods.asks_text import AsksText
 from vtc.methods.base import Method
-from vtc.plugins.model.signals import ENCODED
+from vtc.plugins.model.signals import ENCODED, TEXT
 from vtc.registry import create_method
 
 #: keywords of a request, or of `--mm-processor-kwargs`, that are for `vtc`
@@ -115,12 +114,7 @@ class Wish:
     @property
     def asks(self) -> bool:
         """Whether the method reads what is asked."""
-        return isinstance(self.create(), AsksText) or bool(
-            {request.kind for request in self.create().requests(True).values()} & _ASKED
-        )
-
-
-_ASKED = frozenset({"text_similarity", "question_tokens"})
+        return any(request.kind in TEXT for request in self.create().requests(True).values())
 
 
 @functools.lru_cache(maxsize=256)

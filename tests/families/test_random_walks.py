@@ -25,13 +25,12 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from tests import asking
 from tests.device import DEVICE
 from tests.families import by_hand, matrix, samples, tiny, ways
 from tests.families.samples import Sample, Setting
 from tests.families.ways import Check
-from vtc.methods.asks_text import AsksText
 from vtc.plugins.hf.adapters import adapter_for
-from vtc.registry import method_class
 
 #: walks of one test; they are of one family, whose model is built once
 CHUNK = 10
@@ -93,7 +92,7 @@ def draw(number: int) -> Walk:
     family = names[number // CHUNK % len(names)]
     video = "video" in tiny.FAMILIES[family].kinds and rng.random() < 0.3
     dtype = rng.choices(list(DTYPES), [6, 1, 1])[0]
-    methods = {n for n in matrix.METHODS if not issubclass(method_class(n), AsksText)}
+    methods = {n for n in matrix.METHODS if not asking.reads_text(n)}
     if family == tiny.UNKNOWN or dtype == "bfloat16":
         methods &= set(STABLE)
     # a canvas scaled down is no rectangle, and a projector that fuses patches has no other in its place

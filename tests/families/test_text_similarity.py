@@ -97,6 +97,25 @@ def test_recoverable_on_docowl(tokenizer: Any) -> None:
     assert all(i.patches_after == i.patches_before // 2 for i in run.reports[-1].images)
 
 
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_5_vl", "internvl", "llava_siglip"])
+def test_coverage_weighed_by_the_question(family: str, tokenizer: Any) -> None:
+    """Another question keeps other patches, and none prefers nothing."""
+    model, batch = tiny.built(family), tiny.inputs(family, [[tiny.A]])
+    guided = dict(retention=0.25, guidance=1.0, text_score="similarity")
+    kept = []
+    for question in ("what is red", "left", None):
+        method = vtc.create_method("coverage", question=question or "", **guided)
+        with torch.no_grad(), vtc.compress(model, method, processor=tokenizer) as run:
+            model(**batch)
+        kept.append(run.reports[-1].images[0].kept)
+    assert len({str(each) for each in kept}) == 3
+    with pytest.raises(vtc.VTCError, match="processor: got None"):
+        vtc.apply(model, "coverage", question="left", **guided)
+    # without a share of the question nothing of it is needed, not even a tokenizer
+    with torch.no_grad(), vtc.compress(model, "coverage", retention=0.25):
+        model(**batch)
+
+
 def test_an_empty_question_prefers_nothing(tokenizer: Any) -> None:
     model, batch = tiny.build("llava"), tiny.inputs("llava", [[tiny.A]])
     method = Likest(retention=0.5, question="")
@@ -108,6 +127,9 @@ def test_an_empty_question_prefers_nothing(tokenizer: Any) -> None:
 def test_refused_where_it_cannot_work(tokenizer: Any) -> None:
     with pytest.raises(vtc.VTCError, match="reads images by cross-attention"):
         vtc.apply(mllama.build(), Likest(retention=0.5, question="left"), processor=tokenizer)
+    guided = vtc.create_method("coverage", guidance=0.5, text_score="similarity", question="left")
+    with pytest.raises(vtc.VTCError, match="reads images by cross-attention"):
+        vtc.apply(mllama.build(), guided, processor=tokenizer)
     with pytest.raises(vtc.VTCError, match="text_encoder: got 'x', but text_score='similarity'"):
         vtc.create_method("recoverable", text_score="similarity", text_encoder="x")
     with pytest.raises(vtc.VTCError, match="processor: got None"):

@@ -9,9 +9,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from vtc.batch import ImageBatch
-from vtc.functional.greedy import mean_cosine, unit_range
 from vtc.methods import _fields
-from vtc.methods.asks_text import AsksText, text_rows
+from vtc.methods._relevance import check_fields, relevance, relevance_requests
+from vtc.methods.asks_text import AsksText
 from vtc.methods.greedy import Greedy, Picks
 from vtc.registry import register_method
 from vtc.tokens import SignalRequest
@@ -57,28 +57,15 @@ class CDPruner(AsksText, Greedy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _fields.one_of("text_score", self.text_score, ("aligned", "similarity"))
-        _fields.one_of("sign", self.sign, ("auto", "negative", "positive"))
+        check_fields(self.text_score, self.sign)
         _fields.layer("layer", self.layer)
 
     def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
-        if self.text_score == "similarity":
-            return {"question_tokens": SignalRequest("question_tokens")}
-        return {
-            "patch_embedding": SignalRequest("patch_embedding", self.layer, norm=True),
-            "text_segments": SignalRequest("text_segments"),
-        }
+        return relevance_requests(self.text_score, self.layer)
 
     def relevance(self, batch: ImageBatch) -> Tensor:
         """Float32 `[S, N]`, from 0 to 1 over each image."""
-        aligned = self.text_score == "aligned"
-        rows = batch.signal("patch_embedding") if aligned else batch.features
-        texts, real, _ = text_rows(batch, "text_segments" if aligned else "question_tokens")
-        close = mean_cosine(rows, texts, real)
-        if self.sign == "negative" or (self.sign == "auto" and aligned):
-            close = -close
-        image, valid = (batch.padded(x, 0).flatten(1) for x in (close, batch.tables.valid))
-        return batch.unpadded(unit_range(image, valid, low=1e-6))
+        return relevance(batch, self.text_score, self.sign)
 
     def pick(self, batch: ImageBatch) -> Picks:
         among = self.candidates(batch)

@@ -18,17 +18,22 @@ from vtc.kernels._ordering import LONGEST
 from vtc.kernels.greedy_pick import greedy_pick
 from vtc.methods import _fields
 from vtc.methods._merging import merge_all
+from vtc.methods._relevance import asked_share, check_fields, relevance_requests
+from vtc.methods.asks_text import AsksText
 from vtc.methods.cls_guided import ClsGuided
 from vtc.methods.greedy import Candidates, Greedy, Picks
 from vtc.methods.proportional import Proportional
 from vtc.registry import register_method
 from vtc.selection import Selection
-from vtc.tokens import VisualTokens
+from vtc.tokens import SignalRequest, VisualTokens
+
+#: how sharply the question divides itself among patches: its softmax has this many deviations
+QUESTION = 2.0
 
 
 @register_method
 @dataclass
-class Coverage(ClsGuided, Greedy, Proportional):
+class Coverage(AsksText, ClsGuided, Greedy, Proportional):
     """Keeps the patches that stand best for all patches, those that CLS attends to counting most.
 
     A patch i is covered by a set as well as the likest of it: `max(cosine, 0) ** sharpness`, by the
@@ -47,6 +52,9 @@ class Coverage(ClsGuided, Greedy, Proportional):
     its demand to the likest of them; where more than 2,048 are to be kept of so many, tiles share the
     budget. Frames of a clip are tiles, without a thumbnail.
 
+    With `guidance` the question has a share of the demand. What CLS attends to and what fits the
+    question sum to 1 over the image each, and are mixed. At 0 the question is not read.
+
     A method of this library. How its constants were chosen, on validation scenes of the reference model:
     `python -m vtc.eval.calibrate_coverage`.
 
@@ -55,6 +63,13 @@ class Coverage(ClsGuided, Greedy, Proportional):
         overview: 2.0. Weight of the thumbnail for each share of a tile that the budget could fill; 0
             covers the crops alone.
         merge: True. Whether what is dropped is merged into what stands for it.
+        guidance: 0.0. Share of the question in the demand, from 0 to 1; docs/own-methods.md has what it
+            brings.
+        text_score: "aligned". What fits is found in the space that image and text share; "similarity"
+            compares features with the question's tokens as the language model reads both, and needs no
+            text tower.
+        sign: "auto". As `CDPruner` has it: negated cosine for "aligned", plain one for "similarity"; or
+            "negative" or "positive" for either.
         layer: -1. Layer of the attention of CLS, the last; where the tower has no CLS, of the attention
             that each patch receives. "read" is the layer that the features come from.
         scope: "image". Patches cover all of their image, or their "tile" alone.
@@ -63,6 +78,9 @@ class Coverage(ClsGuided, Greedy, Proportional):
     sharpness: float = 2.0
     overview: float = 2.0
     merge: bool = True
+    guidance: float = 0.0
+    text_score: str = "aligned"
+    sign: str = "auto"
     layer: int | float | str = dataclasses.field(default=-1, kw_only=True)
     scope: str = dataclasses.field(default="image", kw_only=True)
 
@@ -78,6 +96,14 @@ class Coverage(ClsGuided, Greedy, Proportional):
             raise VTCError(
                 "proportional: got True beside merge=False, by which a token stands for itself alone"
             )
+        _fields.number("guidance", self.guidance, 0, 1)
+        check_fields(self.text_score, self.sign)
+
+    def requests(self, has_cls: bool = True) -> dict[str, SignalRequest]:
+        found = super().requests(has_cls)
+        if self.guidance:
+            found |= relevance_requests(self.text_score, "read")
+        return found
 
     def kind(self, tokens: VisualTokens) -> tuple[Any, ...]:
         return (*super().kind(tokens), tokens.valid.numel() > LONGEST)
@@ -96,6 +122,16 @@ class Coverage(ClsGuided, Greedy, Proportional):
         return self.attention(batch) * batch.tables.valid
 
     def _weighed(self, batch: ImageBatch, demand: Tensor) -> Tensor:
+        """`demand`, that of the thumbnail weighed by what it is worth at the budget, mixed with that of
+        the question."""
+        demand = self._of_budget(batch, demand)
+        if not self.guidance:
+            return demand
+        sums = batch.padded(demand, 0).flatten(1).sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+        asked = asked_share(batch, self.text_score, self.sign, QUESTION)
+        return torch.lerp(demand / sums[batch.tables.image, None], asked, self.guidance)
+
+    def _of_budget(self, batch: ImageBatch, demand: Tensor) -> Tensor:
         """`demand`, that of the thumbnail weighed by what it is worth at the budget."""
         tables = batch.tables
         if batch.images[0].tile_grid is None:
