@@ -36,7 +36,6 @@ from vtc.eval.reference.packing import (
     answer_states,
     exact,
     pack,
-    patch_features,
     prefix_embeddings,
 )
 from vtc.eval.reference.questions import TYPES
@@ -106,10 +105,10 @@ def hits(
         mine = [outs[number[id(scene)]] for scene in batch]
         masks = [mask_of(scene, out) for scene, out in zip(batch, mine, strict=True)]
         packed = pack(batch, tokenizer, rng, "plain", False, masks)
-        features = patch_features(
-            model.model.vision_tower, packed.tiles, model.config.vision_feature_layer
-        )
-        prefix = prefix_embeddings(model, packed, features)
+        # all patches are put in below, so that the tower need not look at them again
+        width = model.config.vision_config.hidden_size
+        nothing = torch.zeros(len(batch), int(packed.source.max()) + 1, width)
+        prefix = prefix_embeddings(model, packed, nothing)
         size = torch.zeros(packed.source.shape)
         for row, out in enumerate(mine):
             columns = (packed.source[row] >= -1).nonzero().squeeze(1)  # of the image, in order
