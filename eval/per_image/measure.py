@@ -37,6 +37,7 @@ class Answered:
         tokens: visual tokens of its image that are left, newlines counted, `[B, Q]`.
         image: number of each question's image, `[Q]`.
         scene, question: what is drawn, and what is asked for, `[Q]` of str.
+        opening: the first two words of each question, `[Q]` of str.
         looks: features of each image, `features.FEATURES`, `[Q, F]`.
         words: mean embedding of the question's words in the language model, `[Q, D]`.
     """
@@ -47,6 +48,7 @@ class Answered:
     image: np.ndarray
     scene: np.ndarray
     question: np.ndarray
+    opening: np.ndarray
     looks: np.ndarray
     words: np.ndarray
 
@@ -79,6 +81,7 @@ def measure(method: str, seeds: Sequence[int], count: int) -> Answered:
     heard = listened(loaded, sample, [made, vtc.create_method("coverage")])
     asked = [(s, q) for s, scene in enumerate(sample) for q in range(len(scene.questions))]
     of = np.array([scene for scene, _ in asked])
+    seen = np.array([[looks(each)[name] for name in FEATURES] for each in heard])
     right, tokens = [], []
     for share in track(BUDGETS, method, console=Console(stderr=True)):
         budget = replace(made, retention=share)
@@ -94,7 +97,8 @@ def measure(method: str, seeds: Sequence[int], count: int) -> Answered:
         image=of,
         scene=np.array([sample[s].kind for s in of]),
         question=np.array([question.type for question in questions]),
-        looks=np.array([[looks(each)[name] for name in FEATURES] for each in heard])[of],
+        opening=np.array([" ".join(question.text.split()[:2]) for question in questions]),
+        looks=seen[of],
         words=words(loaded.model, [question.text for question in questions]),
     )
 

@@ -37,6 +37,7 @@ def policies() -> list[Policy]:
         Policy("kind of scene, told", lambda a: grouped(a, a.scene)),
         Policy("kind of question, told", lambda a: grouped(a, a.question)),
         Policy("both, told", lambda a: grouped(a, both(a))),
+        Policy("first two words of the question", lambda a: grouped(a, a.opening)),
         Policy("image, told by half of its questions", lambda a: halves(a)),
         *(Policy(f"ridge: {name}", _one(number)) for number, name in enumerate(FEATURES)),
         Policy("ridge: image", lambda a: ridge(a, a.looks)),
