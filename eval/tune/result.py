@@ -260,7 +260,7 @@ def environment(config: CompressionConfig) -> dict[str, str]:
     found = {"VTC_METHOD": config.method}
     for name in ("retention", "tokens"):
         if getattr(config, name) is not None:
-            found[f"VTC_{name.upper()}"] = str(getattr(config, name))
+            found[f"VTC_{name.upper()}"] = json.dumps(getattr(config, name))
     if config.positions != "original":
         found["VTC_POSITIONS"] = config.positions
     if config.options:
