@@ -289,7 +289,7 @@ def _cautions(
     tuning: Tuning, quality: str, earlier: Sequence[Mapping[str, Any]], left: Mapping[str, str]
 ) -> list[str]:
     found = []
-    now = (tuning.target, tuning.cost, sorted(c.key for c in tuning.candidates))
+    now = (tuning.target, tuning.cost, tuning.tried)
     other = [
         session
         for session in earlier
