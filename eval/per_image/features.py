@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def looks(tokens: VisualTokens) -> dict[str, float]:
     """
     method = Coverage(retention=1.0)
     signals = {name: tokens.signals[str(r)] for name, r in method.requests().items()}
-    batch = ImageBatch([_with(tokens, signals)], [method])
+    batch = ImageBatch([replace(tokens, signals=signals)], [method])
     among = method.candidates(batch)
     rows, valid = among.of(batch.features)[0], among.valid[0]
     demand = among.of(method.demand(batch))[0]
@@ -56,12 +58,6 @@ def looks(tokens: VisualTokens) -> dict[str, float]:
         float(1 - same.mean()),
     ]
     return dict(zip(FEATURES, found, strict=True))
-
-
-def _with(tokens: VisualTokens, signals: dict[str, Tensor]) -> VisualTokens:
-    from dataclasses import replace
-
-    return replace(tokens, signals=signals)
 
 
 def _log(value: float) -> float:

@@ -16,9 +16,9 @@ import vtc
 from vtc.eval import reference
 from vtc.eval.calibrate_coverage import compressed, hits, listened
 from vtc.eval.common.loading import load
+from vtc.eval.per_image.features import FEATURES, looks
 from vtc.eval.reference.threads import one_thread
 from vtc.eval.reference.tokenizer import build_tokenizer
-from vtc.eval.per_image.features import FEATURES, looks
 
 #: shares of patch tokens; 1.0, the full model, is the last
 BUDGETS = (
@@ -54,7 +54,9 @@ class Answered:
 
     def save(self, file: Path) -> None:
         """As npz."""
-        np.savez_compressed(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        np.savez_compressed(
+            file, **{field.name: getattr(self, field.name) for field in fields(self)}
+        )
 
     @classmethod
     def load(cls, file: Path) -> Answered:

@@ -8,17 +8,17 @@ another. What is fitted is fitted on other images than it is used on, in folds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from vtc.eval.per_image.features import FEATURES
 from vtc.eval.per_image.measure import Answered
+from vtc.eval.tune.by_question import PRIOR, folds, rising
 
 Array = np.ndarray
 
-FOLDS = 5
 RIDGE = 3.0  # strength, of features with spread 1
 PRICES = np.geomspace(1e-4, 1e2, 121)  # of all of an image's tokens, in right answers
 
@@ -67,22 +67,6 @@ def joined(answered: Answered) -> Array:
     return np.concatenate([looks, words, products], 1)
 
 
-def folds(image: Array, seed: int = 0) -> Iterator[tuple[Array, Array]]:
-    """Masks `[Q]` of what is fitted on and what is held out; an image is never in both."""
-    names = np.unique(image)
-    part = np.random.default_rng(seed).permutation(len(names)) % FOLDS
-    mine = part[np.searchsorted(names, image)]
-    for number in range(FOLDS):
-        yield mine != number, mine == number
-
-
-def rising(scores: Array) -> Array:
-    """`[B, ...]` made to rise with the budget: the mean of the running best from either side."""
-    up = np.maximum.accumulate(scores, 0)
-    down = np.minimum.accumulate(scores[::-1], 0)[::-1]
-    return (up + down) / 2
-
-
 def grouped(answered: Answered, group: Array) -> Array:
     """Each group's own share of right answers at each budget."""
     out = np.zeros(answered.right.shape)
@@ -90,8 +74,7 @@ def grouped(answered: Answered, group: Array) -> Array:
         everyone = answered.right[:, fit].mean(1)
         for name in np.unique(group[held]):
             mine = answered.right[:, fit & (group == name)]
-            # ten questions' worth of what holds for all, for groups of which there are few
-            mean = (mine.sum(1) + 10 * everyone) / (mine.shape[1] + 10)
+            mean = (mine.sum(1) + PRIOR * everyone) / (mine.shape[1] + PRIOR)
             out[:, held & (group == name)] = rising(mean)[:, None]
     return out
 
@@ -151,8 +134,8 @@ def curve(answered: Answered, scores: Array | None) -> tuple[Array, Array]:
     if scores is None:
         return answered.right.astype(float), answered.tokens.astype(float)
     rows = np.arange(answered.right.shape[1])
-    found = {choose(scores, answered.tokens, price).tobytes(): price for price in PRICES[::-1]}
-    picks = [choose(scores, answered.tokens, price) for price in found.values()]
+    every = [choose(scores, answered.tokens, price) for price in PRICES]
+    picks = list({pick.tobytes(): pick for pick in every}.values())
     return (
         np.array([answered.right[pick, rows] for pick in picks], dtype=float),
         np.array([answered.tokens[pick, rows] for pick in picks], dtype=float),

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from vtc.eval.common.arguments import positive
 from vtc.eval.per_image.measure import Answered, measure
-from vtc.eval.per_image.policies import curve, policies, rising
+from vtc.eval.per_image.policies import curve, policies
+from vtc.eval.tune.by_question import rising
 
 QUALITIES = (0.99, 0.98, 0.95, 0.9)
 DRAWS = 2000
@@ -114,7 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--method", default="coverage", help="default coverage")
     parser.add_argument("--seeds", type=int, nargs="+", default=[80, 81], help="of the scenes")
     parser.add_argument("--scenes", type=positive, default=200, help="of each seed")
-    parser.add_argument("--answers", type=Path, help="npz to keep the answers in, or to take them from")
+    parser.add_argument(
+        "--answers", type=Path, help="npz to keep the answers in, or to take them from"
+    )
     parser.add_argument("--output", type=Path, help="JSON with every row")
     args = parser.parse_args(argv)
     if args.answers and args.answers.exists():

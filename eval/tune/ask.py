@@ -178,7 +178,10 @@ class Asked:
         found, names = [], []
         for name in images:
             for item in self.questions.items[name]:
-                full, rows = self._full(item.id), [self.rows[c.key].get(item.id) for c in candidates]
+                full, rows = (
+                    self._full(item.id),
+                    [self.rows[c.key].get(item.id) for c in candidates],
+                )
                 if full is None or any(row is None or row.tokens is None for row in rows):
                     continue
                 pairs = [self._pair(candidate, item) for candidate in candidates]

@@ -2,10 +2,10 @@
 
 Each opening has a curve: the mean score of its questions at every budget of one method. At a price of
 tokens it gets the budget with the most `score - price * tokens`; the price moves all of them along. What
-a table scores is estimated in folds, each table used on images that it was not fitted on. The one with the
-most saving to be expected becomes one more setting. It is confirmed as all others are, on images that the
-search never saw, and so the promise is for the table as a whole; and behind the setting with one share, so
-that nothing is lost where it fails.
+a table scores is estimated in folds, each table used on images that it was not fitted on. The table with
+the most saving to be expected becomes one more setting. It is confirmed as all others are, on images
+that the search never saw, and so the promise is for the table as a whole. That is done behind a setting
+with one share, so that nothing is lost where the table fails.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from vtc.openings import OTHERS
 from vtc.registry import method_class
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vtc.eval.tune.ask import Asked
 
 Array = np.ndarray
@@ -159,8 +157,8 @@ class Fitted:
 
 
 def fit(table: Table, target: float, unseen: int, below: float) -> Fitted | None:
-    """The table of shares with the most saving to be expected: the chance of proving it on `unseen` images
-    times what it costs less than `below` of the tokens. None where none is worth a try."""
+    """The table of shares with the most saving to be expected: the chance of proving it on `unseen`
+    images times what it costs less than `below` of the tokens. None where none is worth a try."""
     picks, rows = held_out(table), np.arange(len(table.image))
     every = curves(table.scores, table.openings)
     best: Fitted | None = None
@@ -182,8 +180,8 @@ def fit(table: Table, target: float, unseen: int, below: float) -> Fitted | None
 def add_by_question(
     job: Search, asked: Asked, defaults: Mapping[str, Mapping[str, object]]
 ) -> Standing | None:
-    """Fit shares for the cheapest method of the search that can have them, and add what may be proved and
-    saves something to its standings; None where nothing does."""
+    """Fit shares for the cheapest method of the search that can have them. What saves tokens and may be
+    proved is added to the standings of the search and returned; None where nothing does."""
     first = next(iter(job.chain()), None)
     able = [s for s in job.live if s.cost < 1 and _able(s.candidate)]
     if first is None or not able:
