@@ -1,12 +1,12 @@
 """What a budget for each image, or each question, could save at equal quality.
 
 Validation scenes of the reference VLM, drawn as it was trained: rooms, clusters, pages and mixtures of
-them, in one to six tiles. One method at 19 budgets; then each policy of `policies` along its curve. Cost
+them, in one to six tiles. One method at 15 budgets; then each policy of `policies` along its curve. Cost
 is tokens, quality is right answers as a share of the full model's. Every saving is against one share of
 the tokens for all, at the same quality, with a 95 % interval over images. Test scenes are not touched.
 What is in `docs/tune.md` comes from this:
 
-    python -m vtc.eval.per_image.study --method coverage --seeds 80 81 --scenes 200 --output study.json
+    python -m vtc.eval.per_image.study --output study.json
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vtc.eval.per_image.policies import curve, policies
 from vtc.eval.tune.by_question import rising
 
 QUALITIES = (0.99, 0.98, 0.95, 0.9)
-DRAWS = 2000
+DRAWS = 1000
 Array = np.ndarray
 
 
@@ -112,9 +112,9 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--method", default="coverage", help="default coverage")
+    parser.add_argument("--method", default="divprune", help="default divprune")
     parser.add_argument("--seeds", type=int, nargs="+", default=[80, 81], help="of the scenes")
-    parser.add_argument("--scenes", type=positive, default=200, help="of each seed")
+    parser.add_argument("--scenes", type=positive, default=120, help="of each seed")
     parser.add_argument(
         "--answers", type=Path, help="npz to keep the answers in, or to take them from"
     )
