@@ -62,7 +62,7 @@ def joined(answered: Answered) -> Array:
     the second."""
     looks, words = _scaled(answered.looks), _scaled(answered.words)
     main = words @ np.linalg.svd(words, full_matrices=False)[2][:4].T
-    main = main / main.std(0)
+    main = main / (main.std(0) + 1e-9)
     products = (looks[:, :, None] * main[:, None]).reshape(len(looks), -1)
     return np.concatenate([looks, words, products], 1)
 

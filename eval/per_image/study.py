@@ -81,7 +81,8 @@ def study(answered: Answered) -> list[dict[str, Any]]:
         for quality in QUALITIES:
             cost = mine.cost(quality, times)
             saved = 1 - cost / base[quality]
-            low, high = np.nanquantile(saved[1:], (0.025, 0.975))
+            known = saved[1:][~np.isnan(saved[1:])]
+            low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
             rows.append({
                 "policy": policy.name, "quality": quality, "tokens": _digits(cost[0]),
                 "saved": _digits(saved[0]), "low": _digits(low), "high": _digits(high),

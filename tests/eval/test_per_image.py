@@ -50,7 +50,8 @@ def test_who_knows_saves_and_who_does_not_saves_nothing(
         assert at[name]["saved"] > 0.25 and at[name]["low"] > 0.15, name
     for name in others:
         assert abs(at[name]["saved"]) < 0.2, name
-    assert at["hindsight, by question"]["saved"] >= at["hindsight, by image"]["saved"] > 0.25
+    assert at["hindsight, by question"]["saved"] >= at["hindsight, by image"]["saved"] > 0.1
+    assert at["hindsight, by question"]["saved"] > 0.25
 
 
 def test_the_cost_at_a_quality_by_hand() -> None:
