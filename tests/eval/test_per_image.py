@@ -10,6 +10,7 @@ import pytest
 from vtc.eval.per_image import policies, study
 from vtc.eval.per_image.features import FEATURES
 from vtc.eval.per_image.measure import Answered
+from vtc.eval.per_image.replay import replay
 
 BUDGETS = np.array([0.05, 0.1, 0.5, 1.0])
 #: right answers at each budget
@@ -65,6 +66,15 @@ def test_the_cost_at_a_quality_by_hand() -> None:
     assert curve.cost(0.5, np.ones((1, 2)))[0] == pytest.approx(0.1)
     assert curve.cost(0.75, np.ones((1, 2)))[0] == pytest.approx(0.3)
     assert np.isnan(curve.cost(1.1, np.ones((1, 2)))[0])
+
+
+def test_replayed_the_command_finds_what_openings_save() -> None:
+    """Both runs promise something, and shares by question are what is promised where they save."""
+    one, many, taken = replay(answered(150), 0.9, seed=0, shares=(0.5, 0.1, 0.05))
+    assert one == pytest.approx(0.5) and taken
+    assert many == pytest.approx(0.3, abs=0.03)
+    one, many, taken = replay(answered(150, by_image=True), 0.9, seed=0, shares=(0.5, 0.1, 0.05))
+    assert one == many == pytest.approx(0.5) and not taken
 
 
 def test_what_is_kept_reads_the_same(tmp_path: Path) -> None:
