@@ -105,9 +105,8 @@ def hits(
         mine = [outs[number[id(scene)]] for scene in batch]
         masks = [mask_of(scene, out) for scene, out in zip(batch, mine, strict=True)]
         packed = pack(batch, tokenizer, rng, "plain", False, masks)
-        prefix = prefix_embeddings(
-            model, packed, None
-        )  # every patch that is left comes with `outs`
+        # every patch that is left comes with `outs`
+        prefix = prefix_embeddings(model, packed, None)
         size = torch.zeros(packed.source.shape)
         for row, out in enumerate(mine):
             columns = (packed.source[row] >= -1).nonzero().squeeze(1)  # of the image, in order

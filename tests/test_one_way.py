@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("vtc.functional",),
     ("vtc.tokens", "vtc.selection", "vtc.batch", "vtc.batch_tables", "vtc.layers"),
     ("vtc.report", "vtc.rgb", "vtc.panels", "vtc.sheet", "vtc.pictures"),
-    ("vtc.doors", "vtc.published", "vtc.registry"),
+    ("vtc.doors", "vtc.openings", "vtc.published", "vtc.registry"),
     ("vtc.methods",),
     ("vtc.config", "vtc.several"),
     ("vtc.plugins", "vtc.plugins.model"),

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError, meant, nearest
+from vtc.openings import checked
 from vtc.registry import check_method, create_method, method_class
 from vtc.several import in_front, names_of, settled
 
@@ -53,7 +54,8 @@ class CompressionConfig:
         method: a name of `vtc.list_methods()`; `"none"` leaves a model untouched. Several that work
             one behind the other are `"a+b"`.
         retention: share of patch tokens to keep, in (0, 1], or one share per image of a call, row by
-            row and left to right, clips among them. None leaves it to the method. Of several methods
+            row and left to right, clips among them; or shares by how a question begins, `{"how many":
+            0.7, "*": 0.12}`, with "*" for all others. None leaves it to the method. Of several methods
             only a plan with one that makes pictures smaller has one for all: what is left at the end.
         tokens: absolute number of patch tokens instead, or one number per image. Where an image has
             fewer all stay, with the option `strict` it is an error.
@@ -64,7 +66,7 @@ class CompressionConfig:
     """
 
     method: str = "none"
-    retention: float | list[float] | None = None
+    retention: float | list[float] | dict[str, float] | None = None
     tokens: int | list[int] | None = None
     positions: str = "original"
     options: dict[str, Any] = field(default_factory=dict)
@@ -330,7 +332,8 @@ def _tables(method: str) -> str:
 
 
 def _budget(name: str, where: str, value: Any) -> Any:
-    """`retention` or `tokens` from text or plain values: a number, a list of numbers, or None."""
+    """`retention` or `tokens` from text or plain values: a number, a list of numbers, of `retention`
+    also shares by question, or None."""
     if isinstance(value, str):
         value = parse_value(value)
         if isinstance(value, str) and "," in value:
@@ -341,6 +344,8 @@ def _budget(name: str, where: str, value: Any) -> Any:
     value = _exponent(value)
     if value is None:
         return None
+    if isinstance(value, Mapping) and name == "retention":
+        return checked(value, where)
     several = isinstance(value, (list, tuple))
     for number in value if several else [value]:
         whole = isinstance(number, Integral) and not isinstance(number, bool)

@@ -83,15 +83,12 @@ def plan(
     """
     check(methods, retentions)
     options = options or {}
-    known = {part for name in methods for part in names_of(name)}
-    for name in options:
-        if name not in known:
-            raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
+    check_options(methods, options)
     for share in pixels:
         if not 0 < share < 1:
             raise VTCError(f"pixels: got {share!r}, allowed are numbers in (0, 1)")
     found = [FULL, *(Setting("none", options={"pixels": share}) for share in pixels)]
-    own = {name: _options(name, options) for name in methods}
+    own = {name: options_of(name, options) for name in methods}
     made = {name: create(Setting(name, None, options=own[name])) for name in methods}
     if None in retentions and not any(_counts_itself(name) for name in methods):
         raise VTCError(f"retention: got own, but none of {', '.join(methods)} has its own count")
@@ -119,6 +116,14 @@ def check(methods: Sequence[str], retentions: Sequence[float | None]) -> None:
     for share in retentions:
         if share is not None and not 0 < share <= 1:
             raise VTCError(f"retention: got {share!r}, allowed are numbers in (0, 1]")
+
+
+def check_options(methods: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raise `VTCError` for options of a method that is not among `methods`, nor a part of one."""
+    known = {part for name in methods for part in names_of(name)}
+    for name in options:
+        if name not in known:
+            raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
 
 
 def create(
@@ -156,7 +161,7 @@ def budgeted(method: str) -> str:
     return next((name for name in names if method_class(name).where != "layers"), names[0])
 
 
-def _options(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def options_of(method: str, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The options of a setting, of those by name."""
     names = names_of(method)
     if len(names) == 1:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from vtc.eval.tune.costs import Costs
 from vtc.eval.tune.promise import Points
 from vtc.eval.tune.questions import ByImage
 from vtc.eval.tune.space import Candidate
+from vtc.openings import opening
+
+if TYPE_CHECKING:
+    from vtc.eval.tune.by_question import Table
 
 #: share of failed rows in the first round above which a setting counts as one that cannot run
 BROKEN = 0.5
@@ -103,7 +107,7 @@ class Asked:
         self, candidates: Sequence[Candidate], defaults: Mapping[str, Mapping[str, Any]]
     ) -> None:
         """Make every method and put it on the model once; what the model cannot have is noted."""
-        methods: dict[str, Any] = {}
+        methods = dict(self.runner.methods)
         self.runner.methods = methods
         for candidate in candidates:
             try:
@@ -161,6 +165,40 @@ class Asked:
                 found.append((mean[0], mean[1], self.questions.weight(image)))
         setting, full, weight = np.array(found, dtype=float).reshape(-1, 3).T
         return Points(setting, full, weight)
+
+    def table(self, candidates: Sequence[Candidate], images: Sequence[str]) -> Table:
+        """What the questions about some images scored at all budgets of one method, and of the full
+        model. Those that the full model could not be asked, or a budget, are left out.
+
+        Args:
+            candidates: of one family, small budgets first, that were asked.
+        """
+        from vtc.eval.tune.by_question import Table
+
+        found, names = [], []
+        for name in images:
+            for item in self.questions.items[name]:
+                full, rows = (
+                    self._full(item.id),
+                    [self.rows[c.key].get(item.id) for c in candidates],
+                )
+                if full is None or any(row is None or row.tokens is None for row in rows):
+                    continue
+                pairs = [self._pair(candidate, item) for candidate in candidates]
+                scores = [*(score for score, _ in pairs), pairs[0][1]]
+                counts = [row.tokens for row in rows if row is not None]
+                whole = rows[0].tokens_full if rows[0] is not None else None
+                found.append((scores, [*counts, whole], opening(item.prompt)))
+                names.append(name)
+        kept, index = np.unique(names, return_inverse=True)
+        return Table(
+            budgets=np.array([*(c.budget for c in candidates), 1.0]),
+            scores=np.array([each for each, _, _ in found]).T,
+            tokens=np.array([each for _, each, _ in found], dtype=float).T,
+            openings=np.array([each for _, _, each in found]),
+            image=index,
+            weight=np.array([self.questions.weight(name) for name in kept]),
+        )
 
     def cost(self, candidate: Candidate) -> float:
         """Full model = 1."""

@@ -91,11 +91,10 @@ def front(result: Tuned, size: tuple[float, float]) -> Any:
         )  # fmt: skip
         method, positions, kind = family
         name = method + ("" if positions == "original" else f", {positions}")
-        name += (
-            ", by count"
-            if kind == "tokens" and (method, positions, "retention") in families
-            else ""
-        )
+        if kind == "by question":
+            name += ", by question"
+        elif kind == "tokens" and (method, positions, "retention") in families:
+            name += ", by count"
         axes.plot([], [], marker, color=colour, markersize=charts.MARKER, label=name)
         for standing in mine:
             sure = standing.low is not None

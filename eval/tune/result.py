@@ -260,7 +260,7 @@ def environment(config: CompressionConfig) -> dict[str, str]:
     found = {"VTC_METHOD": config.method}
     for name in ("retention", "tokens"):
         if getattr(config, name) is not None:
-            found[f"VTC_{name.upper()}"] = str(getattr(config, name))
+            found[f"VTC_{name.upper()}"] = json.dumps(getattr(config, name))
     if config.positions != "original":
         found["VTC_POSITIONS"] = config.positions
     if config.options:
@@ -289,7 +289,7 @@ def _cautions(
     tuning: Tuning, quality: str, earlier: Sequence[Mapping[str, Any]], left: Mapping[str, str]
 ) -> list[str]:
     found = []
-    now = (tuning.target, tuning.cost, sorted(c.key for c in tuning.candidates))
+    now = (tuning.target, tuning.cost, tuning.tried)
     other = [
         session
         for session in earlier

@@ -20,6 +20,7 @@ from vtc.eval.common.records import MANIFEST, answer_files, read_manifest, write
 from vtc.eval.suites.base import Suite
 from vtc.eval.tune import space
 from vtc.eval.tune.ask import Asked
+from vtc.eval.tune.by_question import add_by_question
 from vtc.eval.tune.costs import Costs
 from vtc.eval.tune.place import check_output, folder_of
 from vtc.eval.tune.promise import check_target, highest, needed
@@ -48,6 +49,7 @@ class Tuning:
         limit: how many questions of the suite; None for all.
         batch_size: questions that go through the model together.
         seed: of the split and the order of images.
+        by_question: whether shares by how questions begin are fitted too, see `by_question`.
         command: for the manifest.
         told: is given what is going on, a line at a time.
         advance: is told how many calls were made.
@@ -65,6 +67,7 @@ class Tuning:
     limit: int | None = None
     batch_size: int = 8
     seed: int = 0
+    by_question: bool = False
     command: str = "vtc.tune"
     told: Callable[[str], None] = lambda line: None
     advance: Callable[[int], Any] = lambda count: None
@@ -102,6 +105,8 @@ class Tuning:
                 self.told,
             )
             job.run()
+            if self.by_question:
+                add_by_question(job, asked, self.defaults)
             self._warn(asked, search, len(unseen))
             asked.searching = False
             # noted before the first look: a run that is stopped has looked as well
@@ -110,6 +115,12 @@ class Tuning:
             seconds = time.monotonic() - began
             self._note(folder, seconds=round(seconds, 1))
             return Tuned.of(self, job, found, asked, earlier, seconds)
+
+    @property
+    def tried(self) -> list[str]:
+        """What is tried, for the manifest."""
+        more = ["by question"] if self.by_question else []
+        return [*sorted(c.key for c in self.candidates), *more]
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[Path]:
@@ -150,7 +161,7 @@ class Tuning:
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "target": self.target,
             "cost": self.cost,
-            "candidates": sorted(c.key for c in self.candidates),
+            "candidates": self.tried,
             **manifest.machine(self.loaded.device, model),
         }
         facts["sessions"].append(session)
@@ -277,6 +288,7 @@ def tune(
     batch_size: int = 8,
     output: str | Path | None = None,
     seed: int = 0,
+    by_question: bool = False,
 ) -> Tuned:
     """Find the cheapest setting whose quality is at least `target`, on your own questions.
 
@@ -298,6 +310,7 @@ def tune(
         output: a file for the configuration; a folder beside it keeps the run, which can go on, and
             its page. None writes nothing.
         seed: of the split into images to search and images to confirm.
+        by_question: whether shares by how questions begin are fitted and confirmed too.
 
     Returns:
         What was found: `config`, `promised`, `quality`, `bound`, `standings`.
@@ -319,7 +332,7 @@ def tune(
     tuning = Tuning(
         loaded, suite, target, candidates, quality, cost,
         None if where is None else folder_of(where), vtc_defaults(model),
-        batch_size=batch_size, seed=seed,
+        batch_size=batch_size, seed=seed, by_question=by_question,
     )  # fmt: skip
     with _bare(model), _padding(processor):
         result = tuning.run()

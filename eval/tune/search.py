@@ -72,6 +72,7 @@ class Standing:
         confirmed: what it scored on images that the search never saw.
         low: bound of its quality from those; None where it was not confirmed.
         promised: whether the bound is at least the target.
+        after: whether it is confirmed behind another setting alone, never first.
     """
 
     candidate: Candidate
@@ -85,6 +86,7 @@ class Standing:
     confirmed: Points | None = None
     low: float | None = None
     promised: bool = False
+    after: bool = False
 
     @property
     def quality(self) -> float:
@@ -213,7 +215,8 @@ class Search:
         """The settings to confirm, in the order in which they are: the cheapest that is likely to be
         proved, then cheaper ones, each worth a try if the one before it holds. Where none is likely
         the likeliest comes first; of settings that all fall short, the one with the best quality."""
-        live = [s for s in self.live if s.cost < 1]
+        every = [s for s in self.live if s.cost < 1]
+        live = [s for s in every if not s.after]
         if not live:
             known = [s for s in self.standings if s.seen is not None and s.cost < 1]
             return sorted(known, key=lambda s: (-s.images, -s.quality))[:1]
@@ -222,7 +225,7 @@ class Search:
             first = min(likely, key=lambda s: s.cost)
         else:
             first = max(live, key=lambda s: (s.proof, s.quality))
-        worth = [s for s in live if s.cost < CHEAPER * first.cost and s.proof >= WORTH]
+        worth = [s for s in every if s.cost < CHEAPER * first.cost and s.proof >= WORTH]
         return [first, *sorted(worth, key=lambda s: -s.cost)][:TRIES]
 
     def confirm(self) -> Standing | None:

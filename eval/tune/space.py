@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.config import POSITIONS, CompressionConfig
 from vtc.errors import VTCError, nearest
-from vtc.eval.common.settings import Setting
+from vtc.eval.common.settings import Setting, check_options, options_of
 from vtc.registry import check_method
 from vtc.several import in_front, names_of
 
@@ -104,10 +104,14 @@ def plan(
     chosen = list(dict.fromkeys(METHODS if methods is None else methods))
     shares = (() if tokens else RETENTIONS) if retentions is None else retentions
     options = options or {}
-    parts = {part for name in chosen for part in names_of(name)}
-    for name in options:
-        if name not in parts:
-            raise VTCError(f"method-options: got options of {name!r}, which is not in methods")
+    for name in chosen:
+        if name == "none":
+            raise VTCError(
+                "methods: got 'none', the full model, which all are compared with anyway"
+            )
+        for part in names_of(name):
+            check_method(part)
+    check_options(chosen, options)
     for rule in positions:
         if rule not in POSITIONS:
             raise VTCError(
@@ -138,18 +142,13 @@ def _budgets(
     options: Mapping[str, Mapping[str, Any]],
     default: bool,
 ) -> Iterator[Candidate]:
-    if name == "none":
-        raise VTCError("methods: got 'none', the full model, which all are compared with anyway")
     parts = names_of(name)
-    for part in parts:
-        check_method(part)
-    several = len(parts) > 1
-    given = {part: dict(options[part]) for part in parts if part in options}
-    for part, fields in given.items():
-        for budget in ("retention", "tokens"):
-            if several and budget in fields:
-                raise VTCError(f"method-options: {part}.{budget} is given by --{budget}")
-    mine = given if several else given.get(name, {})
+    several, mine = len(parts) > 1, options_of(name, options)
+    if several:
+        for part, fields in mine.items():
+            for budget in ("retention", "tokens"):
+                if budget in fields:
+                    raise VTCError(f"method-options: {part}.{budget} is given by --{budget}")
     for share in sorted(shares, reverse=True):
         yield Candidate(name, share, options=mine, positions=rule)
     if tokens and several and in_front(parts) is None:

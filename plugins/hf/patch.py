@@ -108,6 +108,8 @@ class Patch:
     @property
     def reads_prompt(self) -> bool:
         """Whether a tokenizer is needed."""
+        if self.method.by_question:
+            return True
         kinds = {request.kind for request in self.requests.values()}
         return bool(kinds & WORDS) or (
             bool(kinds & TEXT) and guidance(self.method).question is None

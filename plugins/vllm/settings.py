@@ -201,7 +201,7 @@ class Settings:
                 )
             return Wish()
         for field in ("retention", "tokens"):
-            if isinstance(getattr(config, field), list):
+            if isinstance(getattr(config, field), (list, dict)):
                 raise VTCError(
                     f"vtc_{field}: got {getattr(config, field)}, allowed is one number, "
                     "which holds for every image of a request"

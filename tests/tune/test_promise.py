@@ -174,3 +174,20 @@ def test_over_a_thousand_runs_of_search_and_proof(name: str) -> None:
     if max(truth.values()) > target:
         right = sum(quality >= target for quality in promised) / len(found)
         assert right > 0.4, "a promise that is never given helps nobody"
+
+
+def test_how_many_images_a_setting_takes_that_uses_up_half_of_the_allowance() -> None:
+    """What docs/tune.md says: six times as many for an even chance, twelve times for nine in ten. Every
+    twentieth image is lost, all questions about it, where one in ten may be."""
+    target, rng = 0.9, np.random.default_rng(0)
+    won = []
+    for times in (6, 12):
+        images = times * enough(target)
+        search = images // 3
+        proofs = 0
+        for _ in range(200):
+            drawn = points(rng.random(images) < (1 + target) / 2)
+            seen, unseen = points(drawn.setting[:search]), points(drawn.setting[search:])
+            proofs += evidence(unseen, stakes(seen, target), target) >= PROOF
+        won.append(proofs / 200)
+    assert 0.45 <= won[0] <= 0.7 and 0.85 <= won[1] <= 0.97

@@ -118,6 +118,17 @@ def test_a_second_look_at_the_same_images_is_told(
     assert main(arguments) == 0
 
 
+def test_shares_by_question_are_looked_for(
+    folder: Path, arguments: list[str], result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 24 questions too few begin alike: that is said, and what is promised stays."""
+    assert main([*arguments, "--by-question"]) == 0
+    assert "by question: no shares of divprune save tokens" in "".join(capsys.readouterr())
+    again = json.loads((folder / "vtc.tune" / "result.json").read_text())
+    assert again["promised"] == result["promised"]
+    assert main(arguments) == 0
+
+
 def test_another_run_in_the_folder_is_refused(
     folder: Path, arguments: list[str], result: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

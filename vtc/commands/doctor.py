@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
         if setting.tokens is None and setting.retention is None:
             setting.retention = 0.5
     method = setting.create()
-    if isinstance(setting.retention, list) or isinstance(setting.tokens, list):
+    if isinstance(setting.retention, (list, dict)) or isinstance(setting.tokens, list):
         raise VTCError("retention: the prompts of the checks differ in images, give one number")
     find_device(args.device)
     found: list[Outcome] = []

@@ -91,6 +91,10 @@ def add(commands: Any) -> None:
         "--method-options", action="append", default=[], metavar="NAME.FIELD=VALUE",
         help="option of a method, repeatable, or JSON: {NAME: {FIELD: VALUE}}",
     )  # fmt: skip
+    parser.add_argument(
+        "--by-question", action="store_true",
+        help="fit shares by how questions begin too: a count may need more tokens than a word",
+    )  # fmt: skip
     parser.add_argument("--output", default="vtc.yaml", metavar="FILE", help="default vtc.yaml")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N")
     parser.add_argument("--seed", type=int, default=0, help="of the split of the images, default 0")
@@ -136,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
         result = Tuning(
             loaded, suite, args.target, candidates, quality, args.cost, folder_of(output),
             vtc_defaults(loaded.model), args.limit, args.batch_size, args.seed,
-            shlex.join(["vtc", *sys.argv[1:]]),
+            args.by_question, shlex.join(["vtc", *sys.argv[1:]]),
             told=(lambda line: None) if args.json else bar.print,
             advance=lambda count: bar.advance(task, count),
             expected=lambda count: bar.update(task, total=count),

@@ -16,6 +16,7 @@ from torch import nn
 from vtc.batch import ImageBatch
 from vtc.errors import VTCError
 from vtc.methods import _guards
+from vtc.openings import checked, share_of
 from vtc.packing import Packing
 from vtc.selection import Selection
 from vtc.tokens import (
@@ -65,13 +66,15 @@ class Method:
         retention: share of patch tokens to keep, in (0, 1]; or one share per image of the call, in
             the order in which the prompts show them: row by row, left to right, images and clips
             alike. None means `default_retention`, or the method's own count where it is `adaptive`.
+            Or shares by how a question begins, `{"how many": 0.7, "*": 0.12}`, with "*" for all others;
+            for methods in front of the language model.
         tokens: absolute number of patch tokens instead, or one number per image of the call. An
             image that has fewer keeps all, and its report says so.
         video: "clip". One budget for a whole clip, or the same for every "frame".
         strict: False. Whether `tokens` beyond what an image has is an error instead.
     """
 
-    retention: float | Sequence[float] | None = None
+    retention: float | Sequence[float] | Mapping[str, float] | None = None
     tokens: int | Sequence[int] | None = None
     video: str = dataclasses.field(default="clip", kw_only=True)
     strict: bool = dataclasses.field(default=False, kw_only=True)
@@ -127,6 +130,13 @@ class Method:
             raise VTCError(
                 f"tokens: got {self.tokens!r} beside retention={self.retention!r}, give only one"
             )
+        if isinstance(self.retention, Mapping):
+            if self.where != "boundary":
+                raise VTCError(
+                    f"retention: got shares by question, which are for methods in front of the language "
+                    f"model; {self.name!r} has one share, or one for each image"
+                )
+            self.retention = checked(self.retention)
         for value in _each(self.retention):
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not 0 < value <= 1:
@@ -243,6 +253,21 @@ class Method:
                 changes[field] = value[index]
         return replace(self, **changes) if changes else self
 
+    @property
+    def by_question(self) -> bool:
+        """Whether the budget hangs on what is asked; see `for_questions`."""
+        return isinstance(self.retention, Mapping)
+
+    def for_questions(self, questions: Sequence[str]) -> Method:
+        """This method with the share of each image of a call.
+
+        Args:
+            questions: what is asked about each.
+        """
+        if not isinstance(self.retention, Mapping):
+            return self
+        return replace(self, retention=[share_of(self.retention, text) for text in questions])
+
     def weights(self) -> dict[str, nn.Module]:
         """The trained modules of a learned method, by the field that holds each."""
         return {}
@@ -344,6 +369,8 @@ class Method:
     @property
     def ratio(self) -> float:
         """`retention` as one number, `default_retention` when it is None."""
+        if isinstance(self.retention, Mapping):
+            raise VTCError("retention: shares by question need for_questions() first")
         if isinstance(self.retention, Sequence):
             raise VTCError("retention: one number per image needs for_image() first")
         return self.default_retention if self.retention is None else float(self.retention)
@@ -352,6 +379,8 @@ class Method:
 def _each(value: Any) -> Sequence[Any]:
     if value is None:
         return ()
+    if isinstance(value, Mapping):
+        return list(value.values())
     return value if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
 
 

@@ -201,6 +201,11 @@ class CrossAttention(EncoderStage):
                 f"method: {method.name!r} compares the frames of a clip with each other, but "
                 f"{type(model).__name__} reads images by cross-attention, as many tokens of every tile"
             )
+        if method.by_question:
+            raise VTCError(
+                f"retention: got shares by question, but {type(model).__name__} reads images by "
+                "cross-attention, as many tokens of every one; give one share"
+            )
         requests = patch.requests.values()
         if any(request.kind in WORDS for request in requests):
             raise VTCError(

@@ -116,7 +116,7 @@ def encode(
         placeholders: modality -> bool `[B, L]`, the placeholders to fill.
         shown: the same on the CPU.
         questions: given a modality and the number of tokens of each of its images, the text that each
-            is asked about; called only for methods that read text.
+            is asked about; called only for methods that read text, or whose budgets hang on it.
         visible: given the same, bool `[L]` (CPU) of each image, False for tokens that the prompt's mask
             hides; None where it hides none.
     """
@@ -146,6 +146,8 @@ def encode(
             for m, units in full.items()
         }
         method = behind(patch, full, numbers)
+        if method.by_question:
+            method = method.for_questions(_asked(questions, full, numbers))
         if ahead:
             for m, each in given.items():
                 if patch.resize is not None:
@@ -187,6 +189,19 @@ def encode(
             )
             done[-1].seconds += seconds / len(calls)
     return done
+
+
+def _asked(
+    questions: Callable[[str, list[int]], list[str]],
+    full: Mapping[str, list[Unit]],
+    numbers: Mapping[str, Sequence[int]],
+) -> list[str]:
+    """What is asked about each image and clip of a call, in reading order."""
+    found: dict[int, str] = {}
+    for modality, units in full.items():
+        texts = questions(modality, [len(unit.layout) for unit in units])
+        found.update(zip(numbers[modality], texts, strict=True))
+    return [found[number] for number in range(len(found))]
 
 
 def _numbers(calls: list[tuple[str, list[Unit]]], shown: dict[str, Tensor]) -> list[list[int]]:
