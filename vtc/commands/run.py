@@ -236,4 +236,6 @@ def _print(
         requests = [each for method in config.create_all() for each in method.requests().values()]
         if any(request.kind == "text_embedding" for request in requests):
             note += "; the question was embedded before"
+        if args.model == "reference":
+            note += "; on a model this small choosing may cost more than it saves"
         console.print(f"[dim]{note}[/dim]")
