@@ -1,8 +1,11 @@
 """Runs one engine in a process of its own: `python -m tests.vllm.engine.run JOB.json OUT.json`.
 
 A job names a checkpoint, arguments of `vllm.LLM`, and rounds of requests with pictures as files. Beside
-each answer stand the log probabilities of its tokens. With `refused`, a round may be answered by why it
-was refused; with `other`, processes that are started find the `vtc` of that folder.
+each answer stand the log probabilities of its tokens. Some jobs have
+
+* `refused`: a round may be answered by why it was refused;
+* `other`: a folder whose `vtc` is found by processes that are started;
+* `ray`: GPUs that Ray is told of.
 """
 
 from __future__ import annotations
@@ -20,6 +23,10 @@ def main(job: Path, out: Path) -> None:
         import vtc  # noqa: F401  # here it is this one
 
         sys.path.insert(0, work["other"])  # what is spawned takes the path over
+    if "ray" in work:
+        import ray
+
+        ray.init(num_gpus=work["ray"], include_dashboard=False, object_store_memory=2**28)
     from PIL import Image
     from vllm import LLM, SamplingParams
 
