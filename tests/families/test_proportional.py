@@ -104,7 +104,9 @@ def test_prompts(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_decoding(name: str, mode: str) -> None:
     here = setting(name)
-    if mode == "chunked prefill" and matrix.upstream(here.family, False, mode, "left"):
+    # a chunk of a block of Gemma's is read as a block of its own; 5.18 gives chunks no pictures
+    blocks = name == "gemma3_short"
+    if mode == "chunked prefill" and (blocks or matrix.upstream(here.family, False, mode, "left")):
         pytest.skip("the bare model cannot")
     with torch.no_grad():
         with here.block():
