@@ -1,10 +1,12 @@
 """Choose the constants of `coverage` on validation scenes of the reference VLM.
 
 Every constant is varied by itself, around the defaults, at 10, 5 and 3 % of the tokens. Each row is
-compared with the defaults by a paired test over scenes. `bias` adds the logarithm of the number of
-patches that a token stands for, times this factor, to the logits of all attention to it, and the
-language model is run by hand for that (`reference.packing`); the method has it as `proportional=True`,
-with a factor of 1. Test scenes are not touched. The result that the defaults come from is
+compared with the defaults by a paired test over scenes, or with the first that `--settings` names.
+`bias` adds the logarithm of the number of patches that a token stands for, times this factor, to the
+logits of all attention to it, and the language model is run by hand for that (`reference.packing`); the
+method has it as `proportional=True`, with a factor of 1. `power` is no option of the method: attention is
+raised to it, and below 1 patches that CLS hardly looks at count more. Test scenes are not touched. The
+result that the defaults come from is
 `reference/logs/coverage.json`.
 
     python -m vtc.eval.calibrate_coverage --seeds 40 41 --output calibration.json
@@ -16,17 +18,19 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
 import vtc
+from vtc.batch import ImageBatch
 from vtc.eval import reference
 from vtc.eval.common.arguments import positive
 from vtc.eval.common.listening import Listener
@@ -43,10 +47,11 @@ from vtc.eval.reference.threads import one_thread
 from vtc.eval.reference.tokenizer import build_tokenizer
 from vtc.eval.reference.train_language import by_grid
 from vtc.methods.base import Method
+from vtc.methods.coverage import Coverage
 from vtc.tokens import CompressedTokens, VisualTokens, keep_patches
 
 RETENTIONS = (0.1, 0.05, 0.03)
-#: what is varied: options of `coverage`, and `bias`
+#: what is varied: options of `coverage`, `bias` and `power`
 VARIANTS: tuple[Mapping[str, Any], ...] = (
     {},
     {"sharpness": 1.0},
@@ -60,12 +65,26 @@ VARIANTS: tuple[Mapping[str, Any], ...] = (
     {"scope": "tile"},
     {"bias": 0.5},
     {"bias": 1.0},
+    {"power": 0.75},
+    {"bias": 1.0, "power": 0.75},
 )
 #: methods of others, for comparison
 RIVALS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("divprune", {}),
     ("scope", {"scope": "image"}),
 )
+
+
+@dataclass
+class Powered(Coverage):
+    """`coverage` by a power of the attention."""
+
+    power: float = 1.0
+
+    name: ClassVar[str] = "powered"
+
+    def attention(self, batch: ImageBatch) -> Tensor:
+        return super().attention(batch) ** self.power
 
 
 def listened(
@@ -138,15 +157,20 @@ def settings() -> Iterator[tuple[str, Method, float]]:
     """Every row: its name, its method at any budget, and the bias."""
     for name, options in [*(("coverage", v) for v in VARIANTS), *RIVALS]:
         fields = {key: value for key, value in options.items() if key != "bias"}
-        yield label(name, options), vtc.create_method(name, **fields), options.get("bias", 0.0)
+        if "power" in fields:
+            method: Method = Powered(**fields)
+        else:
+            method = vtc.create_method(name, **fields)
+        yield label(name, options), method, options.get("bias", 0.0)
 
 
 @one_thread()
-def study(seeds: Sequence[int], count: int) -> list[dict[str, Any]]:
+def study(seeds: Sequence[int], count: int, names: Sequence[str] = ()) -> list[dict[str, Any]]:
     """A row for each setting and retention: accuracy, that of reading questions, and the difference to
-    the first setting with its interval over scenes."""
+    the first setting with its interval over scenes; `names` of rows, or all of them."""
     loaded = load("reference", "cpu")
-    chosen = list(settings())
+    rows_there = {row[0]: row for row in settings()}
+    chosen = [rows_there[name] for name in names or rows_there]
     sample = [s for seed in seeds for s in reference.scenes("val", count, seed) if s.questions]
     tokens = listened(loaded, sample, [method for _, method, _ in chosen])
     asked = [(s, q) for s, scene in enumerate(sample) for q in range(len(scene.questions))]
@@ -223,8 +247,16 @@ def main(argv: list[str] | None = None) -> None:
         "--scenes", type=positive, default=60, help="validation scenes of each seed"
     )
     parser.add_argument("--output", type=Path, help="JSON with every row")
+    parser.add_argument(
+        "--settings",
+        nargs="+",
+        default=[],
+        choices=[name for name, _, _ in settings()],
+        metavar="NAME",
+        help="rows by name, such as 'coverage bias=1.0', the first to compare with; all by default",
+    )
     args = parser.parse_args(argv)
-    rows = plain(study(args.seeds, args.scenes))
+    rows = plain(study(args.seeds, args.scenes, args.settings))
     Console(width=110).print(table(rows))
     if args.output:
         facts = {"split": "val", "seeds": args.seeds, "scenes": args.scenes}

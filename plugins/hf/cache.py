@@ -272,11 +272,12 @@ def _follow(cache: Any) -> None:
     calls would fill the memory of a GPU.
     """
     if not isinstance(cache, Followed):
-        cache.__class__ = _class(type(cache))
+        plain: Any = type(cache)
+        cache.__class__ = _class(plain)
 
 
 @lru_cache(maxsize=64)
-def _class(plain: type) -> type:
+def _class(plain: Any) -> type[Followed]:
     """The class of caches of class `plain` that carry notes. It goes by the same name."""
     members: dict[str, Any] = {
         method: partialmethod(_followed, method) for method in _FOLLOWED if hasattr(plain, method)
@@ -295,8 +296,7 @@ def _reduced(cache: Any) -> tuple[Any, ...]:
 
 
 def _remade(plain: type) -> Any:
-    made = _class(plain)
-    return made.__new__(made)
+    return object.__new__(_class(plain))
 
 
 def get_mask_sizes(cache: Any, *args: Any, **kwargs: Any) -> Any:
