@@ -2,10 +2,13 @@
 
 The answers of the study are split at random into images to search and images to confirm, as `vtc tune`
 does, and its search runs on them twice: with one share for all, and with shares by question beside.
-Both see the same images. Nothing is asked again, so that many splits cost little.
+Both see the same images. Nothing is asked again, so that many splits cost little. A high target takes
+more images than were asked about: with `--images` each run draws as many of them, with repetition, and
+what it finds is what users would find whose images are like these.
 
     python -m vtc.eval.per_image.study --answers answers.npz
     python -m vtc.eval.per_image.replay answers.npz --target 0.9
+    python -m vtc.eval.per_image.replay answers.npz --target 0.95 --images 1000
 """
 
 from __future__ import annotations
@@ -94,6 +97,21 @@ class Replayed:
         return np.isin(self.answered.image, np.array(images, dtype=int))
 
 
+def drawn(answered: Answered, images: int, seed: int) -> Answered:
+    """So many images, each drawn at random from all, whatever was drawn before."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.choice(np.unique(answered.image), images)
+    rows = [np.flatnonzero(answered.image == each) for each in chosen]
+    taken = np.concatenate(rows)
+    named = {
+        name: getattr(answered, name)[taken]
+        for name in ("scene", "question", "opening", "looks", "words")
+    }
+    number = np.repeat(np.arange(images), [len(each) for each in rows])
+    right, tokens = answered.right[:, taken], answered.tokens[:, taken]
+    return Answered(answered.budgets, right, tokens, image=number, **named)
+
+
 def replay(
     answered: Answered, target: float, seed: int, shares: Sequence[float]
 ) -> tuple[float, float, bool]:
@@ -121,11 +139,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("answers", type=Path, help="npz of the study")
     parser.add_argument("--target", type=float, default=0.9)
+    parser.add_argument("--images", type=positive, help="drawn for each run; default: those asked")
     parser.add_argument("--splits", type=positive, default=20)
     args = parser.parse_args(argv)
     answered = Answered.load(args.answers)
     shares = sorted({0.7, *RETENTIONS} & set(answered.budgets.tolist()), reverse=True)
-    rows = np.array([replay(answered, args.target, seed, shares) for seed in range(args.splits)])
+    sets = (
+        drawn(answered, args.images, seed) if args.images else answered
+        for seed in range(args.splits)
+    )
+    rows = np.array([replay(each, args.target, seed, shares) for seed, each in enumerate(sets)])
     one, many, taken = rows.T
     saved = 1 - many / one
     low, middle, high = np.quantile(saved, (0.25, 0.5, 0.75))
