@@ -4,9 +4,9 @@ Every constant is varied by itself, around the defaults, at 10, 5 and 3 % of the
 compared with the defaults by a paired test over scenes, or with the first that `--settings` names.
 `bias` adds the logarithm of the number of patches that a token stands for, times this factor, to the
 logits of all attention to it, and the language model is run by hand for that (`reference.packing`); the
-method has it as `proportional=True`, with a factor of 1. `power` is no option of the method: attention is
-raised to it, and below 1 patches that CLS hardly looks at count more. Test scenes are not touched. The
-result that the defaults come from is
+method has it as `proportional=True`, with a factor of 1. `power` is no option of the method: attention
+is raised to it, and below 1 patches that CLS hardly looks at count more. Test scenes are not touched.
+The result that the defaults come from is
 `reference/logs/coverage.json`.
 
     python -m vtc.eval.calibrate_coverage --seeds 40 41 --output calibration.json
