@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_the_figures_are_those_of_the_committed_answers() -> None:
     assert figures["coverage"]["0.25"] == str(best) and f"with all of them {full} %" in TEXT
     assert f"it has {full} with all tokens" in TEXT
     assert f"`random` {drawn['0.25']}\nand {drawn['0.1']}" in TEXT
+
+
+def test_proportional_attention_has_the_figure_of_its_log() -> None:
+    rows = json.loads((ROOT / "eval/reference/logs/proportional.json").read_text())["rows"]
+    (tenth,) = (row["proportional"] for row in rows if row["retention"] == 0.1)
+    assert f"a tenth is\nenough for {100 * tenth:.1f} %" in TEXT
+
+
+def test_a_server_answers_as_many_as_the_load_table_says() -> None:
+    page = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    (ratio,) = re.findall(r"^\| 0\.25 \| 32 \| [^|]+ \| ([\d.]+) ", page, re.M)
+    assert f"{ratio}\ntimes as many with a quarter of the image tokens" in TEXT
 
 
 def test_the_time_is_that_of_the_committed_run() -> None:
