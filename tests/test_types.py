@@ -51,7 +51,7 @@ REVEALED = [
     "int",
     "vtc.report.Report",
     "vtc.methods.base.Method",
-    "float | list[float] | None",
+    "float | list[float] | dict[str, float] | None",
     "def (model: Any) -> dict[str, dict[str, Any]]",
     "str",
 ]

@@ -56,7 +56,6 @@ def checked(shares: Mapping[Any, Any], where: str = "retention") -> dict[str, fl
         found[key] = float(share)
     if OTHERS not in found:
         raise VTCError(
-            f"{where}: got shares for {', '.join(map(repr, found)) or 'nothing'}, but none for "
-            f"{OTHERS!r}, all other questions"
+            f"{where}: got {found}, allowed are shares by question with one for {OTHERS!r}, all others"
         )
     return found
