@@ -51,7 +51,10 @@ def test_a_method_has_the_share_of_each_image() -> None:
     "shares, message",
     [
         ({}, r"got {}, allowed are shares by question with one for '\*'"),
-        ({"how many": 0.5}, r"got {'how many': 0.5}, allowed are shares by question with one for '\*'"),
+        (
+            {"how many": 0.5},
+            r"got {'how many': 0.5}, allowed are shares by question with one for '\*'",
+        ),
         ({"*": 0.5, "how many": 0}, "got 0 for 'how many', allowed are numbers"),
         ({"*": 1.5}, r"got 1.5 for '\*'"),
         ({"*": True}, r"got True for '\*'"),
