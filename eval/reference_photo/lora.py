@@ -1,4 +1,5 @@
-"""Low-rank changes of linear maps (LoRA, arXiv:2106.09685): beside the maps in training, added to them at loading."""
+"""Low-rank changes of linear maps (LoRA, arXiv:2106.09685): beside the maps in training, added to them
+at loading."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ class LowRank(nn.Module):
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        change = nn.functional.linear(nn.functional.linear(x, self.lora_a), self.lora_b)
-        return self.base(x) + SCALE * change
+        out = self.base(x)
+        low = nn.functional.linear(x, self.lora_a).flatten(0, -2)
+        return torch.addmm(out.flatten(0, -2), low, SCALE * self.lora_b.T).view(out.shape)
 
 
 def attach(module: nn.Module, rank: int) -> None:

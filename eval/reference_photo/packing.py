@@ -1,8 +1,8 @@
 """All questions about a picture in one sequence: the prompt up to the picture is computed once.
 
-A row is what stands in front of the question (with some of the visual tokens) and behind it the questions with
-their answers. Each question sees the front and itself, and its positions go on behind the front, so a row
-is exactly so many separate prompts.
+A row is what stands in front of the question (with some of the visual tokens) and behind it the
+questions with their answers. Each question sees the front and itself, and its positions go on behind
+the front, so a row is exactly so many separate prompts.
 """
 
 from __future__ import annotations

