@@ -30,7 +30,7 @@ QUESTIONS = 8
 
 def pixels(image: Any) -> Tensor:
     """A picture of 224 x 224 px as the tower takes it, `[3, 224, 224]`."""
-    values = torch.from_numpy(np.asarray(image)).float() / 255
+    values = torch.from_numpy(np.array(image)).float() / 255
     return ((values - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
 
 

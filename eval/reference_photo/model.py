@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtc.errors import VTCError
 
-from . import language, lora, tower
+from . import language, tower
 from .parts import LANGUAGE, TOWER, digest, require
 
 if TYPE_CHECKING:
@@ -148,6 +148,8 @@ def load_photo(
     """
     import torch
     from safetensors.torch import load_file
+
+    from . import lora
 
     dtype = torch.float32 if dtype is None else dtype
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
