@@ -62,11 +62,12 @@ def pack(
         image = [-1] * len(front[0]) + list(keep) + [-1] * len(front[1])
         first = len(front[0])
         if renumber:
-            places = list(range(len(ids)))
+            end, places = len(ids), list(range(len(ids)))
         else:
-            behind = range(first + patches, first + patches + len(front[1]))
+            end = first + patches + len(front[1])
+            behind = range(first + patches, end)
             places = [*range(first), *(first + int(k) for k in keep), *behind]
-        end, owner, wanted = places[-1] + 1, [-1] * len(ids), [-100] * len(ids)
+        owner, wanted = [-1] * len(ids), [-100] * len(ids)
         for number, question in enumerate(questions):
             prompt = tokenizer(question.text, add_special_tokens=False).input_ids + back
             answer = tokenizer(question.answer, add_special_tokens=False).input_ids
