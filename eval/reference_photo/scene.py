@@ -101,7 +101,7 @@ def _opened(path: Path, longest: int, mode: str) -> Image.Image:
     """A picture no larger than it is needed; opened once, since scenes share few."""
     with Image.open(path) as image:
         image.draft("RGB", (longest, longest))
-        small = image.convert(mode)
+        small = ImageOps.exif_transpose(image).convert(mode)
     if mode == "RGBA":
         small = small.crop(small.getchannel("A").getbbox())
     small.thumbnail((longest, longest), Image.Resampling.BICUBIC)
@@ -110,7 +110,7 @@ def _opened(path: Path, longest: int, mode: str) -> Image.Image:
 
 def _photograph(path: Path, rng: np.random.Generator, vary: bool) -> Image.Image:
     """A whole photograph, or with `vary` most of it, mirrored or not."""
-    image = ImageOps.exif_transpose(_opened(path, 384, "RGB"))
+    image = _opened(path, 384, "RGB")
     if vary:
         wide, high = image.size
         share = rng.uniform(0.8, 1.0)
