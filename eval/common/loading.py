@@ -105,7 +105,9 @@ def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:
         if Path(name).expanduser().is_dir():
             name = str(Path(name).expanduser())
         elif name.count("/") > 1 or name.startswith((".", "/", "~")):
-            raise VTCError(f"model: {name!r} is no folder; give a hub id, a folder, 'reference' or 'photo'")
+            raise VTCError(
+                f"model: {name!r} is no folder; give a hub id, a folder, 'reference' or 'photo'"
+            )
         model, processor = _pretrained(name, kind)
     return Loaded(name, model.to(place).eval(), processor, place)
 

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtc.eval.common.loading import find_device
+
 from . import tower
 from .model import MEAN, STD
 from .parts import TOWER
@@ -36,7 +38,7 @@ def pixels(image: Any) -> Tensor:
 
 def lower(model: Any, images: Tensor) -> Tensor:
     """Hidden states `[images, tokens, width]` behind the frozen layers."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16):
         hidden = model.embeddings(images)
         for layer in model.encoder.layer[:FROZEN]:
             hidden = layer(hidden)
@@ -54,7 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     sources = find(args.debian, args.clothing, args.split)
-    model = tower.build(TOWER.path())
+    device = find_device(None)
+    model = tower.build(TOWER.path()).to(device)
     args.output.mkdir(parents=True, exist_ok=True)
     path = args.output / f"{args.split}{args.seed}.npy"
     shape = (args.scenes, TOKENS, WIDTH)
@@ -63,8 +66,8 @@ def main(argv: list[str] | None = None) -> None:
     for start in range(0, args.scenes, 32):
         numbers = range(start, min(args.scenes, start + 32))
         images = [make_scene(sources, args.split, args.seed, n, 1).image for n in numbers]
-        hidden = lower(model, torch.stack([pixels(image) for image in images]))
-        held[start : start + len(images)] = hidden.half().numpy()
+        hidden = lower(model, torch.stack([pixels(image) for image in images]).to(device))
+        held[start : start + len(images)] = hidden.half().cpu().numpy()
         if start % 640 == 0:
             seconds = time.monotonic() - began
             print(f"{start + len(images)} of {args.scenes}, {seconds:.0f} s", flush=True)

@@ -36,7 +36,9 @@ def build(path: Path) -> Any:
     from torch import nn
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    model: Any = LlamaForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
     model.model.layers = nn.ModuleList(model.model.layers[place] for place in LAYERS)
     model.config.num_hidden_layers = len(LAYERS)
     if getattr(model.config, "layer_types", None):

@@ -97,7 +97,7 @@ def base_folder() -> Path:
     return folder
 
 
-def base() -> LlavaForConditionalGeneration:
+def base() -> Any:
     """The composed parts, float32, without anything that was trained here."""
     import torch
     from transformers import LlavaForConditionalGeneration

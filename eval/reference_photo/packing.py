@@ -8,7 +8,7 @@ the front, so a row is exactly so many separate prompts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,10 @@ class Packed:
     targets: Tensor
     question: Tensor
 
+    def to(self, device: Any) -> Packed:
+        """The same on a device."""
+        return Packed(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 def pack(
     rows: Sequence[Sequence[Question]],
@@ -56,10 +60,10 @@ def pack(
         renumber: count positions without gaps; else dropped tokens leave theirs free.
     """
     front, back = _template(tokenizer)
-    made = []
+    made: list[tuple[list[int], ...]] = []
     for questions, keep in zip(rows, kept, strict=True):
-        ids = [*front[0], *[0] * len(keep), *front[1]]
-        image = [-1] * len(front[0]) + list(keep) + [-1] * len(front[1])
+        ids: list[int] = [*front[0], *[0] * len(keep), *front[1]]
+        image = [-1] * len(front[0]) + [int(k) for k in keep] + [-1] * len(front[1])
         first = len(front[0])
         if renumber:
             end, places = len(ids), list(range(len(ids)))
@@ -81,13 +85,14 @@ def pack(
         made.append((ids, image, places, owner, wanted))
     long = max(len(row[0]) for row in made)
     fills = (0, -1, 0, -2, -100)  # -2: of no question
-    ids, image, places, owner, wanted = (
+    padded = [
         torch.tensor([[*row[n], *[fill] * (long - len(row[n]))] for row in made])
         for n, fill in enumerate(fills)
-    )
+    ]
+    numbers, image_of, positions, asked_by, targets = padded
     causal = torch.ones(long, long, dtype=torch.bool).tril()
-    seen = (owner[:, None, :] == -1) | (owner[:, :, None] == owner[:, None, :])
-    return Packed(ids, image, places, (seen & causal)[:, None], wanted, owner)
+    seen = (asked_by[:, None, :] == -1) | (asked_by[:, :, None] == asked_by[:, None, :])
+    return Packed(numbers, image_of, positions, (seen & causal)[:, None], targets, asked_by)
 
 
 def _template(tokenizer: Any) -> tuple[tuple[list[int], list[int]], list[int]]:
@@ -131,7 +136,7 @@ def logits(model: Any, packed: Packed, states: Tensor) -> tuple[Tensor, Tensor]:
 def right(packed: Packed, found: Tensor, counts: Sequence[int]) -> list[list[bool]]:
     """For each question of each row: is every token of the answer, the end included, the likeliest?
     Under teacher forcing this equals an exact match of greedy decoding."""
-    good = torch.ones(packed.targets.shape, dtype=torch.bool)
+    good = torch.ones_like(packed.targets, dtype=torch.bool)
     asked = packed.targets >= 0
     good[asked] = found.argmax(-1) == packed.targets[asked]
     return [

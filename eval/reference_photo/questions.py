@@ -71,7 +71,7 @@ def ask(
         plural = PLURALS.get(counted, counted + "s")
         found.append(Question("count", f"How many {plural} are there?", str(counts[counted])))
     turn: Counter[str] = Counter()
-    ranked = []
+    ranked: list[tuple[int, int, Question]] = []
     for place in rng.permutation(len(found)):
         question = found[place]
         ranked.append((turn[question.type], len(ranked), question))

@@ -145,9 +145,8 @@ def _paste(image: Image.Image, path: Path, thing: Thing, rng: np.random.Generato
         cutout = ImageOps.mirror(cutout)
     longest = int(rng.integers(60, 106))
     scale = longest / max(cutout.size)
-    cutout = cutout.resize(
-        tuple(max(8, round(length * scale)) for length in cutout.size), Image.Resampling.BICUBIC
-    )
+    wide, high = (max(8, round(length * scale)) for length in cutout.size)
+    cutout = cutout.resize((wide, high), Image.Resampling.BICUBIC)
     if thing.dye is not None:
         cutout = dyed(cutout, thing.dye)
     image.paste(cutout, _corner(thing.place, cutout.size, rng), cutout)

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vtc.eval.common.loading import find_device
+
 from . import lora, tower
 from .features import FROZEN, QUESTIONS
 from .model import base, load_tokenizer
@@ -78,8 +80,7 @@ class Shown(nn.Module):
         ids = [tokenizer(word, add_special_tokens=False).input_ids for word in self.words]
         vectors = torch.stack([table[one].float().mean(0) for one in ids])
         centre = table[:-1].float().mean(0)
-        self.register_buffer("vectors", F.normalize(vectors - centre, dim=-1))
-        self.register_buffer("centre", centre)
+        self.vectors, self.centre = F.normalize(vectors - centre, dim=-1), centre
         self.length = float((table[:-1].float() - centre).norm(dim=-1).mean())
         self.scale = nn.Parameter(torch.full((len(self.words),), 16.0))
         self.offset = nn.Parameter(torch.full((len(self.words),), -6.0))
@@ -89,7 +90,7 @@ class Shown(nn.Module):
         norms = visual.norm(dim=-1)
         near = (visual / norms[..., None].clamp(min=1e-6)) @ self.vectors.T
         near = torch.logsumexp(20 * near, 1) / 20 - math.log(near.shape[1]) / 20
-        wanted, known = self.labels(rows)
+        wanted, known = (table.to(visual.device) for table in self.labels(rows))
         loss = F.binary_cross_entropy_with_logits(
             near * self.scale + self.offset, wanted, reduction="none"
         )
@@ -148,15 +149,16 @@ class Data:
         return torch.from_numpy(np.stack([self.states[n] for n in numbers])).float()
 
 
-def build() -> tuple[Any, Eyes, Any]:
+def build(device: Any) -> tuple[Any, Eyes, Any]:
     """The composed model with what is trained put on it, its eyes, and the tokenizer."""
-    model = base().requires_grad_(False)
+    model = base().to(device).requires_grad_(False)
     # on a CPU the backward pass of the fused attention takes longer than all matrix products
     model.set_attn_implementation("eager")
     torch.manual_seed(0)
     eyes = Eyes(model)
     lora.attach(eyes.layers, RANKS["tower"])
     lora.attach(model.model.language_model.layers, RANKS["language"])
+    model.to(device)
     eyes.projector.requires_grad_(True)
     for module in model.model.language_model.layers.modules():
         if isinstance(module, lora.LowRank):
@@ -172,12 +174,15 @@ def measure(
     random."""
     rng = np.random.default_rng(5)
     found: dict[str, list[bool]] = defaultdict(list)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    device = model.device
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
         for start in range(0, scenes, 8):
             numbers = list(range(start, min(start + 8, scenes)))
             rows = [data.asked[n] for n in numbers]
-            packed = pack(rows, tokenizer, [keep(rng, share) for _ in rows], PATCHES)
-            said, _ = logits(model, packed, hidden(model, packed, eyes(data.read(numbers))))
+            kept = [keep(rng, share) for _ in rows]
+            packed = pack(rows, tokenizer, kept, PATCHES).to(device)
+            visual = eyes(data.read(numbers).to(device))
+            said, _ = logits(model, packed, hidden(model, packed, visual))
             told = right(packed, said, [len(row) for row in rows])
             for row, goods in zip(rows, told, strict=True):
                 for question, good in zip(row, goods, strict=True):
@@ -194,7 +199,8 @@ def question_loss(packed: Any, said: Tensor, wanted: Tensor, rows: Sequence[Any]
     """Cross-entropy of the answer tokens, questions of rare types counting more."""
     table = [[WEIGHTS.get(q.type, 1.0) for q in row] for row in rows]
     places = (packed.targets >= 0).nonzero()
-    weights = torch.tensor([table[r][int(packed.question[r, c])] for r, c in places.tolist()])
+    owners = packed.question.tolist()
+    weights = torch.tensor([table[r][owners[r][c]] for r, c in places.tolist()]).to(said.device)
     loss = F.cross_entropy(said.float(), wanted, reduction="none")
     return (loss * weights).sum() / weights.sum()
 
@@ -204,7 +210,9 @@ def export(model: Any, path: Path) -> None:
     found = lora.changes(model)
     start = "model.multi_modal_projector."
     found |= {n: v for n, v in model.state_dict().items() if n.startswith(start)}
-    save_file({name: value.half().contiguous() for name, value in found.items()}, path)
+    half = {name: value.half().cpu().contiguous() for name, value in found.items()}
+    save_file(half, path)
+    path.chmod(0o644)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -220,12 +228,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    model, eyes, tokenizer = build()
+    device = find_device(None)
+    model, eyes, tokenizer = build(device)
     if args.start:
-        told = model.load_state_dict(load_file(args.start), strict=False)
+        told = model.load_state_dict(load_file(args.start, str(device)), strict=False)
         assert not told.unexpected_keys, told.unexpected_keys
     data, held = Data(args, "train", args.seed, QUESTIONS), Data(args, "val", args.seed, QUESTIONS)
-    shown = Shown(model.get_input_embeddings().weight.detach(), tokenizer)
+    shown = Shown(model.get_input_embeddings().weight.detach(), tokenizer).to(device)
     seeing = [p for p in eyes.parameters() if p.requires_grad]
     seen = {id(p) for p in seeing}
     talking = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
@@ -260,14 +269,15 @@ def main(argv: list[str] | None = None) -> None:
         if not first and steps[first] == 1:
             export(model, args.output / "shown.safetensors")
         rows = [data.asked[n] for n in numbers]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             with torch.set_grad_enabled(look):
-                visual = eyes(data.read(numbers))
+                visual = eyes(data.read(numbers).to(device))
                 loss = near = shown(visual, rows)
             if not first:
                 share = float(np.exp(rng.uniform(math.log(0.05), 0)))
                 kept = [keep(rng, share) for _ in rows]
-                packed = pack(rows, tokenizer, kept, PATCHES, bool(rng.random() < 0.3))
+                renumber = bool(rng.random() < 0.3)
+                packed = pack(rows, tokenizer, kept, PATCHES, renumber).to(device)
                 said, wanted = logits(model, packed, hidden(model, packed, visual))
                 answer = question_loss(packed, said, wanted, rows)
                 loss = answer + near

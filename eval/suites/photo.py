@@ -65,7 +65,7 @@ class Photo(Suite):
         return float(is_correct(prediction, item.answers[0]))
 
     def facts(self) -> dict[str, Any]:
-        """What made the folder, and a SHA-256 over questions, answers and pixels."""
+        """What made the folder, and a SHA-256 over questions, answers and the pixels that were drawn."""
         digest = hashlib.sha256()
         for item in self.items():
             digest.update(repr((item.id, item.prompt, item.answers)).encode())
@@ -80,7 +80,7 @@ class Photo(Suite):
         }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _opener(path: Path) -> Any:
     """One call a picture: the runner opens it once for all its questions."""
     return functools.partial(_open, path)
