@@ -6,12 +6,13 @@ import pytest
 
 from vtc.errors import VTCError
 from vtc.eval.common.records import Answer
+from vtc.eval.common.settings import FULL
 from vtc.eval.reference_photo.gate import table, tasks
 
 
-def said(kind, right, answers, setting="none"):
+def said(kind, right, answers, setting=FULL.key):
     return [
-        Answer(setting, f"{kind}-{n}", "", kind, (answer,), "", float(n < right))
+        Answer(setting, f"{kind}-{n}", "", kind, (answer,), "", score=float(n < right))
         for n, answer in enumerate(answers)
     ]
 
