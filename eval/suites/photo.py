@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vtc.errors import VTCError
 from vtc.eval.reference_photo import is_correct
 from vtc.eval.reference_photo.data import FACTS, QUESTIONS
+from vtc.eval.reference_photo.questions import TYPES
 from vtc.eval.suites.base import Item, Suite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from vtc.eval.common.records import Answer
 
 HOW = "made by `python -m vtc.eval.reference_photo.data`; the pictures do not ship"
 
@@ -78,6 +81,15 @@ class Photo(Suite):
             "count": len(self._items),
             "fingerprint": digest.hexdigest(),
         }
+
+    def summary(self, answers: Sequence[Answer]) -> dict[str, float]:
+        """Accuracy, over all questions and by type."""
+        out = super().summary(answers)
+        for kind in TYPES:
+            members = [answer for answer in answers if answer.kind == kind]
+            if members:
+                out[kind] = super().summary(members)[self.metric]
+        return out
 
 
 @functools.cache

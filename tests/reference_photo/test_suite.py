@@ -9,6 +9,7 @@ import pytest
 
 from tests.reference_photo import pictures
 from vtc.errors import VTCError
+from vtc.eval.common.records import Answer
 from vtc.eval.reference_photo.data import main
 from vtc.eval.suites import create_suite, list_suites
 
@@ -56,6 +57,15 @@ def test_the_fingerprint_follows_pixels_and_questions(folder, tmp_path):
     made["pixels"]["test-0-00000"] = "0" * 16
     (other / "facts.json").write_text(json.dumps(made))
     assert create_suite("photo", data=str(other)).facts()["fingerprint"] != facts["fingerprint"]
+
+
+def test_the_summary_is_by_type():
+    rows = (("color", 1.0), ("color", 0.0), ("count", 1.0), ("reading", 0.0))
+    answers = [
+        Answer("none", str(n), "", kind, ("x",), "", score) for n, (kind, score) in enumerate(rows)
+    ]
+    found = create_suite("photo").summary(answers)
+    assert found == {"accuracy": 0.5, "color": 0.5, "count": 1.0, "reading": 0.0}
 
 
 @pytest.mark.parametrize("data", ["", "no/folder"])
