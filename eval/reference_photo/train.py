@@ -36,8 +36,6 @@ from .sources import find
 
 PATCHES = (tower.SIDE // tower.PATCH) ** 2
 RANKS = {"language": 32, "tower": 16}
-#: of the second stage, while the language model learns to read visual tokens that do not change
-FIXED = 0.3
 #: learning rate of tower and projector behind it, in that of the language model
 SLOW = 0.2
 #: types with few questions count more in the loss
@@ -223,6 +221,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/photo"), help="with the features")
     parser.add_argument("--minutes", type=float, default=56)
     parser.add_argument("--shown", type=float, default=0.15, help="of it, for the first stage")
+    parser.add_argument(
+        "--fixed",
+        type=float,
+        default=0.3,
+        help="of the second stage, with tower and projector as they are",
+    )
     parser.add_argument("--start", type=Path, help="trained weights to go on from")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -249,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         betas=(0.9, 0.98),
     )
     print(f"{sum(p.numel() for p in learned) / 1e6:.2f} M trained", flush=True)
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng([args.seed, int(args.start is not None)])
     began, recent = time.monotonic(), defaultdict(list)
     steps, saved = {True: 0, False: 0}, began
     log = (args.output / "log.jsonl").open("w")
@@ -263,10 +267,10 @@ def main(argv: list[str] | None = None) -> None:
         steps[first] += 1
         within = progress / args.shown if first else (progress - args.shown) / (1 - args.shown)
         rate = args.lr * min(1.0, steps[first] / 50) * (0.51 + 0.49 * math.cos(math.pi * within))
-        look = first or within > FIXED
+        look = first or within > args.fixed
         optimiser.param_groups[0]["lr"] = rate if first else SLOW * rate
         optimiser.param_groups[1]["lr"] = rate
-        if not first and steps[first] == 1:
+        if not first and steps[True] and steps[False] == 1:
             export(model, args.output / "shown.safetensors")
         rows = [data.asked[n] for n in numbers]
         with torch.autocast(device.type, torch.bfloat16):
