@@ -61,12 +61,14 @@ CLOTHING ?= $(PHOTO)/clothing
 SOURCES  := --debian $(PHOTO)/debian --clothing $(CLOTHING)
 BOUNDARY := random,uniform,pool,divprune,scope,coverage,globalcom2,token_correlation,visionzip,mmr,prumerge
 PHOTO_RUN := OMP_NUM_THREADS=1 $(RUN) -m vtc.eval accuracy --model photo --suite photo --data $(PHOTO)/test \
-	--seeds 1 --batch-size 16 --output
+	--dtype bfloat16 --seeds 1 --batch-size 16 --output
 photo: $(PHOTO)/.ready       ## its accuracy with every method, from the weights that ship
-	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.data $(SOURCES) --output $(PHOTO)/test --scenes 200
+	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.data $(SOURCES) --output $(PHOTO)/test --scenes 300
 	$(PHOTO_RUN) $(PHOTO)/blind --methods random --retention 1.0 --suite-option photo.blind=true
-	$(PHOTO_RUN) $(PHOTO)/accuracy --methods $(BOUNDARY),fastv,pyramiddrop --retention 0.5,0.25,0.1,0.05 --pixels 0.1
-	$(RUN) -m vtc.eval.reference_photo.gate $(PHOTO)/accuracy $(PHOTO)/blind
+	$(PHOTO_RUN) $(PHOTO)/gate --methods random --retention 1.0
+	$(RUN) -m vtc.eval.reference_photo.gate $(PHOTO)/gate $(PHOTO)/blind
+	$(PHOTO_RUN) $(PHOTO)/accuracy --limit 300 --methods $(BOUNDARY) --retention 0.25,0.1,0.05 --pixels 0.1
+	$(PHOTO_RUN) $(PHOTO)/accuracy --limit 300 --methods fastv,pyramiddrop,pool,divprune,coverage --retention 0.5
 	$(RUN) -m vtc.eval report $(PHOTO)/accuracy --output $(PHOTO)/accuracy
 
 photo-train: $(PHOTO)/.ready ## its training, an hour and a quarter; the weights lie in runs/photo then
