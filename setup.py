@@ -56,6 +56,7 @@ EXTRAS = {
     "accelerate": ["accelerate>=1.0"],
     "suites": ["datasets>=3"],
     "discrete": ["vector-quantize-pytorch>=1.32", "timm>=1.0", "lpips>=0.1.4"],
+    "photo": ["onnx>=1.16", "gguf>=0.10", "accelerate>=1.0"],  # read the parts of that model
     "generation": ["omegaconf>=2.3"],  # with "eval", "accelerate" and "discrete"
 }
 EXTRAS["test"] = [
@@ -109,6 +110,7 @@ setup(
             "checkpoint/tokenflex/*",
             "*.md",
         ],
+        "vtc.eval.reference_photo": ["checkpoint/*", "*.md"],
     },
     install_requires=[
         "torch>=2.6",

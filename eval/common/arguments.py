@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """`--model`, `--config`, `--import`, `--device`, `--dtype`."""
     parser.add_argument(
-        "--model", default="reference", help="hub id, folder, or 'reference' (default)"
+        "--model",
+        default="reference",
+        help="hub id, folder, 'reference' (default) or 'photo'",
     )
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
     add_imports(parser)

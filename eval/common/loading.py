@@ -77,7 +77,7 @@ class Loaded:
 
 
 def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:
-    """Load a hub id, a local folder, or `"reference"`.
+    """Load a hub id, a local folder, `"reference"`, or `"photo"`.
 
     Args:
         device: a torch device; by default the first GPU if there is one.
@@ -97,11 +97,17 @@ def load(name: str, device: str | None = None, dtype: str = "auto") -> Loaded:
         kind = torch.float32  # half precision is slow on most CPUs
     if name == "reference":
         model, processor = _reference(None if kind == "auto" else kind)
+    elif name == "photo":
+        from vtc.eval.reference_photo import load_photo
+
+        model, processor = load_photo(None if kind == "auto" else kind)
     else:
         if Path(name).expanduser().is_dir():
             name = str(Path(name).expanduser())
         elif name.count("/") > 1 or name.startswith((".", "/", "~")):
-            raise VTCError(f"model: {name!r} is no folder; give a hub id, a folder or 'reference'")
+            raise VTCError(
+                f"model: {name!r} is no folder; give a hub id, a folder, 'reference' or 'photo'"
+            )
         model, processor = _pretrained(name, kind)
     return Loaded(name, model.to(place).eval(), processor, place)
 

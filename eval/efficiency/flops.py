@@ -70,20 +70,33 @@ def encoder_flops(config: Any, inputs: Mapping[str, Any], layers: int) -> int | 
     return None if formula is None else formula(config, inputs, layers)
 
 
+#: towers that a LLaVA may have with a CLS token
+WITH_CLS = {"clip_vision_model", "dinov2"}
+
+
 def _vit(vision: Any, tiles: int, patches: int, cls: int, layers: int) -> int:
     """Tiles of one size, each attending to itself."""
     width, seen = vision.hidden_size, patches + cls
     patch = vision.patch_size[0] if isinstance(vision.patch_size, tuple) else vision.patch_size
     embedding = 2 * patches * width * 3 * patch**2
-    linear = 2 * seen * (4 * width**2 + 2 * width * vision.intermediate_size)
+    linear = 2 * seen * (4 * width**2 + 2 * width * _inner(vision))
     return tiles * (embedding + layers * (linear + 4 * seen**2 * width))
 
 
-def _clip(config: Any, inputs: Mapping[str, Any], layers: int) -> int:
+def _inner(vision: Any) -> int:
+    """Width within a layer's MLP: DINOv2's configuration says how many times the layer's it is."""
+    if hasattr(vision, "mlp_ratio"):
+        return int(vision.hidden_size * vision.mlp_ratio)
+    return vision.intermediate_size
+
+
+def _clip(config: Any, inputs: Mapping[str, Any], layers: int) -> int | None:
     vision, text = config.vision_config, config.text_config.hidden_size
     tiles = inputs["pixel_values"].shape[:-3].numel()
     patches = (vision.image_size // vision.patch_size) ** 2
-    cls = int(vision.model_type == "clip_vision_model")
+    if getattr(vision, "use_swiglu_ffn", False):
+        return None  # a giant DINOv2, whose MLP is another
+    cls = int(vision.model_type in WITH_CLS)
     projector = 2 * tiles * patches * (vision.hidden_size * text + text**2)
     return _vit(vision, tiles, patches, cls, layers) + projector
 

@@ -148,15 +148,24 @@ def save_checkpoint(model: Any, clip: Any, folder: str | Path, dtype: Any = None
 
 
 def load_reference(
-    dtype: Any = None, path: str | Path | None = None
-) -> tuple[LlavaNextForConditionalGeneration, LlavaNextProcessor]:
+    dtype: Any = None, path: str | Path | None = None, name: str = "drawn"
+) -> tuple[Any, Any]:
     """The trained model in evaluation mode, and its processor.
+
+    ``name`` is "drawn" for the small model of this folder, which ships whole, or "photo" for the one on
+    real pictures (:func:`vtc.eval.reference_photo.load_photo`), which needs two packages.
 
     It runs on one thread whoever calls it, see :mod:`vtc.eval.reference.threads`.
 
     ``dtype`` is a torch floating-point type, float32 by default. ``path`` replaces the shipped
     checkpoint by a folder of the same layout.
     """
+    if name not in ("drawn", "photo"):
+        raise ValueError(f"name must be 'drawn' or 'photo', got {name!r}")
+    if name == "photo":
+        from vtc.eval.reference_photo import load_photo
+
+        return load_photo(dtype, path)
     import torch
     from transformers import (
         LlavaNextForConditionalGeneration,

@@ -245,3 +245,26 @@ def test_a_share_of_the_width():
     for width in (0.0, 0.3, 1.5, float("nan")):
         with pytest.raises(VTCError, match="width: got .*allowed are multiples of 1/4 up to 1"):
             narrowed(SHAPES["qwen2.5-vl-7b"], width)
+
+
+def test_the_tower_may_be_a_dinov2():
+    """Its configuration names the width of an MLP by its ratio, and it has a CLS token."""
+    import transformers as tf
+
+    from tests.families.models import llava
+
+    vision = tf.Dinov2Config(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        mlp_ratio=3,
+    )
+    model = llava(vision, vision_feature_layer=-1).eval()
+    inputs = {"pixel_values": torch.randn(1, 3, 28, 28)}
+    with torch.no_grad(), counter() as found:
+        model.get_image_features(**inputs)
+    assert found.get_total_flops() == encoder_flops(model.config, inputs, layers=2)
+    model.config.vision_config.use_swiglu_ffn = True  # an MLP of another shape: no formula
+    assert encoder_flops(model.config, inputs, layers=2) is None

@@ -1,0 +1,101 @@
+"""What is asked about a scene, and whether an answer is right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .sources import GARMENTS, KINDS
+
+if TYPE_CHECKING:
+    from .scene import Thing
+
+TYPES = ("naming", "garment", "color", "exist", "count", "position", "reading")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+#: what signs say, besides numbers of two digits
+WORDS = (
+    "open", "exit", "taxi", "stop", "milk", "bread", "hotel", "bank", "cafe", "sale",
+    "bus", "park", "north", "south", "gold", "river", "music", "pizza", "tea", "books",
+    "gate", "road", "lake", "shop", "fish", "news", "quiet", "danger", "salt", "zoo",
+)  # fmt: skip
+PLURALS = {"fish": "fish"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its single right answer."""
+
+    type: str
+    text: str
+    answer: str
+
+
+def ask(
+    things: Sequence[Thing],
+    sign: str | None,
+    garment: str | None,
+    counted: str | None,
+    rng: np.random.Generator,
+    limit: int,
+) -> list[Question]:
+    """At most `limit` of the questions that a scene allows, one of each type before a second.
+
+    Args:
+        things: that were pasted.
+        sign: what a sign says.
+        garment: what a photograph of a garment shows.
+        counted: the kind whose number is asked for.
+    """
+    found = [Question("garment", "What garment is this?", garment)] if garment else []
+    if sign:
+        found.append(Question("reading", "What does the sign say?", sign))
+    counts = Counter(thing.kind for thing in things)
+    for thing in things:
+        found.append(Question("naming", f"What is at the {thing.place}?", thing.kind))
+        if counts[thing.kind] == 1:
+            found.append(Question("position", f"Where is the {thing.kind}?", thing.place))
+            if thing.dye:
+                text = f"What color is the {thing.kind}?"
+                found.append(Question("color", text, thing.dye))
+    if counts:
+        there = str(rng.choice(list(counts)))
+        absent = str(rng.choice([kind for kind in KINDS if kind not in counts]))
+        asked = [(there, "yes"), (absent, "no")]
+        rng.shuffle(asked)
+        found += [Question("exist", f"Is there {_one(kind)}?", said) for kind, said in asked]
+    if counted:
+        plural = PLURALS.get(counted, counted + "s")
+        found.append(Question("count", f"How many {plural} are there?", str(counts[counted])))
+    turn: Counter[str] = Counter()
+    ranked: list[tuple[int, int, Question]] = []
+    for place in rng.permutation(len(found)):
+        question = found[place]
+        ranked.append((turn[question.type], len(ranked), question))
+        turn[question.type] += 1
+    return [question for _, _, question in sorted(ranked, key=lambda entry: entry[:2])][:limit]
+
+
+def _one(kind: str) -> str:
+    return ("an " if kind[0] in "aeiou" else "a ") + kind
+
+
+def answers(kind: str) -> list[str]:
+    """All answers of a type of question."""
+    return {
+        "naming": list(KINDS),
+        "garment": list(dict.fromkeys(GARMENTS.values())),
+        "color": ["red", "yellow", "green", "blue", "purple", "white", "black"],
+        "exist": ["yes", "no"],
+        "count": ["1", "2", "3", "4"],
+        "position": list(PLACES),
+        "reading": [*WORDS, *map(str, range(10, 100))],
+    }[kind]
+
+
+def is_correct(prediction: str, answer: str) -> bool:
+    """Whether an answer is the right one, but for case, spaces and a full stop."""
+    return " ".join(prediction.lower().split()).rstrip(".") == answer

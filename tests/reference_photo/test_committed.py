@@ -1,0 +1,59 @@
+"""The committed runs of the photo model: figures follow from answers, and the page shows them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vtc.eval.accuracy.summary import markdown, summarise
+from vtc.eval.common.records import read_answers, read_manifest
+from vtc.eval.efficiency.lines import read_measures
+from vtc.eval.reference_photo import checkpoint_path
+from vtc.eval.reference_photo.gate import table, tasks
+from vtc.eval.reference_photo.parts import digest
+
+ROOT = Path(__file__).parents[2]
+RUN, GATE, BLIND, TIME = (
+    ROOT / "docs/results" / name
+    for name in ("photo", "photo-gate", "photo-blind", "efficiency/photo")
+)
+PAGE = (ROOT / "docs/reference-photo.md").read_text()
+
+
+def test_every_question_was_answered_under_every_setting():
+    answers = read_answers(RUN)
+    counts = Counter(answer.setting for answer in answers)
+    assert set(counts) == {entry["key"] for entry in read_manifest(RUN)["settings"]}
+    assert len(set(counts.values())) == 1 and not [a for a in answers if a.error]
+
+
+def test_the_page_shows_what_follows_from_the_answers():
+    summary, stored = summarise(RUN), json.loads((RUN / "summary.json").read_text())
+    for found, expected in zip(summary["settings"], stored["settings"], strict=True):
+        assert found["value"] == pytest.approx(expected["value"]), found["key"]
+    assert markdown(summary) in PAGE
+    assert table(tasks(read_answers(GATE), read_answers(BLIND))) in PAGE
+
+
+def test_the_page_shows_the_times_that_were_measured():
+    def cell(ratio):
+        return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+    for line in read_measures(TIME):
+        if line.error is None:
+            name = f"| {line.method} | {line.retention:.0%} | {line.average_tokens:.0f}"
+            first, prefill, flops = (
+                line.measures[n].ratio for n in ("ttft", "prefill_time", "flops")
+            )
+            assert f"{name} | {cell(first)} | {cell(prefill)} | {flops.median:.2f} |" in PAGE
+        else:
+            assert line.method in ("fastv", "pyramiddrop") and line.retention < 0.25
+
+
+def test_the_page_and_the_card_name_the_weights_that_were_measured():
+    sha = digest(checkpoint_path() / "trained.safetensors")
+    assert sha[:16] in PAGE
+    assert sha[:16] in (checkpoint_path().parent / "MODEL_CARD.md").read_text()
