@@ -237,7 +237,7 @@ def test_gradients_with_and_without_a_checkpoint() -> None:
         twin.train()
         with vtc.compress(twin, METHOD):
             logits = twin(**here.batch([sample]), use_cache=False).logits
-        logits.float().square().mean().backward()
+            logits.float().square().mean().backward()  # transformers 5.18 runs hooks again here
         grads.append({n: p.grad for n, p in twin.named_parameters() if p.grad is not None})
     assert grads[0].keys() == grads[1].keys() and len(grads[0]) > 20
     for name, grad in grads[0].items():

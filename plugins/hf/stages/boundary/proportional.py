@@ -132,7 +132,8 @@ def bias_of(done: list[Encoded], order: list[int], visual: Tensor) -> Tensor | N
     every = [weight for e in done for weight in e.weights]
     if not every:
         return None
-    values = torch.cat([every[i] for i in order]).to(visual.device).float()
+    # a count has no gradient; a mask that asks for one would turn SDPA's fast kernels away
+    values = torch.cat([every[i] for i in order]).detach().to(visual.device).float()
     least, most = torch.stack(values.aminmax()).tolist()
     if not 0 < least <= most < float("inf"):
         raise VTCError(
