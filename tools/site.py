@@ -66,6 +66,7 @@ NAV: list[tuple[str, Any]] = [
             ("What it costs and saves", "costs.md"),
             ("Results", "results.md"),
             ("Accuracy", "accuracy.md"),
+            ("A second model, on real pictures", "reference-photo.md"),
             ("Time and memory", "efficiency.md"),
             ("Benchmarks", "suites.md"),
             ("Reports", "reports.md"),

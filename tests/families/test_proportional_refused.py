@@ -208,6 +208,10 @@ def test_virtual_tokens_in_front() -> None:
     count, seen = 3, []
     settings = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count)
     wrapped = peft.get_peft_model(model, settings).eval()
+    from tests.hf.test_others_hands import generates_as_forward
+
+    if not generates_as_forward(wrapped, batch):
+        pytest.skip("upstream: PEFT's generate gives other logits than its forward")
     layer = model.model.language_model.layers[0].self_attn
 
     def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
