@@ -195,7 +195,7 @@ def bias(cache: Any) -> Tensor | None:
 
 def biased(cache: Any, layer: int) -> None:
     """Let a cache take the keys of a layer whose mask has the bias, once."""
-    if getattr(cache, "_vtc_bias", None) is not None:
+    if bias(cache) is not None:
         cache._vtc_biased = layer
 
 
@@ -234,15 +234,23 @@ def fit(held: Held, batch: int, what: str) -> Held:
             f"{what}: cannot be continued under compression, {held.broken}; start with a fresh one, or "
             "give position_ids and a mask that fit what it holds"
         )
-    rows = len(held.visual)
-    if rows != batch:
-        if rows != 1:
-            raise VTCError(
-                f"{what}: holds {rows} compressed prompts, the call has {batch}; repeat or select rows "
-                "by the cache's own batch_repeat_interleave and batch_select_indices"
-            )
+    if is_to_repeat(len(held.visual), batch, what):
         held.rows(torch.zeros(batch, dtype=torch.long))
     return held
+
+
+def is_to_repeat(rows: int, batch: int, what: str) -> bool:
+    """Whether the one row that a cache's notes have is to stand for each row of a call.
+
+    Raises:
+        VTCError: they have several and the call another number, so that nobody knows which are meant.
+    """
+    if rows not in (1, batch):
+        raise VTCError(
+            f"{what}: holds {rows} compressed prompts, the call has {batch}; repeat or select rows "
+            "by the cache's own batch_repeat_interleave and batch_select_indices"
+        )
+    return rows != batch
 
 
 # -- following the owner ---------------------------------------------------------------------------
@@ -316,7 +324,7 @@ def _followed(cache: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         rows = _rows_after(method, layers.rows, value)
         if rows is not None:
             layers.select(rows)
-    weighed: Tensor | None = getattr(cache, "_vtc_bias", None)
+    weighed = bias(cache)
     if weighed is not None:
         rows = _rows_after(method, len(weighed), value)
         if rows is not None:
@@ -337,9 +345,8 @@ def update(cache: Any, key: Tensor, value: Tensor, layer: int, *args: Any, **kwa
     Raises:
         VTCError: the cache has a bias, and nobody has given it to this layer.
     """
-    biased = getattr(cache, "_vtc_bias", None) is not None
     if (
-        biased
+        bias(cache) is not None
         and not torch.compiler.is_compiling()
         and vars(cache).pop("_vtc_biased", None) != layer
     ):

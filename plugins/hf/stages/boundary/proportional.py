@@ -75,9 +75,8 @@ def _dtype(like: Tensor) -> torch.dtype:
 
 def _added(mask: Tensor | None, bias: Tensor, queries: int, causal: bool) -> Tensor:
     least = torch.finfo(bias.dtype).min
-    if (
-        mask is None
-    ):  # SDPA without a mask: one query sees every key, several those in front of them
+    if mask is None:
+        # SDPA's own: one query sees every key, several those in front of them
         mask = bias.new_ones(queries, bias.shape[-1], dtype=torch.bool)
         mask = (mask.tril() if causal and queries > 1 else mask)[None, None]
     mask = mask.to(bias.device)
@@ -191,15 +190,10 @@ def settle(*_: Any) -> None:
 
 def _fit(held_in: Any, known: Tensor, batch: int, name: str) -> Tensor:
     """`known`, with as many rows as the call."""
-    if len(known) == batch:
-        return known
-    if len(known) != 1:
-        raise VTCError(
-            f"{name}: holds {len(known)} compressed prompts, the call has {batch}; repeat or select "
-            "rows by the cache's own batch_repeat_interleave and batch_select_indices"
-        )
-    cache.note_bias(held_in, known.expand(batch, -1))
-    return known.expand(batch, -1)
+    if cache.is_to_repeat(len(known), batch, name):
+        known = known.expand(batch, -1)
+        cache.note_bias(held_in, known)
+    return known
 
 
 # -- inside a call ---------------------------------------------------------------------------------

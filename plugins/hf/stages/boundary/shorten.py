@@ -170,10 +170,11 @@ def shorten(model: Model, scope: Scope, kwargs: dict[str, Any], generating: bool
         new["logits_to_keep"] = keep
     compaction = held.compaction if generating else local
     short = Short(new, compaction, length - compaction.slot.shape[1], held, wanted)
-    visual = local.gather(prompt.of(done), False)
-    short.bias = bias_of(done, order, visual & local.valid)
-    if report is not None and patch.inside is not None:
-        short.shown = shown_by(visual, local.valid, _seen(prompt), report, rows)
+    if report is not None and (patch.method.weighs or patch.inside is not None):
+        visual = local.gather(prompt.of(done), False)
+        short.bias = bias_of(done, order, visual & local.valid)
+        if patch.inside is not None:
+            short.shown = shown_by(visual, local.valid, _seen(prompt), report, rows)
     return short
 
 

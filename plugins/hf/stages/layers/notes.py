@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vtc.errors import VTCError
+from vtc.plugins.hf import cache
 
 
 @dataclass
@@ -113,14 +114,8 @@ class Notes:
         Raises:
             VTCError: nobody knows which rows are meant.
         """
-        if self.rows == batch:
-            return
-        if self.rows != 1:
-            raise VTCError(
-                f"{name}: holds {self.rows} compressed prompts, the call has {batch}; repeat or select "
-                "rows by the cache's own batch_repeat_interleave and batch_select_indices"
-            )
-        self.select(torch.zeros(batch, dtype=torch.long))
+        if cache.is_to_repeat(self.rows, batch, name):
+            self.select(torch.zeros(batch, dtype=torch.long))
 
     def append(self, fresh: Tensor, padded: bool, bias: Tensor | None = None) -> None:
         """New columns `[B, q]`, in every layer."""
