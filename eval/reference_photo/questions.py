@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .sources import GARMENTS, KINDS
+from .sources import ALIKE, GARMENTS, KINDS, PAIRS
 
 if TYPE_CHECKING:
     from .scene import Thing
@@ -22,7 +22,7 @@ WORDS = (
     "bus", "park", "north", "south", "gold", "river", "music", "pizza", "tea", "books",
     "gate", "road", "lake", "shop", "fish", "news", "quiet", "danger", "salt", "zoo",
 )  # fmt: skip
-PLURALS = {"fish": "fish"}
+PLURALS = {"fish": "fish", "dress": "dresses"}
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ def ask(
     rng: np.random.Generator,
     limit: int,
 ) -> list[Question]:
-    """At most `limit` of the questions that a scene allows, one of each type before a second.
+    """At most `limit` of the questions that a scene allows: the number first, since scenes of many alike
+    have few others, then one of each type before a second.
 
     Args:
-        things: that were pasted.
+        things: that were pasted, all of `KINDS` or all garments.
         sign: what a sign says.
         garment: what a photograph of a garment shows.
         counted: the kind whose number is asked for.
@@ -57,16 +58,19 @@ def ask(
     for thing in things:
         found.append(Question("naming", f"What is at the {thing.place}?", thing.kind))
         if counts[thing.kind] == 1:
-            found.append(Question("position", f"Where is the {thing.kind}?", thing.place))
+            text = f"Where {_be(thing.kind)} the {thing.kind}?"
+            found.append(Question("position", text, thing.place))
             if thing.dye:
                 text = f"What color is the {thing.kind}?"
                 found.append(Question("color", text, thing.dye))
     if counts:
         there = str(rng.choice(list(counts)))
-        absent = str(rng.choice([kind for kind in KINDS if kind not in counts]))
+        absent = _absent(counts.keys(), rng)
         asked = [(there, "yes"), (absent, "no")]
         rng.shuffle(asked)
-        found += [Question("exist", f"Is there {_one(kind)}?", said) for kind, said in asked]
+        for kind, said in asked:
+            text = f"{_be(kind).capitalize()} there {_one(kind)}?"
+            found.append(Question("exist", text, said))
     if counted:
         plural = PLURALS.get(counted, counted + "s")
         found.append(Question("count", f"How many {plural} are there?", str(counts[counted])))
@@ -74,20 +78,35 @@ def ask(
     ranked: list[tuple[int, int, Question]] = []
     for place in rng.permutation(len(found)):
         question = found[place]
-        ranked.append((turn[question.type], len(ranked), question))
+        rank = -1 if question.type == "count" else turn[question.type]
+        ranked.append((rank, len(ranked), question))
         turn[question.type] += 1
     return [question for _, _, question in sorted(ranked, key=lambda entry: entry[:2])][:limit]
 
 
+def _absent(present: Set[str], rng: np.random.Generator) -> str:
+    """What is not in a picture, nor like anything that is: a group first, as for what is there, so that
+    the name alone says nothing."""
+    groups = [(kind,) for kind in KINDS] if present <= KINDS.keys() else ALIKE
+    free = [group for group in groups if not present & set(group)]
+    return str(rng.choice(free[int(rng.integers(len(free)))]))
+
+
+def _be(kind: str) -> str:
+    return "are" if kind in PAIRS else "is"
+
+
 def _one(kind: str) -> str:
+    if kind in PAIRS:
+        return kind
     return ("an " if kind[0] in "aeiou" else "a ") + kind
 
 
 def answers(kind: str) -> list[str]:
     """All answers of a type of question."""
     return {
-        "naming": list(KINDS),
-        "garment": list(dict.fromkeys(GARMENTS.values())),
+        "naming": [*KINDS, *GARMENTS.values()],
+        "garment": list(GARMENTS.values()),
         "color": ["red", "yellow", "green", "blue", "purple", "white", "black"],
         "exist": ["yes", "no"],
         "count": ["1", "2", "3", "4"],

@@ -1,17 +1,18 @@
-"""Pictures with questions: garments as they were photographed, things pasted on photographs, signs."""
+"""Pictures with questions: garments as they were photographed, cut-outs and smaller photographs on
+photographs, signs."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageFont, ImageOps
 
 from .questions import PLACES, WORDS, Question, ask
-from .sources import SPLITS, Sources
+from .sources import ALIKE, PAIRS, SPLITS, Sources
 from .tower import SIDE
 
 #: colours that a cut-out is dyed with
@@ -25,12 +26,13 @@ DYES = {
     "black": (38, 38, 40),
 }
 #: how often each kind of scene is drawn
-SHARES = {"garment": 0.15, "things": 0.5, "sign": 0.35}
+SHARES = {"garment": 0.1, "things": 0.35, "photographs": 0.35, "sign": 0.2}
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A cut-out in a scene: its kind, its dye if it has one, and its place, one of `PLACES`."""
+    """A cut-out or a garment in a scene: its kind, its dye if it has one, and its place, one of
+    `PLACES`."""
 
     kind: str
     dye: str | None
@@ -39,11 +41,23 @@ class Thing:
 
 @dataclass
 class Scene:
-    """A picture and what is asked about it."""
+    """A picture and what is asked about it.
+
+    Attributes:
+        image: of 224 x 224 px.
+        kind: one of `SHARES`.
+        questions: about it.
+        words: kinds, dyes, garment and the sign's word or digits that are true of it.
+        colors: whether `words` name every colour of the things in it.
+        garments: whether `words` name every garment in it.
+    """
 
     image: Image.Image
     kind: str
-    questions: list[Question] = field(default_factory=list)
+    questions: list[Question]
+    words: tuple[str, ...]
+    colors: bool
+    garments: bool
 
 
 def make_scene(sources: Sources, split: str, seed: int, index: int, questions: int) -> Scene:
@@ -57,8 +71,11 @@ def make_scene(sources: Sources, split: str, seed: int, index: int, questions: i
     if kind == "garment":
         name = str(rng.choice(list(sources.garments)))
         image = _photograph(_any(sources.garments[name], rng), rng, split == "train")
-        return Scene(image, kind, ask([], None, name, None, rng, questions))
-    if rng.random() < 0.5:
+        asked = ask([], None, name, None, rng, questions)
+        return Scene(image, kind, asked, (name,), False, True)
+    photographs = kind == "photographs"
+    plain = photographs or rng.random() < 0.5
+    if plain:
         image = _behind(_any(sources.backgrounds, rng), rng)
     else:
         garment = str(rng.choice(list(sources.garments)))
@@ -70,14 +87,32 @@ def make_scene(sources: Sources, split: str, seed: int, index: int, questions: i
         free = [place for place in free if not place.startswith(half)]
         sign = word
         _paste_sign(image, _any(sources.fonts, rng), word, half, rng)
-    kinds, counted = _kinds(list(sources.cutouts), kind == "sign", rng)
+    pasted = [str(rng.choice(group)) for group in ALIKE] if photographs else list(sources.cutouts)
+    kinds, counted = _kinds(pasted, kind == "sign", rng)
     things = [
-        Thing(name, str(rng.choice(list(DYES))) if rng.random() < 0.6 else None, place)
+        Thing(name, _dye(rng) if not photographs else None, place)
         for name, place in zip(kinds, free, strict=False)
     ]
     for thing in things:
-        _paste(image, _any(sources.cutouts[thing.kind], rng), thing, rng)
-    return Scene(image, kind, ask(things, sign, None, counted, rng, questions))
+        if photographs:
+            _paste_photograph(image, _any(sources.garments[thing.kind], rng), thing, rng)
+        else:
+            _paste(image, _any(sources.cutouts[thing.kind], rng), thing, rng, split == "train")
+    words = [*(thing.kind for thing in things), *(thing.dye for thing in things if thing.dye)]
+    words += [] if sign is None else list(sign) if sign.isdigit() else [sign]
+    return Scene(
+        image,
+        kind,
+        ask(things, sign, None, counted, rng, questions),
+        tuple(dict.fromkeys(words)),
+        kind == "things" and plain and all(thing.dye for thing in things),
+        plain,
+    )
+
+
+def _dye(rng: np.random.Generator) -> str | None:
+    """The dye of a cut-out; four in ten have none."""
+    return str(rng.choice(list(DYES))) if rng.random() < 0.6 else None
 
 
 def _kinds(kinds: list[str], sign: bool, rng: np.random.Generator) -> tuple[list[str], str | None]:
@@ -88,8 +123,10 @@ def _kinds(kinds: list[str], sign: bool, rng: np.random.Generator) -> tuple[list
         return mixed[: int(rng.integers(0, 3))], None
     if rng.random() < 0.4:
         return mixed[: int(rng.integers(1, 5))], None
+    counted = next(kind for kind in mixed if kind not in PAIRS)
+    others = [kind for kind in mixed if kind != counted]
     alike = int(rng.integers(1, 5))
-    return [mixed[0]] * alike + mixed[1 : 1 + int(rng.integers(0, 5 - alike))], mixed[0]
+    return [counted] * alike + others[: int(rng.integers(0, 5 - alike))], counted
 
 
 def _any(paths: list[Path], rng: np.random.Generator) -> Path:
@@ -138,11 +175,30 @@ def _corner(place: str, size: tuple[int, int], rng: np.random.Generator) -> tupl
     return x + half * (right == "right"), y + half * (down == "bottom")
 
 
-def _paste(image: Image.Image, path: Path, thing: Thing, rng: np.random.Generator) -> None:
-    """Put a cut-out on a picture."""
+def _paste_photograph(
+    image: Image.Image, path: Path, thing: Thing, rng: np.random.Generator
+) -> None:
+    """Put a photograph with a white edge on a picture."""
+    photograph = _opened(path, 384, "RGB")
+    longest = int(rng.integers(88, 105))
+    scale = longest / max(photograph.size)
+    size = tuple(max(8, round(length * scale)) for length in photograph.size)
+    photograph = photograph.resize((size[0], size[1]), Image.Resampling.BICUBIC)
+    if rng.random() < 0.5:
+        photograph = ImageOps.mirror(photograph)
+    photograph = ImageOps.expand(photograph, 2, (245, 245, 240))
+    image.paste(photograph, _corner(thing.place, photograph.size, rng))
+
+
+def _paste(
+    image: Image.Image, path: Path, thing: Thing, rng: np.random.Generator, vary: bool
+) -> None:
+    """Put a cut-out on a picture, with `vary` turned and in another light, since there are few."""
     cutout = _opened(path, 160, "RGBA").copy()
     if rng.random() < 0.5:
         cutout = ImageOps.mirror(cutout)
+    if vary:
+        cutout = _varied(cutout, rng)
     longest = int(rng.integers(60, 106))
     scale = longest / max(cutout.size)
     wide, high = (max(8, round(length * scale)) for length in cutout.size)
@@ -150,6 +206,21 @@ def _paste(image: Image.Image, path: Path, thing: Thing, rng: np.random.Generato
     if thing.dye is not None:
         cutout = dyed(cutout, thing.dye)
     image.paste(cutout, _corner(thing.place, cutout.size, rng), cutout)
+
+
+def _varied(cutout: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """A cut-out turned by at most 25 degrees, made longer or shorter by at most a sixth, with other
+    brightness, contrast and saturation."""
+    edge = cutout.getchannel("A")
+    colours = cutout.convert("RGB")
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        colours = change(colours).enhance(float(rng.uniform(0.7, 1.35)))
+    colours.putalpha(edge)
+    size = max(8, round(cutout.width * float(rng.uniform(0.85, 1.18)))), cutout.height
+    turned = colours.resize(size, Image.Resampling.BICUBIC).rotate(
+        float(rng.uniform(-25, 25)), Image.Resampling.BICUBIC, expand=True
+    )
+    return turned.crop(turned.getchannel("A").getbbox())
 
 
 def dyed(cutout: Image.Image, dye: str) -> Image.Image:

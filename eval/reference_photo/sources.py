@@ -58,6 +58,16 @@ GARMENTS = {
     "skirt": "skirt",
     "t-shirt": "t-shirt",
 }
+#: garments that are like each other, so that no question asks to tell them apart in one picture
+ALIKE = (
+    ("coat", "shirt", "sweater", "t-shirt"),
+    ("dress", "skirt"),
+    ("hat",),
+    ("pants", "shorts"),
+    ("shoes",),
+)
+#: garments whose name is a plural
+PAIRS = ("pants", "shoes", "shorts")
 FONTS = {
     "train": ("liberation", "freefont", "dejavu", "crosextra"),
     "val": ("roboto",),

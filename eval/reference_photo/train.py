@@ -4,7 +4,10 @@ First each picture is only to show, by some patch, the words that are true of it
 to make patches look like words, from labels of whole pictures. Then questions are answered, while a
 random part of the visual tokens, 5 to 100 %, is there.
 
-Run: ``python -m vtc.eval.reference_photo.train --debian DEBIAN --clothing CLOTHING --output runs/photo``
+Two processes of one thread each share every batch. The schedule counts steps, so the same machine
+makes the same weights again.
+
+Run: ``python -m vtc.eval.reference_photo.train --output runs/photo``, behind `features`
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +28,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vtc.eval.common.loading import find_device
+from vtc.eval.reference.training import launch
 
 from . import lora, tower
-from .features import FROZEN, QUESTIONS
+from .features import FROZEN
 from .model import base, load_tokenizer
 from .packing import hidden, logits, pack, right
-from .questions import TYPES, Question, answers
-from .scene import make_scene
-from .sources import find
+from .questions import TYPES, Question
+from .shown import Seen, Shown
 
 PATCHES = (tower.SIDE // tower.PATCH) ** 2
 RANKS = {"language": 32, "tower": 16}
@@ -57,82 +60,21 @@ class Eyes(nn.Module):
         return self.projector(states[:, 1:])
 
 
-class Shown(nn.Module):
-    """Loss of the first stage: each word that is true of a picture should be near some patch.
-
-    The nearness of a word is a soft maximum over patches of the cosine between visual token and the
-    word's embedding. Visual tokens are held at the length of words.
-    """
-
-    def __init__(self, table: Tensor, tokenizer: Any) -> None:
-        super().__init__()
-        self.words = [
-            *answers("naming"),
-            *answers("color"),
-            *answers("garment"),
-            *(word for word in answers("reading") if word.isalpha()),
-            *"0123456789",
-        ]
-        self.place = {word: place for place, word in enumerate(self.words)}
-        self.kinds = [answers(kind) for kind in ("naming", "color", "garment")]
-        ids = [tokenizer(word, add_special_tokens=False).input_ids for word in self.words]
-        vectors = torch.stack([table[one].float().mean(0) for one in ids])
-        centre = table[:-1].float().mean(0)
-        self.vectors, self.centre = F.normalize(vectors - centre, dim=-1), centre
-        self.length = float((table[:-1].float() - centre).norm(dim=-1).mean())
-        self.scale = nn.Parameter(torch.full((len(self.words),), 16.0))
-        self.offset = nn.Parameter(torch.full((len(self.words),), -6.0))
-
-    def forward(self, visual: Tensor, rows: Sequence[Sequence[Question]]) -> Tensor:
-        visual = visual.float() - self.centre
-        norms = visual.norm(dim=-1)
-        near = (visual / norms[..., None].clamp(min=1e-6)) @ self.vectors.T
-        near = torch.logsumexp(20 * near, 1) / 20 - math.log(near.shape[1]) / 20
-        wanted, known = (table.to(visual.device) for table in self.labels(rows))
-        loss = F.binary_cross_entropy_with_logits(
-            near * self.scale + self.offset, wanted, reduction="none"
-        )
-        return (loss * known).sum() / known.sum() + 0.1 * ((norms / self.length - 1) ** 2).mean()
-
-    def labels(self, rows: Sequence[Sequence[Question]]) -> tuple[Tensor, Tensor]:
-        """Which words are true of each picture, and which of them it is known of."""
-        wanted = torch.zeros(len(rows), len(self.words))
-        known = torch.ones(len(rows), len(self.words))
-        colors, garments = ([self.place[w] for w in self.kinds[n]] for n in (1, 2))
-        for row, questions in enumerate(rows):
-            types = {question.type for question in questions}
-            named = [q for q in questions if q.type == "naming"]
-            if len(named) > sum(q.type == "color" for q in questions):
-                known[row, colors] = 0  # what is not dyed has a colour too
-            if "garment" not in types:
-                known[row, garments] = 0  # one may lie behind
-            for question in questions:
-                if question.type in ("naming", "color", "garment", "reading"):
-                    parts = (
-                        list(question.answer) if question.answer.isdigit() else [question.answer]
-                    )
-                    for word in parts:
-                        wanted[row, self.place[word]] = known[row, self.place[word]] = 1
-        return wanted, known
-
-
 class Data:
-    """Scenes of a split, with the hidden states that `features` kept."""
+    """Scenes of a split: hidden states, questions and what is true of them, as `features` kept them."""
 
-    def __init__(self, args: argparse.Namespace, split: str, seed: int, questions: int) -> None:
-        self.states = np.load(args.output / f"{split}{seed}.npy", mmap_mode="r")
-        path = args.output / f"{split}{seed}.questions{questions}.json"
-        if path.is_file():
-            self.asked = [[Question(*q) for q in row] for row in json.loads(path.read_text())]
-        else:
-            sources = find(args.debian, args.clothing, split)
-            self.asked = [
-                make_scene(sources, split, seed, n, questions).questions
-                for n in range(len(self.states))
-            ]
-            path.write_text(
-                json.dumps([[(q.type, q.text, q.answer) for q in row] for row in self.asked])
-            )
+    def __init__(self, folder: Path, split: str, seed: int) -> None:
+        self.states = np.load(folder / f"{split}{seed}.npy", mmap_mode="r")
+        lines = [
+            json.loads(line)
+            for path in folder.glob(f"{split}{seed}.*.jsonl")
+            for line in path.read_text().splitlines()
+        ]
+        lines.sort()
+        if [line[0] for line in lines] != list(range(len(self.states))):
+            raise SystemExit(f"{folder}: scenes are missing; run `features` to its end")
+        self.asked = [[Question(*question) for question in asked] for _, asked, _ in lines]
+        self.seen = [Seen(*seen) for _, _, seen in lines]
 
     def batches(self, size: int, rng: np.random.Generator) -> Iterator[list[int]]:
         """Scenes in a random order, those with about as many questions together."""
@@ -158,10 +100,10 @@ def build(device: Any) -> tuple[Any, Eyes, Any]:
     lora.attach(model.model.language_model.layers, RANKS["language"])
     model.to(device)
     eyes.projector.requires_grad_(True)
-    for module in model.model.language_model.layers.modules():
-        if isinstance(module, lora.LowRank):
-            module.base.to(torch.bfloat16)  # autocast would bring them there at every step
-    model.lm_head.weight.data = model.lm_head.weight.data.to(torch.bfloat16)
+    for parameter in model.model.language_model.parameters():
+        if not parameter.requires_grad:  # autocast would bring them there at every step
+            parameter.data = parameter.data.to(torch.bfloat16)
+    model.tie_weights()
     return model, eyes, load_tokenizer()
 
 
@@ -169,12 +111,12 @@ def measure(
     model: Any, eyes: Eyes, data: Data, tokenizer: Any, share: float, scenes: int
 ) -> dict[str, float]:
     """Share of right answers by type about the first scenes, with that share of the visual tokens, at
-    random."""
-    rng = np.random.default_rng(5)
-    found: dict[str, list[bool]] = defaultdict(list)
-    device = model.device
+    random; the processes share the scenes."""
+    device, ranks = model.device, torch.distributed.get_world_size()
+    found = torch.zeros(len(TYPES), 2, dtype=torch.float64)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
-        for start in range(0, scenes, 8):
+        for start in range(8 * torch.distributed.get_rank(), scenes, 8 * ranks):
+            rng = np.random.default_rng([5, start])
             numbers = list(range(start, min(start + 8, scenes)))
             rows = [data.asked[n] for n in numbers]
             kept = [keep(rng, share) for _ in rows]
@@ -184,8 +126,10 @@ def measure(
             told = right(packed, said, [len(row) for row in rows])
             for row, goods in zip(rows, told, strict=True):
                 for question, good in zip(row, goods, strict=True):
-                    found[question.type].append(good)
-    return {kind: round(float(np.mean(found[kind])), 3) for kind in TYPES if found[kind]}
+                    found[TYPES.index(question.type)] += torch.tensor([good, 1])
+    torch.distributed.all_reduce(found)
+    shares = (found[:, 0] / found[:, 1].clamp(min=1)).tolist()
+    return {kind: round(share, 3) for kind, share in zip(TYPES, shares, strict=True)}
 
 
 def keep(rng: np.random.Generator, share: float) -> np.ndarray:
@@ -213,36 +157,52 @@ def export(model: Any, path: Path) -> None:
     path.chmod(0o644)
 
 
+def average(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their mean over the processes, in one message."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([grad.reshape(-1) for grad in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--debian", type=Path, required=True, help="the unpacked Debian packages")
-    parser.add_argument("--clothing", type=Path, required=True, help="clothing-dataset-small")
     parser.add_argument("--output", type=Path, default=Path("runs/photo"), help="with the features")
-    parser.add_argument("--minutes", type=float, default=56)
-    parser.add_argument("--shown", type=float, default=0.15, help="of it, for the first stage")
+    parser.add_argument("--shown", type=int, default=1000, help="steps of the first stage")
+    parser.add_argument("--steps", type=int, default=4000, help="steps with questions")
     parser.add_argument(
         "--fixed",
         type=float,
-        default=0.3,
-        help="of the second stage, with tower and projector as they are",
+        default=0.25,
+        help="share of them with tower and projector as they are",
     )
     parser.add_argument("--start", type=Path, help="trained weights to go on from")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8, help="pictures a step, all ranks together")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ranks", type=int, default=2, help="processes, one thread each")
+    parser.add_argument("--measure", type=int, default=500, help="steps between measurements")
     args = parser.parse_args(argv)
+    args.folder = args.output
+    launch(work, args)
+
+
+def work(rank: int, args: argparse.Namespace) -> None:
+    """One process's share of the training."""
     device = find_device(None)
     model, eyes, tokenizer = build(device)
     if args.start:
         told = model.load_state_dict(load_file(args.start, str(device)), strict=False)
         assert not told.unexpected_keys, told.unexpected_keys
-    data, held = Data(args, "train", args.seed, QUESTIONS), Data(args, "val", args.seed, QUESTIONS)
+    data, held = (Data(args.output, split, args.seed) for split in ("train", "val"))
     shown = Shown(model.get_input_embeddings().weight.detach(), tokenizer).to(device)
     seeing = [p for p in eyes.parameters() if p.requires_grad]
     seen = {id(p) for p in seeing}
     talking = [p for p in model.parameters() if p.requires_grad and id(p) not in seen]
-    learned = seeing + talking
+    learned = [*seeing, *talking, *shown.parameters()]
     optimiser = torch.optim.AdamW(
         [
             {"params": seeing, "weight_decay": 0.01},
@@ -252,31 +212,32 @@ def main(argv: list[str] | None = None) -> None:
         lr=args.lr,
         betas=(0.9, 0.98),
     )
-    print(f"{sum(p.numel() for p in learned) / 1e6:.2f} M trained", flush=True)
-    rng = np.random.default_rng([args.seed, int(args.start is not None)])
+    log = _log(args.output / "log.jsonl", rank)
+    log({"trained": sum(p.numel() for p in seeing + talking)})
+    order = np.random.default_rng([args.seed, int(args.start is not None)])
+    rng = np.random.default_rng([args.seed, int(args.start is not None), rank])
     began, recent = time.monotonic(), defaultdict(list)
-    steps, saved = {True: 0, False: 0}, began
-    log = (args.output / "log.jsonl").open("w")
     batches: Iterator[list[int]] = iter(())
-    while (progress := (time.monotonic() - began) / (60 * args.minutes)) < 1:
-        numbers = next(batches, None)
-        if numbers is None:
-            batches = data.batches(args.batch, rng)
-            continue
-        first = progress < args.shown
-        steps[first] += 1
-        within = progress / args.shown if first else (progress - args.shown) / (1 - args.shown)
-        rate = args.lr * min(1.0, steps[first] / 50) * (0.51 + 0.49 * math.cos(math.pi * within))
-        look = first or within > args.fixed
+    for step in range(args.shown + args.steps):
+        first = step < args.shown
+        if step == args.shown and rank == 0:
+            export(model, args.output / "shown.safetensors")
+        done = step if first else step - args.shown
+        within = done / (args.shown if first else args.steps)
+        rate = args.lr * min(1.0, (done + 1) / 50) * (0.51 + 0.49 * math.cos(math.pi * within))
+        look = first or within >= args.fixed
         optimiser.param_groups[0]["lr"] = rate if first else SLOW * rate
         optimiser.param_groups[1]["lr"] = rate
-        if not first and steps[True] and steps[False] == 1:
-            export(model, args.output / "shown.safetensors")
+        numbers = next(batches, [])
+        if not numbers:
+            batches = data.batches(args.batch, order)
+            numbers = next(batches)
+        numbers = numbers[rank :: args.ranks]
         rows = [data.asked[n] for n in numbers]
         with torch.autocast(device.type, torch.bfloat16):
             with torch.set_grad_enabled(look):
                 visual = eyes(data.read(numbers).to(device))
-                loss = near = shown(visual, rows)
+                loss = near = shown(visual, [data.seen[n] for n in numbers])
             if not first:
                 share = float(np.exp(rng.uniform(math.log(0.05), 0)))
                 kept = [keep(rng, share) for _ in rows]
@@ -287,30 +248,37 @@ def main(argv: list[str] | None = None) -> None:
                 loss = answer + near
                 recent["answer"].append(answer.item())
         loss.backward()
+        average(learned)
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimiser.step()
         optimiser.zero_grad()  # what has no gradient stays as it is
         recent["near"].append(near.item())
-        if sum(steps.values()) % 25 == 0:
-            line: dict[str, Any] = {"steps": [*steps.values()]}
-            line["seconds"] = round(time.monotonic() - began)
+        if (step + 1) % 50 == 0:
+            line: dict[str, Any] = {"step": step + 1, "seconds": round(time.monotonic() - began)}
             line |= {name: round(float(np.mean(v)), 4) for name, v in recent.items()}
             recent.clear()
-            if time.monotonic() - saved > 420 and not first:
+            if not first and (done + 1) % args.measure == 0:
                 line["val"] = measure(model, eyes, held, tokenizer, 1.0, 160)
-                export(model, args.output / "trained.safetensors")
-                saved = time.monotonic()
-            print(json.dumps(line), flush=True)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
-    export(model, args.output / "trained.safetensors")
+                if rank == 0:
+                    export(model, args.output / "trained.safetensors")
+            log(line)
+    if rank == 0:
+        export(model, args.output / "trained.safetensors")
     for share in (1.0, 0.25, 0.0):
-        line = {
-            "share": share,
-            "val": measure(model, eyes, held, tokenizer, share, len(held.asked)),
-        }
-        print(json.dumps(line), flush=True)
-        log.write(json.dumps(line) + "\n")
+        found = measure(model, eyes, held, tokenizer, share, len(held.asked))
+        log({"share": share, "val": found})
+
+
+def _log(path: Path, rank: int) -> Callable[[dict[str, Any]], None]:
+    """Prints lines and keeps them, in the first process."""
+    file = path.open("w") if rank == 0 else None
+
+    def log(line: dict[str, Any]) -> None:
+        if file is not None:
+            print(json.dumps(line), file=file, flush=True)
+            print(json.dumps(line), flush=True)
+
+    return log
 
 
 if __name__ == "__main__":

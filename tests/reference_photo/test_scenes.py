@@ -13,7 +13,7 @@ from vtc.errors import VTCError
 from vtc.eval.reference_photo import is_correct
 from vtc.eval.reference_photo.questions import TYPES, Question, answers, ask
 from vtc.eval.reference_photo.scene import DYES, SIDE, Thing, dyed, make_scene
-from vtc.eval.reference_photo.sources import KINDS, SPLITS, find
+from vtc.eval.reference_photo.sources import ALIKE, GARMENTS, KINDS, SPLITS, find
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_the_same_numbers_make_the_same_scene(folders):
 def test_answers_are_of_the_closed_set_and_evenly_spread(folders):
     sources = find(*folders, "train")
     found: dict[str, Counter] = {kind: Counter() for kind in TYPES}
-    for number in range(300):
-        for question in make_scene(sources, "train", 0, number, 8).questions:
+    for number in range(900):
+        for question in make_scene(sources, "train", 0, number, 3).questions:
             found[question.type][question.answer] += 1
     for kind in TYPES:
         assert set(found[kind]) <= set(answers(kind)), kind
@@ -80,6 +80,53 @@ def test_questions_follow_from_the_things_by_hand():
     assert sum(q.answer == "yes" for q in asked) == 1
     first = ask(things, None, None, "fish", np.random.default_rng(0), 5)
     assert len({q.type for q in first}) == 5  # one of each type before a second
+    for seed in range(8):  # the number before all: scenes of many alike have few other questions
+        assert ask(things, None, None, "fish", np.random.default_rng(seed), 1)[0].type == "count"
+
+
+def test_garments_in_one_picture_are_never_alike_and_are_asked_for_in_english():
+    assert sorted(sum(ALIKE, ())) == sorted(GARMENTS.values())
+    things = [Thing("shoes", None, "top left"), Thing("dress", None, "top right")]
+    absent = set()
+    for seed in range(60):
+        asked = ask(things, None, None, "dress", np.random.default_rng(seed), 99)
+        said = {(q.text, q.answer) for q in asked}
+        assert ("Where are the shoes?", "top left") in said
+        assert ("Where is the dress?", "top right") in said
+        assert ("How many dresses are there?", "1") in said
+        exist = {text: answer for text, answer in said if "there " in text and "many" not in text}
+        assert sorted(exist.values()) == ["no", "yes"]
+        absent |= {text for text, answer in exist.items() if answer == "no"}
+        assert {text for text, answer in exist.items() if answer == "yes"} <= {
+            "Are there shoes?",
+            "Is there a dress?",
+        }
+    # a skirt is like a dress
+    assert absent == {
+        "Is there a coat?", "Is there a shirt?", "Is there a sweater?", "Is there a t-shirt?",
+        "Is there a hat?", "Are there pants?", "Are there shorts?",
+    }  # fmt: skip
+
+
+def test_words_say_what_is_in_a_scene(folders):
+    sources = find(*folders, "train")
+    found = Counter()
+    for number in range(200):
+        scene = make_scene(sources, "train", 0, number, 99)
+        found[scene.kind, scene.colors, scene.garments] += 1
+        asked = {q.type: q.answer for q in scene.questions if q.type in ("garment", "reading")}
+        named = {q.answer for q in scene.questions if q.type in ("naming", "color", "garment")}
+        read = asked.get("reading", "")
+        assert set(scene.words) >= named | set(read if read.isdigit() else [read] if read else [])
+        if scene.kind == "photographs":
+            groups = [group for group in ALIKE if set(scene.words) & set(group)]
+            assert len(groups) == len(scene.words)  # at most one kind of each group
+        if scene.colors:
+            assert set(scene.words) & set(DYES)
+    assert {key[0] for key in found} == {"garment", "things", "photographs", "sign"}
+    for (kind, colors, garments), _ in found.items():
+        assert garments or kind in ("things", "sign")  # a garment may lie behind those
+        assert not colors or kind == "things"
 
 
 def test_a_sign_and_a_garment_are_asked_for():

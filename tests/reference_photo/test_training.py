@@ -14,8 +14,9 @@ from vtc.eval.reference.tokenizer import build_tokenizer
 from vtc.eval.reference_photo import lora
 from vtc.eval.reference_photo.packing import hidden, logits, pack, right
 from vtc.eval.reference_photo.questions import Question
+from vtc.eval.reference_photo.shown import Seen, Shown
 from vtc.eval.reference_photo.tower import at_side
-from vtc.eval.reference_photo.train import Shown
+from vtc.eval.reference_photo.train import average
 
 PATCHES = 16
 ROWS = [
@@ -141,12 +142,14 @@ class Words:
 def test_the_first_stage_rewards_a_patch_that_looks_like_a_true_word():
     table = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
     shown = Shown(table, Words())
-    row = [Question("naming", "What is at the top left?", "bird"), Question("color", "?", "red")]
-    wanted, known = shown.labels([row])
-    true = {word for word, place in shown.place.items() if wanted[0, place]}
-    assert true == {"bird", "red"}
+    row = Seen(("bird", "red"), colors=True, garments=False)
+    wanted, known = shown.labels([row, Seen(("bird", "red"), colors=False, garments=True)])
+    for one in wanted:
+        assert {word for word, place in shown.place.items() if one[place]} == {"bird", "red"}
     assert not known[0, shown.place["coat"]] and known[0, shown.place["blue"]]
-    assert not shown.labels([row[:1]])[1][0, shown.place["blue"]]  # a bird that is not dyed
+    # another thing is not dyed: that red is there is known, whether blue is too is not
+    assert known[1, shown.place["coat"]] and not known[1, shown.place["blue"]]
+    assert known[1, shown.place["red"]] and known[1, shown.place["fish"]]
     noise = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(1)) * 8
     losses = []
     for words in ("bird", "red"), ("fish", "blue"):
@@ -155,3 +158,22 @@ def test_the_first_stage_rewards_a_patch_that_looks_like_a_true_word():
             visual[0, patch] = shown.centre + shown.length * shown.vectors[shown.place[word]]
         losses.append(float(shown(visual, [row]).detach()))
     assert losses[0] < losses[1]
+
+
+def _averaged(rank, meeting, found):
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    layers = nn.Linear(3, 2), nn.Linear(3, 2)
+    layers[0].weight.grad = torch.full((2, 3), 1.0 + rank)
+    layers[0].bias.grad = torch.tensor([float(rank), 4.0])
+    average([p for layer in layers for p in layer.parameters()])  # the second has no gradient
+    torch.save([p.grad for layer in layers for p in layer.parameters()], f"{found}{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_are_the_mean_over_processes(tmp_path):
+    meeting = f"file://{tmp_path}/meeting"
+    torch.multiprocessing.spawn(_averaged, (meeting, str(tmp_path / "rank")), nprocs=2)
+    for rank in range(2):
+        weight, bias, *none = torch.load(tmp_path / f"rank{rank}")
+        assert weight.tolist() == [[1.5] * 3] * 2 and bias.tolist() == [0.5, 4.0]
+        assert none == [None, None]
