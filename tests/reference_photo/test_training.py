@@ -147,7 +147,7 @@ def test_the_first_stage_rewards_a_patch_that_looks_like_a_true_word():
     for one in wanted:
         assert {word for word, place in shown.place.items() if one[place]} == {"bird", "red"}
     assert not known[0, shown.place["coat"]] and known[0, shown.place["blue"]]
-    # another thing is not dyed: that red is there is known, whether blue is too is not
+    # something else is not dyed: that red is there is known, whether blue is too is not
     assert known[1, shown.place["coat"]] and not known[1, shown.place["blue"]]
     assert known[1, shown.place["red"]] and known[1, shown.place["fish"]]
     noise = torch.randn(1, 16, 64, generator=torch.Generator().manual_seed(1)) * 8
