@@ -12,7 +12,7 @@ from vtc.errors import nearest
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose error for an unknown flag, command or choice names the nearest one;
-    where a command is missing it tells them all, where an argument is missing the flags it does not know."""
+    where a command is missing it tells them all, where an argument is missing the unknown flags."""
 
     #: what the parser was last given, without the command in front
     given: Sequence[str] = ()
