@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ import vtc.eval.reference as reference
 from vtc.cli import main
 from vtc.commands.methods import ACTS, MARKS, describe
 from vtc.commands.needs import KEY
+from vtc.commands.status import run_command
 from vtc.eval.common import loading
 from vtc.registry import create_method, list_methods
 from vtc.report import Report
@@ -312,6 +314,7 @@ ERRORS = [
     (["run", "--image", "{image}", *ASK, "--model", "./no"], "'./no' is no folder"),
     (["run", "--image", "{image}", *ASK, "--model", "{folder}"], "cannot load"),
     (["run", "--image", "{image}", *ASK, "--model", "nobody/nothing"], "hub cannot be reached"),
+    (["run", "--image", "{image}", *ASK, "--model", "refrence"], "did you mean 'reference'?"),
     (["run", "--image", "{image}", *ASK, "--device", "abacus"], "device: cannot use 'abacus'"),
     (["show", "--image", "{image}", "--output", "kept.txt"], "allowed are image files"),
     (["show", "--image", "{image}", "--output", "{text}/kept.png"], "text.png"),
@@ -332,6 +335,17 @@ def test_expected_problems_are_one_line(capsys, images, tmp_path, monkeypatch, a
     assert status == 1 and out == ""
     assert last.startswith("vtc: error: ") and message in last
     assert err.count("vtc: error: ") == 1 and "Traceback" not in err
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(capsys):
+    def needs_fonts(args):
+        raise ModuleNotFoundError("No module named 'matplotlib.pyplot'", name="matplotlib.pyplot")
+
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=needs_fonts)
+    assert run_command(parser, []) == 1
+    err = capsys.readouterr().err
+    assert "'matplotlib' is missing: pip install 'vtc-vlm[demo]', or in a checkout '.[demo]'" in err
 
 
 @pytest.mark.parametrize(

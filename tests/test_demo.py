@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,6 +15,8 @@ from vtc.cli import main
 from vtc.errors import VTCError
 from vtc.eval.common import timing
 from vtc.eval.common.loading import Loaded
+from vtc.eval.common.settings import Setting
+from vtc.eval.demo import pictures
 from vtc.eval.demo import run as demo
 
 
@@ -53,6 +57,30 @@ def test_page_links_every_picture(folder):
     for name in pictures:
         with Image.open(folder / name) as image:
             image.load()
+
+
+def test_a_sheet_is_a_grid(monkeypatch):
+    """A line a method, a column a retention: no panel over another, none over a name."""
+    image = Image.new("RGB", (30, 20))
+    shown = pictures.Exhibit("photo", "A photograph", image, "what is it?")
+    colours = [(200, 20 * i, 0) for i in range(6)]
+    found = []
+    for colour, method in zip(colours, ["pool"] * 3 + ["token_correlation"] * 3, strict=True):
+        setting = Setting(method, [0.5, 0.25, 0.1][len(found) % 3])
+        one = SimpleNamespace(inside=(), average_retention=0.25, patches_before=448, colour=colour)
+        found.append((setting, SimpleNamespace(images=[one])))
+    monkeypatch.setattr(
+        pictures, "paint_panel", lambda _, one, *a, **k: Image.new("RGB", (300, 200), one.colour)
+    )
+    page = np.asarray(pictures.contact_sheet(shown, found))
+    boxes = []
+    for colour in colours:
+        ys, xs = np.nonzero((page == np.array(colour)).all(-1))
+        boxes.append((xs.min(), ys.min()))
+        assert len(xs) == 300 * 200, "all of the panel is seen"
+    (left, top), step, line = boxes[0], boxes[1][0] - boxes[0][0], boxes[3][1] - boxes[0][1]
+    assert boxes == [(left + x * step, top + y * line) for y in range(2) for x in range(3)]
+    assert left > 150, "room for the names"
 
 
 def test_json_alone_on_stdout(tmp_path, capsys):

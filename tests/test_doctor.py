@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -71,6 +73,18 @@ def test_the_table_says_what_failed(capsys, renamed_cache, one_family) -> None:
     out, err = capsys.readouterr()
     assert "FAILED" in out and "not run" in out and "2 failed" in out
     assert err.strip().splitlines()[-1].startswith("vtc: error: doctor: 2 of 14 checks failed")
+
+
+def test_the_time_told_is_the_users(capsys, monkeypatch) -> None:
+    """With imports and what else happens between the checks."""
+
+    def slow(*_: Any) -> Iterator[checks.Outcome]:
+        time.sleep(1.6)
+        yield checks.Outcome("version", "python", "ok", "3", seconds=0.0)
+
+    monkeypatch.setattr(doctor, "_all", slow)
+    assert main(["doctor", "--device", "cpu"]) == 0
+    assert "1 ok, 0 failed, 0 not run, 2 s" in capsys.readouterr().out
 
 
 def test_a_check_that_breaks_costs_no_other(capsys, monkeypatch, one_family) -> None:

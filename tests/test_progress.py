@@ -38,6 +38,14 @@ def test_a_step_that_takes_long_is_no_silence(stderr, monkeypatch):
     assert all(line.startswith("loading m 0 of 4, 0:0") for line in lines)
 
 
+def test_before_there_is_a_task_nothing_is_said(stderr):
+    log = stderr(io.StringIO())
+    with console.progress() as bar:
+        time.sleep(1.5)
+        bar.add_task("loading m")
+    assert log.getvalue().splitlines()[0].startswith("loading m, 0:0")
+
+
 def test_quick_steps_are_one_line_and_what_is_left_is_told(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])

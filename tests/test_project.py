@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import vtc
+from vtc.commands.status import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / "Makefile").is_file(), reason="an installed package")
@@ -61,6 +62,27 @@ def test_the_demo_gets_the_fonts_of_its_scenes() -> None:
     assert "matplotlib" not in fonts or "matplotlib" in demo
 
 
+def test_extras_that_are_named_bring_what_is_said() -> None:
+    """In messages and pages; a message for a missing package names one that has it."""
+    extras = facts("")["extras_require"]
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    files += [
+        file
+        for room in ("vtc", "eval", "plugins", "kernels")
+        for file in (ROOT / room).rglob("*.py")
+    ]
+    told = {
+        name.strip()
+        for file in files
+        for names in re.findall(r"(?:vtc-vlm|\"\.)\[([\w, ]+)\]", file.read_text("utf-8"))
+        for name in names.split(",")
+    }
+    assert {"demo", "eval"} <= told <= set(extras)
+    called = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
+    for package, extra in EXTRAS.items():
+        assert any(need.startswith(called.get(package, package)) for need in extras[extra]), package
+
+
 def test_issue_forms_and_hooks_can_be_read() -> None:
     for file in [
         *(ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"),
@@ -74,7 +96,7 @@ def facts(url: str) -> dict[str, object]:
     code = (
         "import json, re, setuptools, sys; code = open('setup.py').read(); url = sys.argv[1]; "
         "code, found = re.subn('(?m)^URL = .*', f'URL = {url!r}', code); assert found == 1; "
-        "keep = 'long_description', 'url', 'project_urls'; "
+        "keep = 'long_description', 'url', 'project_urls', 'extras_require'; "
         "setuptools.setup = lambda **facts: print(json.dumps({key: facts[key] for key in keep})); "
         "exec(compile(code, 'setup.py', 'exec'), {'__file__': 'setup.py'})"
     )

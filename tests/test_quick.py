@@ -41,6 +41,8 @@ VTC = [
     (["run", *ASK, "--metod", "pool"], 2, "did you mean '--method'?"),
     (["run", "--image", "x.png"], 2, "required: --prompt"),
     (["run"], 2, "--image --scene is required"),
+    (["run", "--scne", "4"], 2, "is required; unrecognized: --scne; did you mean '--scene'?"),
+    (["run", "--imgae=x.png", "--retention", "1"], 2, "did you mean '--image'?"),
     (["run", *ASK, "--rounds", "0"], 2, "allowed are whole numbers >= 1"),
     (["run", *ASK, "--dtype", "int8"], 2, "invalid choice: 'int8'"),
     (["run", *ASK, "--dtype", "float"], 2, "; did you mean 'float"),

@@ -149,5 +149,11 @@ def test_renderings():
         "random: 30 of 128 patch tokens (23.4%) + 12 newline tokens, 2 images, selection 10.0 ms"
     )
     assert str(report) == line and "\n" not in line
-    assert report.table().row_count == 2
+    table = report.table()
+    assert table.row_count == 2
+    cells = {column.header: next(iter(column.cells)) for column in table.columns}
+    high, wide = report.images[0].image_size
+    down, across = report.images[0].tile_grid
+    assert cells["width x height"] == f"{wide} x {high}"
+    assert cells["rows x columns of crops"] == f"{down} x {across}"
     assert Report().summary().startswith("none: 0 of 0 patch tokens")

@@ -500,8 +500,8 @@ class Report:
         table = Table(title=self.summary(), caption="\n".join(self.notes) or None)
         for name in (
             "image",
-            "size",
-            "crops",
+            "width x height",
+            "rows x columns of crops",
             "patch tokens",
             "newline tokens",
             "kept",

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtc.errors import VTCError
+from vtc.errors import VTCError, nearest
 from vtc.eval.common.prompts import user_prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+#: names of the models that come with this project
+SHIPPED = ("reference", "photo")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -156,6 +158,8 @@ def _pretrained(name: str, dtype: Any) -> tuple[Any, Any]:
         reason = _first_line(error)
         if offline and isinstance(error, OSError):
             reason = "the hub cannot be reached, and the local cache does not hold all of it"
+        if "/" not in name:
+            reason += nearest(name, SHIPPED)
         raise VTCError(f"model: cannot load {name!r}: {reason}") from error
     return model, processor
 

@@ -145,8 +145,8 @@ def contact_sheet(shown: Exhibit, found: Sequence[tuple[Setting, Report]]) -> Im
             share = (
                 image.average_retention
             )  # over layers, where tokens are dropped inside the model
-            left = round(share * image.patches_before)
-            count = f"{left} of {image.patches_before} ({share:.1%})"
+            kept = round(share * image.patches_before)
+            count = f"{kept} of {image.patches_before} ({share:.1%})"
             draw.text((x, y + height + 12), count, FAINT, font=small, anchor="lm")
     return page
 

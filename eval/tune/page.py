@@ -116,7 +116,7 @@ def front(result: Tuned, size: tuple[float, float]) -> Any:
     }[result.cost_of])  # fmt: skip
     axes.set_ylabel("quality, full model = 100 %")
     axes.margins(0.06, 0.06)
-    axes.legend(loc="lower right", frameon=False, fontsize=8, handletextpad=0.3)
+    axes.legend(loc="best", frameon=False, fontsize=8, handletextpad=0.3)
     return figure
 
 

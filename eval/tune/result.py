@@ -15,6 +15,7 @@ from vtc.eval.common.records import write_whole
 from vtc.eval.tune.costs import SAID
 from vtc.eval.tune.place import folder_of
 from vtc.eval.tune.promise import percent_down
+from vtc.eval.tune.questions import Questions
 
 if TYPE_CHECKING:
     from vtc.eval.tune.ask import Asked
@@ -307,6 +308,11 @@ def _cautions(
         found.append(f"{len(left)} questions were left out, the first because: {reason}")
     if quality == "answers" and tuning.suite.metric != tuning.suite.mean_metric:
         found.append(f"Quality is of the mean score, not of {tuning.suite.metric}.")
+    if tuning.loaded.name == "reference" and isinstance(tuning.suite, Questions):
+        found.append(
+            "The reference model knows drawn scenes alone. About other pictures it guesses, and this "
+            "result says nothing of them; --model takes a model that can read them."
+        )
     return found
 
 

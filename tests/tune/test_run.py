@@ -66,6 +66,7 @@ def test_a_setting_is_promised(result: dict[str, Any]) -> None:
     assert result["images"] == {"search": 24, "confirm": IMAGES - 24}
     fates = {setting["key"]: setting["why_not"] for setting in result["settings"]}
     assert fates.pop("divprune@0.5") == "" and all(fates.values())
+    assert "knows drawn scenes alone" in result["cautions"][-1]
 
 
 def test_the_file_is_read_by_everyone(folder: Path, result: dict[str, Any], loaded: Loaded) -> None:

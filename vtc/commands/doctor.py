@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def add(commands: Any) -> None:
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", help="check this model: hub id, folder, or 'reference'")
+    parser.add_argument("--model", help="check this model: hub id, folder, 'reference' or 'photo'")
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON with compression settings")
     add_imports(parser)
     add_place(parser)
@@ -67,11 +68,14 @@ def run(args: argparse.Namespace) -> None:
         raise VTCError("retention: the prompts of the checks differ in images, give one number")
     find_device(args.device)
     found: list[Outcome] = []
-    with progress(disable=args.json) as bar, _quiet():
+    began = time.monotonic()
+    with progress(disable=args.json) as bar:
         task = bar.add_task("checking", total=None)
-        for outcome in _all(args, method, setting.positions):
-            found.append(outcome)
-            bar.update(task, advance=1, description=f"checked {outcome.check}, {outcome.subject}")
+        with _quiet():
+            for outcome in _all(args, method, setting.positions):
+                found.append(outcome)
+                checked = f"checked {outcome.check}, {outcome.subject}"
+                bar.update(task, advance=1, description=checked)
         bar.update(task, total=len(found))
     failed = [outcome for outcome in found if outcome.status == "failed"]
     if args.json:
@@ -84,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
             }
         )
     else:
-        _print(found, setting)
+        _print(found, setting, time.monotonic() - began)
     if failed:
         names = ", ".join(dict.fromkeys(one.check for one in failed))
         raise VTCError(f"doctor: {len(failed)} of {len(found)} checks failed: {names}")
@@ -299,7 +303,7 @@ def _quiet() -> Iterator[None]:
 # -- the table -------------------------------------------------------------------------------------
 
 
-def _print(found: list[Outcome], setting: CompressionConfig) -> None:
+def _print(found: list[Outcome], setting: CompressionConfig, seconds: float) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -328,7 +332,6 @@ def _print(found: list[Outcome], setting: CompressionConfig) -> None:
         f"{sum(one.status == status for one in found)} {status}"
         for status in ("ok", "failed", "not run")
     ]
-    seconds = sum(one.seconds for one in found)
     console.print(f"[dim]{', '.join(counts)}, {seconds:.0f} s[/dim]")
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from vtc.errors import nearest
 
 
 class Parser(argparse.ArgumentParser):
     """An `ArgumentParser` whose error for an unknown flag, command or choice names the nearest one;
-    where a command is missing it tells them all."""
+    where a command is missing it tells them all, where an argument is missing the unknown flags."""
+
+    #: what the parser was last given, without the command in front
+    given: Sequence[str] = ()
 
     def parse_args(  # type: ignore[override]  # one signature for all overloads of the base class
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -28,6 +31,23 @@ class Parser(argparse.ArgumentParser):
             meant = nearest(unknown.partition("=")[0], flags, "--")
             self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
         return found
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As the base class does."""
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """As the base class does. What is required may be there, under a name that is misspelt."""
+        if "required" in message:
+            flags = list(_flags(self, self.given))
+            for word in self.given:
+                name = word.partition("=")[0]
+                if name.startswith("--") and not any(flag.startswith(name) for flag in flags):
+                    message += f"; unrecognized: {name}{nearest(name, flags, '--')}"
+        super().error(message)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:

@@ -98,6 +98,8 @@ class _InALog(Bar):
         self.lock, self.end = threading.Lock(), threading.Event()
 
     def show(self, begins: bool = False) -> None:
+        if not self.description:  # the watcher may wake before there is a task
+            return
         now = time.monotonic()
         with self.lock:
             if now - self.last < (NEW if begins else EVERY):

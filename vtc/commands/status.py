@@ -10,6 +10,18 @@ from collections.abc import Sequence
 from vtc import doors
 from vtc.errors import VTCError
 
+#: the extra of setup.py that brings a package, by the name that is imported; others come with "all"
+EXTRAS = {
+    "matplotlib": "demo",
+    "skimage": "demo",
+    "sklearn": "eval",
+    "scipy": "eval",
+    "jinja2": "eval",
+    "datasets": "suites",
+    "accelerate": "accelerate",
+    "triton": "kernels",
+}
+
 
 def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse `argv`, import what `--import` names, and call `args.run(args)`.
@@ -30,9 +42,14 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
     except VTCError as error:
         message = str(error)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "vtc":
+        package = (error.name or "vtc").partition(".")[0]
+        if package == "vtc":
             raise
-        message = f"the package {error.name!r} is missing: pip install 'vtc-vlm[all]'"
+        extra = EXTRAS.get(package, "all")
+        message = (
+            f"the package {package!r} is missing: pip install 'vtc-vlm[{extra}]', or in a checkout "
+            f"'.[{extra}]'"
+        )
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", default="reference", help="hub id, folder, or 'reference' (default)"
+        "--model", default="reference", help="hub id, folder, 'reference' (default) or 'photo'"
     )
     parser.add_argument("--data", metavar="FILE", help="questions, JSONL; of a suite its data")
     parser.add_argument("--suite", metavar="NAME", help="questions of a benchmark instead")

@@ -183,7 +183,7 @@ def language_model(
     try:
         from transformers import LlamaConfig, LlamaModel
     except ImportError as error:
-        raise VTCError("transformers: not installed; pip install 'vtc-vlm[hf]'") from error
+        raise VTCError(f"transformers: cannot be imported: {error}") from error
     config = LlamaConfig(
         hidden_size=sizes.width,
         intermediate_size=sizes.inner,

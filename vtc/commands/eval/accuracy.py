@@ -44,7 +44,7 @@ def add(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", default="reference", help="hub id, folder, or 'reference' (default)"
+        "--model", default="reference", help="hub id, folder, 'reference' (default) or 'photo'"
     )
     add_settings(parser)
     parser.add_argument("--suite", required=True, type=names, metavar="NAME,...")
