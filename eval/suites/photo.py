@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from vtc.errors import VTCError
 from vtc.eval.reference_photo import is_correct
 from vtc.eval.reference_photo.data import FACTS, QUESTIONS
 from vtc.eval.reference_photo.questions import TYPES
-from vtc.eval.suites.base import Item, Suite
+from vtc.eval.suites.base import Item, Suite, digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,17 +68,15 @@ class Photo(Suite):
 
     def facts(self) -> dict[str, Any]:
         """What made the folder, and a SHA-256 over questions, answers and the pixels that were drawn."""
-        digest = hashlib.sha256()
-        for item in self.items():
-            digest.update(repr((item.id, item.prompt, item.answers)).encode())
+        asked = [(item.id, item.prompt, item.answers) for item in self.items()]
         known = json.loads((Path(self.data) / FACTS).read_text())
-        digest.update(repr(sorted(known.pop("pixels").items())).encode())
+        pixels = sorted(known.pop("pixels").items())
         return {
             "source": "vtc.eval.reference_photo",
             **known,
             "blind": self.blind,
             "count": len(self._items),
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": digest([*asked, pixels]),
         }
 
     def summary(self, answers: Sequence[Answer]) -> dict[str, float]:
