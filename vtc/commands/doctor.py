@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vtc.methods.base import Method
-    from vtc.plugins.hf.checks import Outcome, Subject
+    from vtc.plugins.hf.checks.outcome import Outcome
+    from vtc.plugins.hf.checks.subject import Subject
 
 DESCRIPTION = """\
 Check this installation, or with --model a model of your own, by numbers: retention 1.0 changes no bit;
@@ -115,7 +116,7 @@ def _versions() -> Iterator[Outcome]:
     import importlib.metadata
     import platform
 
-    from vtc.plugins.hf.checks import Outcome
+    from vtc.plugins.hf.checks.outcome import Outcome
 
     yield Outcome("version", "python", "ok", platform.python_version())
     for package in ("torch", "transformers", "triton"):
@@ -145,7 +146,7 @@ def _kernels(place: str | None) -> Iterator[Outcome]:
     from vtc.eval.kernels.bench.operations import OPERATIONS, correctness, is_right
     from vtc.eval.kernels.bench.sizes import SMALL
     from vtc.kernels._dispatch import use_triton
-    from vtc.plugins.hf.checks import Differs, Found, NotRun, Outcome, outcome
+    from vtc.plugins.hf.checks.outcome import Differs, Found, NotRun, Outcome, outcome
 
     device = find_device(place)
 
@@ -183,7 +184,10 @@ def _checked(subject: Subject, own: bool) -> Iterator[Outcome]:
     Args:
         own: whether it is the user's, for whom a setting that cannot be put on it is a failure.
     """
-    from vtc.plugins.hf.checks import CHECKS, Outcome, attention, outcome, refused
+    from vtc.plugins.hf.checks.agreement import CHECKS
+    from vtc.plugins.hf.checks.attention import attention
+    from vtc.plugins.hf.checks.outcome import Outcome, outcome
+    from vtc.plugins.hf.checks.subject import refused
 
     reason = refused(subject)
     if reason is not None:
@@ -201,7 +205,8 @@ def _tiny(
     import torch
 
     from vtc.plugins.hf import tiny
-    from vtc.plugins.hf.checks import Found, outcome, tiny_subject
+    from vtc.plugins.hf.checks.outcome import Found, outcome
+    from vtc.plugins.hf.checks.subject import tiny_subject
 
     made: list[Subject] = []
 
@@ -233,7 +238,7 @@ def _loaded(
     name: str, args: argparse.Namespace, method: Method, positions: str | None
 ) -> Iterator[Outcome]:
     """A model with its processor, loaded as `vtc run` does."""
-    from vtc.plugins.hf.checks import Found, NotRun, outcome
+    from vtc.plugins.hf.checks.outcome import Found, NotRun, outcome
 
     made: list[Subject] = []
 
@@ -254,7 +259,8 @@ def _loaded(
 
 def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     """The model with two short prompts about pictures of different sizes."""
-    from vtc.plugins.hf.checks import Subject, first_line
+    from vtc.plugins.hf.checks.outcome import first_line
+    from vtc.plugins.hf.checks.subject import Subject
 
     images = [_picture(112, 168), _picture(196, 112)]
     words = ("what is in the picture?", "how many circles?")
@@ -340,7 +346,7 @@ def _models(found: list[Outcome]) -> list[str]:
 def _together(found: list[Outcome]) -> list[Outcome]:
     """One line for what a check says of several models: those that pass, and those it was not run on
     for the same reason. Failures stay apart."""
-    from vtc.plugins.hf.checks import Outcome
+    from vtc.plugins.hf.checks.outcome import Outcome
 
     lines: dict[Any, list[Outcome]] = {}
     for index, one in enumerate(found):
