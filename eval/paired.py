@@ -33,7 +33,8 @@ def paired(
 
     Args:
         folders: of the runs. Where two have the same setting the first one counts.
-        pairs: of settings, by the names that answers have; one family for Holm's correction.
+        pairs: of settings, by the names that answers have; one family for Holm's correction. A method
+            that draws has a name for each seed: `random@0.1`, `random@0.1#1`.
         kinds: of the questions; none for all.
 
     Raises:
