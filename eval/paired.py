@@ -1,7 +1,8 @@
 """Compare settings of one accuracy run or several, question by question.
 
 A report compares all settings of a run with each other, and corrects for all of these comparisons. Here
-are the few that a question is about. Runs must have asked the same questions.
+are the few that a question is about. Runs must be of one model and suite; some may have asked fewer
+questions.
 
     python -m vtc.eval.paired docs/results/reference runs/asked \\
         --pair 'coverage@0.1{"guidance": 0.5}' coverage@0.1 --output paired.json
@@ -19,23 +20,28 @@ from typing import Any
 import numpy as np
 
 from vtc.errors import VTCError, nearest
-from vtc.eval.common.records import Answer, read_answers
+from vtc.eval.common.manifest import differences
+from vtc.eval.common.records import Answer, read_answers, read_manifest
 from vtc.eval.common.statistics import compare
+from vtc.eval.report.runs import SAME, Recorded, between
 
 
 def paired(
     folders: Sequence[Path], pairs: Sequence[tuple[str, str]], kinds: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """A row for each pair, with accuracies and the difference of the first from the second.
+    """A row for each pair, with accuracies on the questions that both answered and their difference.
 
     Args:
         folders: of the runs. Where two have the same setting the first one counts.
-        pairs: of settings, by the names that answers have; one family for Holm's correction.
+        pairs: of settings, by the names that answers have; one family for Holm's correction. A method
+            that draws has a name for each seed: `random@0.1`, `random@0.1#1`.
         kinds: of the questions; none for all.
 
     Raises:
-        VTCError: a setting that no run has, or settings without a question in common.
+        VTCError: a folder without a run, runs of several models or suites, a setting that no run has,
+            or settings without a question in common.
     """
+    _check(folders)
     found: dict[str, dict[str, Answer]] = {}
     for folder in folders:
         answers: dict[str, dict[str, Answer]] = {}
@@ -60,11 +66,28 @@ def paired(
     )
     if len(made) < len(pairs):
         raise VTCError(f"pair: {len(pairs) - len(made)} of {len(pairs)} have no question in common")
-    mean = dict(zip(names, np.nanmean(scores, axis=1).tolist(), strict=True))
-    return [
-        {**asdict(row), "verdict": row.verdict, "accuracy": [mean[row.first], mean[row.second]]}
-        for row in made
-    ]
+    out = []
+    for row in made:
+        both = scores[[names.index(row.first), names.index(row.second)]]
+        accuracy = both[:, ~np.isnan(both).any(0)].mean(1).tolist()
+        out.append({**asdict(row), "verdict": row.verdict, "accuracy": accuracy})
+    return out
+
+
+def _check(folders: Sequence[Path]) -> None:
+    """Raise `VTCError` where runs do not go together."""
+
+    def part(run: Recorded) -> dict[str, Any]:
+        suite = dict(run.facts.get("suite") or {})
+        for asked in ("limit", "items"):  # of questions; pairs are compared on those in common
+            suite.pop(asked, None)
+        return {**{name: run.facts.get(name) for name in SAME}, "suite": suite}
+
+    first, *others = (Recorded(folder, read_manifest(folder)) for folder in folders)
+    for other in others:
+        found = list(differences(part(first), part(other)))
+        if found:
+            raise VTCError(f"run: {between(first, other, found)}; such runs cannot be compared")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,10 @@ import pytest
 from vtc.cli import main
 from vtc.commands import doctor
 from vtc.eval.reference import checkpoint_path
-from vtc.plugins.hf import cache, checks, tiny
+from vtc.plugins.hf import cache, tiny
+from vtc.plugins.hf.checks.agreement import CHECKS as AGREEMENT
+from vtc.plugins.hf.checks.outcome import Found
+from vtc.plugins.hf.checks.subject import Subject
 from vtc.plugins.hf.stages import encoder
 
 CHECKS = ("retention 1.0", "decoding", "batch", "removal", "attention: eager", "attention: sdpa")
@@ -88,10 +91,10 @@ def test_the_time_told_is_the_users(capsys, monkeypatch) -> None:
 
 
 def test_a_check_that_breaks_costs_no_other(capsys, monkeypatch, one_family) -> None:
-    def broken(subject: checks.Subject) -> checks.Found:
+    def broken(subject: Subject) -> Found:
         raise RuntimeError("out of luck\nand more")
 
-    monkeypatch.setitem(checks.CHECKS, "decoding", broken)
+    monkeypatch.setitem(AGREEMENT, "decoding", broken)
     status, found, _ = run(capsys)
     assert status == 1
     assert found["decoding", "tiny llava"]["detail"] == "RuntimeError: out of luck"

@@ -65,7 +65,7 @@ def model(name: str, instance: Any) -> dict[str, Any]:
     """What the model is.
 
     Args:
-        name: hub id, folder or "reference"; of a folder only its name is told.
+        name: hub id, folder, "reference" or "photo"; of a folder only its name is told.
         instance: the loaded model.
     """
     folder = _folder(name)
@@ -184,10 +184,10 @@ def _version(name: str) -> str | None:
 
 def _folder(name: str) -> Path | None:
     """Where the files of a model are; None when nothing is found on disk."""
-    if name == "reference":
-        from vtc.eval.reference import checkpoint_path
+    if name in ("reference", "photo"):
+        from vtc.eval import reference, reference_photo
 
-        return checkpoint_path()
+        return (reference if name == "reference" else reference_photo).checkpoint_path()
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     from huggingface_hub import try_to_load_from_cache

@@ -165,7 +165,7 @@ def _check(one: Recorded, two: Recorded, allow: Collection[str]) -> list[str]:
 
     found = list(manifest.differences(part(one), part(two)))
     if found:
-        raise VTCError(f"run: {_between(one, two, found)}; such runs cannot be compared")
+        raise VTCError(f"run: {between(one, two, found)}; such runs cannot be compared")
     warnings = []
     for key, names in ALLOWED.items():
         first, second = (
@@ -174,14 +174,15 @@ def _check(one: Recorded, two: Recorded, allow: Collection[str]) -> list[str]:
         found = list(manifest.differences(first, second, "code."))
         if not found:
             continue
-        told = _between(one, two, found)
+        told = between(one, two, found)
         if key not in allow:
             raise VTCError(f"run: {told}; --allow {key} puts them on one page all the same")
         warnings.append(f"{told[0].upper()}{told[1:]}. This was allowed by --allow {key}.")
     return warnings
 
 
-def _between(one: Recorded, two: Recorded, found: Sequence[tuple[str, Any, Any]]) -> str:
+def between(one: Recorded, two: Recorded, found: Sequence[tuple[str, Any, Any]]) -> str:
+    """In what two runs differ, in words, by what `manifest.differences` found."""
     short = manifest.short
     told = "; ".join(f"{name} is {short(a)} and {short(b)}" for name, a, b in found[:3])
     more = f"; and {len(found) - 3} more" if len(found) > 3 else ""

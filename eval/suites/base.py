@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -41,6 +42,14 @@ class Item:
     cluster: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+
+
+def digest(values: Iterable[object]) -> str:
+    """SHA-256 over the representations of values, one behind the other, in hexadecimal."""
+    found = hashlib.sha256()
+    for value in values:
+        found.update(repr(value).encode())
+    return found.hexdigest()
 
 
 @dataclass

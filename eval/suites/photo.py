@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from vtc.errors import VTCError
 from vtc.eval.reference_photo import is_correct
 from vtc.eval.reference_photo.data import FACTS, QUESTIONS
 from vtc.eval.reference_photo.questions import TYPES
-from vtc.eval.suites.base import Item, Suite
+from vtc.eval.suites.base import Item, Suite, digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,11 +45,12 @@ class Photo(Suite):
         folder = Path(self.data)
         if not self.data or not (folder / QUESTIONS).is_file():
             raise VTCError(f"data: got {self.data!r}, allowed is a folder {HOW}")
+        found = []
         for number, line in enumerate((folder / QUESTIONS).read_text().splitlines()):
             try:
                 row = json.loads(line)
                 picture = str(row["picture"])
-                self._items.append(
+                found.append(
                     Item(
                         id=row["id"],
                         images=() if self.blind else (_opener(folder / f"{picture}.png"),),
@@ -62,24 +62,30 @@ class Photo(Suite):
                 )
             except (ValueError, KeyError, TypeError) as error:
                 raise VTCError(f"data: line {number + 1} of {QUESTIONS}: {error!r}") from error
+        self._items = found
         return self._items
 
     def score(self, item: Item, prediction: str) -> float:
         return float(is_correct(prediction, item.answers[0]))
 
     def facts(self) -> dict[str, Any]:
-        """What made the folder, and a SHA-256 over questions, answers and the pixels that were drawn."""
-        digest = hashlib.sha256()
-        for item in self.items():
-            digest.update(repr((item.id, item.prompt, item.answers)).encode())
-        known = json.loads((Path(self.data) / FACTS).read_text())
-        digest.update(repr(sorted(known.pop("pixels").items())).encode())
+        """What made the folder, and a SHA-256 over questions, answers and the pixels that were drawn.
+
+        Raises:
+            VTCError: the folder does not say what made it.
+        """
+        asked = [(item.id, item.prompt, item.answers) for item in self.items()]
+        try:
+            known = json.loads((Path(self.data) / FACTS).read_text())
+            pixels = sorted(known.pop("pixels").items())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VTCError(f"data: {FACTS}: {error!r}; the folder is {HOW}") from error
         return {
             "source": "vtc.eval.reference_photo",
             **known,
             "blind": self.blind,
             "count": len(self._items),
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": digest([*asked, pixels]),
         }
 
     def summary(self, answers: Sequence[Answer]) -> dict[str, float]:

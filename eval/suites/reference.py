@@ -55,7 +55,7 @@ class Reference(Suite):
     def items(self) -> Sequence[Item]:
         if self._items:
             return self._items
-        digest = hashlib.sha256()
+        found, digest = [], hashlib.sha256()
         drawn = scenes(self.split, self.scenes, self.seed, questions=self.questions)
         for number, scene in enumerate(drawn):
             cluster = f"{self.split}-{self.seed}-{number:05d}"
@@ -64,7 +64,7 @@ class Reference(Suite):
             digest.update(scene.image.tobytes())
             for index, question in enumerate(scene.questions):
                 digest.update(f"\n{question.text}\t{question.answer}".encode())
-                self._items.append(
+                found.append(
                     Item(
                         id=f"{cluster}-{index:02d}",
                         images=(image,),
@@ -74,7 +74,7 @@ class Reference(Suite):
                         cluster=cluster,
                     )
                 )
-        self._fingerprint = digest.hexdigest()
+        self._items, self._fingerprint = found, digest.hexdigest()
         return self._items
 
     def score(self, item: Item, prediction: str) -> float:

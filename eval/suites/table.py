@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 from abc import abstractmethod
 from collections import Counter
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtc.errors import VTCError
-from vtc.eval.suites.base import Item, Suite
+from vtc.eval.suites.base import Item, Suite, digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,15 +108,13 @@ class TableSuite(Suite):
 
     def facts(self) -> dict[str, Any]:
         """Dataset and split, and a SHA-256 over ids, prompts and answers (images are not read)."""
-        digest = hashlib.sha256()
-        for item in self.items():
-            digest.update(repr((item.id, item.prompt, item.answers)).encode())
+        fingerprint = digest((item.id, item.prompt, item.answers) for item in self.items())
         return {
             "dataset": self.dataset,
             "config": self.config,
             "split": self.split or self.default_split,
             "count": len(self._items),
-            "fingerprint": digest.hexdigest(),
+            "fingerprint": fingerprint,
         }
 
 

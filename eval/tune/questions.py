@@ -18,7 +18,7 @@ from vtc.eval.scoring.contains import contains_answer
 from vtc.eval.scoring.exact import exact_match
 from vtc.eval.scoring.relaxed import relaxed_accuracy
 from vtc.eval.scoring.vqa import vqa_accuracy
-from vtc.eval.suites.base import Item, Suite
+from vtc.eval.suites.base import Item, Suite, digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -82,10 +82,8 @@ class Questions(Suite):
         return METRICS[self.metric_name](prediction, item.answers)
 
     def facts(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for item in self.items():
-            digest.update(repr((item.id, item.prompt, item.answers, item.cluster)).encode())
-        return {"metric": self.metric_name, "count": len(self._items), "sha256": digest.hexdigest()}
+        asked = digest((i.id, i.prompt, i.answers, i.cluster) for i in self.items())
+        return {"metric": self.metric_name, "count": len(self._items), "sha256": asked}
 
     def _read(self) -> list[Item]:
         rows, folder, said = self._rows()

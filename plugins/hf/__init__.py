@@ -3,7 +3,7 @@
 The images are encoded first, the method shrinks them, the surplus placeholders leave the prompt, and
 transformers runs as if the prompt had always been short. See `apply.py` for what is settled before a
 model is touched, `stages/boundary/intercept.py` for the two ways in, `encode.py` beside it for the way
-from pixels to compressed tokens, `shorten.py` for the way from a long call to a short one, `checks.py`
+from pixels to compressed tokens, `shorten.py` for the way from a long call to a short one, `checks`
 for whether all that is right. What needs no transformers is in `vtc.plugins.model`.
 """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: what the argument may be called, the new name first
 NAMES = ("cache", "past_key_values")
 #: what is kept on a cache
-_NOTES = ("_vtc_held", "_vtc_inside", "_vtc_sizes", "_vtc_bias", "_vtc_biased")
+_NOTES = ("_vtc_held", "_vtc_inside", "_vtc_bias", "_vtc_biased")
 
 
 def name(model: Model) -> str:
@@ -161,12 +161,12 @@ def note(cache: Any, held: Held) -> None:
     _follow(cache)
 
 
-def note_inside(cache: Any, notes: Notes, sizes: Callable[..., Any]) -> None:
+def note_inside(cache: Any, notes: Notes) -> None:
     """Keep on a cache what its layers hold where a prompt was cut between them.
 
-    `sizes` takes the cache and the arguments of its `get_mask_sizes`, and is called in its place.
+    From then on it sizes masks for those alone who know of it, see `Notes.check`.
     """
-    cache._vtc_inside, cache._vtc_sizes = notes, sizes
+    cache._vtc_inside = notes
     _follow(cache)
 
 
@@ -308,10 +308,14 @@ def _remade(plain: type) -> Any:
 
 
 def get_mask_sizes(cache: Any, *args: Any, **kwargs: Any) -> Any:
-    """By this method transformers sizes masks; see `note_inside`."""
-    sizes = getattr(cache, "_vtc_sizes", None)
-    if sizes is not None:
-        return sizes(cache, *args, **kwargs)
+    """By this method transformers sizes masks; see `note_inside`.
+
+    Raises:
+        VTCError: the call knows nothing of the notes.
+    """
+    notes = inside(cache)
+    if notes is not None and not torch.compiler.is_compiling():
+        notes.check()
     return cache._vtc_plain.get_mask_sizes(cache, *args, **kwargs)
 
 

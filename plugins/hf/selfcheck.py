@@ -63,7 +63,10 @@ def check_once(model: Model) -> None:
 
 def _fault(model: Model) -> str | None:
     """What goes wrong with a tiny model of the family, or with a tiny LLaVA where there is none."""
-    from vtc.plugins.hf import checks, tiny  # they need `patch`, which needs this file
+    from vtc.plugins.hf import tiny  # it and `checks` need `patch`, which needs this file
+    from vtc.plugins.hf.checks import agreement
+    from vtc.plugins.hf.checks.outcome import Differs, NotRun, first_line
+    from vtc.plugins.hf.checks.subject import ONE, tiny_subject
 
     family = type(model).__name__
     makes: list[Callable[[], nn.Module]] = [
@@ -72,18 +75,18 @@ def _fault(model: Model) -> str | None:
     ]
     for make in makes:
         try:
-            subject = checks.tiny_subject(family, make(), rows=checks.ONE, steps=2)
+            subject = tiny_subject(family, make(), rows=ONE, steps=2)
         except Exception:  # whatever a class says to sizes that are not its own
             continue
         try:
-            checks.decoding(subject)
+            agreement.decoding(subject)
             return None
-        except (checks.NotRun, VTCError):
+        except (NotRun, VTCError):
             continue
-        except checks.Differs as difference:
+        except Differs as difference:
             return str(difference)
         except Exception as error:
-            return f"{type(error).__name__}: {checks.first_line(error)}"
+            return f"{type(error).__name__}: {first_line(error)}"
     warnings.warn(
         f"no tiny {family} can be made to check compression with; `vtc doctor --model` "
         "checks the model itself",

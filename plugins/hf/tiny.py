@@ -1,4 +1,4 @@
-"""Tiny random models and prompts for them: what `checks.py` runs on where no checkpoint is at hand.
+"""Tiny random models and prompts for them: what `checks` runs on where no checkpoint is at hand.
 
 A tiny model has the classes of a real one and a few small layers. Its prompts are made without a
 processor: the arguments of `get_image_features` tell in which form the family takes pixels, and what

@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.eval import synthetic
 from vtc.errors import VTCError
 from vtc.eval import paired
 from vtc.eval.common.records import Answer
 
 
-def run(folder: Path, settings: dict[str, np.ndarray]) -> Path:
-    """A folder of answers to two questions about each image."""
+def run(folder: Path, settings: dict[str, np.ndarray], **facts: Any) -> Path:
+    """A folder of answers to two questions about each image.
+
+    Args:
+        facts: entries of the manifest that are to be others.
+    """
     folder.mkdir()
+    made = synthetic.manifest([], 200, **facts)
+    (folder / "run.json").write_text(json.dumps(made), encoding="utf-8")
     lines = [
         Answer(name, f"q{n}", f"image{n // 2}", "ab"[n % 2], ("x",), "x", float(score)).line()
         for name, scores in settings.items()
@@ -60,6 +67,39 @@ def test_a_setting_that_is_not_there_is_told(runs: Any, tmp_path: Path) -> None:
         paired.paired(folders, [("strong@0.2", "weak@0.1")])
     with pytest.raises(SystemExit):
         paired.main([str(folders[0]), "--pair", "weak@0.1", "gone@0.1"])
+
+
+def test_accuracies_are_those_of_the_questions_that_both_answered(tmp_path: Path) -> None:
+    """One run asked the first questions only, and the suite gets harder."""
+    scores = np.arange(200) < 100
+    limited = {**synthetic.manifest([], 200)["suite"], "limit": 120, "items": 120}
+    whole = run(tmp_path / "whole", {"a@0.1": scores})
+    part = run(tmp_path / "part", {"b@0.1": scores[:120]}, suite=limited)
+    (row,) = paired.paired([whole, part], [("a@0.1", "b@0.1")])
+    assert row["questions"] == 120 and row["difference"]["value"] == 0
+    assert row["accuracy"] == pytest.approx([100 / 120, 100 / 120])
+
+
+OTHER = {
+    "suite": {"name": "synthetic", "metric": "accuracy", "facts": {"seed": 2, "count": 200}},
+    "model": {**synthetic.MODEL, "sha256": "ef" * 32},
+    "generation": {"max_new_tokens": 9, "do_sample": False, "positions": "original"},
+}
+
+
+@pytest.mark.parametrize("part", OTHER)
+def test_runs_of_other_questions_or_another_model_are_refused(tmp_path: Path, part: str) -> None:
+    """The items have the same names."""
+    first = run(tmp_path / "first", {"a@0.1": np.ones(200)})
+    second = run(tmp_path / "second", {"b@0.1": np.ones(200)}, **{part: OTHER[part]})
+    with pytest.raises(VTCError, match=f"runs 'first' and 'second' differ: {part}"):
+        paired.paired([first, second], [("a@0.1", "b@0.1")])
+
+
+def test_a_folder_without_a_run_is_named(runs: Any, tmp_path: Path) -> None:
+    folders, _ = runs
+    with pytest.raises(VTCError, match="gone'.*no readable run.json"):
+        paired.paired([*folders, tmp_path / "gone"], [("strong@0.1", "weak@0.1")])
 
 
 def test_the_command_writes_what_it_prints(

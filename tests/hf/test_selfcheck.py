@@ -17,8 +17,11 @@ import vtc
 from tests.families import tiny as families
 from tests.hf import tiny
 from vtc.plugins import hf
-from vtc.plugins.hf import cache, checks, selfcheck
+from vtc.plugins.hf import cache, selfcheck
 from vtc.plugins.hf import tiny as small
+from vtc.plugins.hf.checks import agreement
+from vtc.plugins.hf.checks.outcome import Found, NotRun
+from vtc.plugins.hf.checks.subject import Subject, tiny_subject
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +38,13 @@ def untested(monkeypatch: pytest.MonkeyPatch) -> None:
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were checked."""
     seen: list[str] = []
-    check = checks.decoding
+    check = agreement.decoding
 
-    def noted(subject: checks.Subject) -> checks.Found:
+    def noted(subject: Subject) -> Found:
         seen.append(subject.name)
         return check(subject)
 
-    monkeypatch.setattr(checks, "decoding", noted)
+    monkeypatch.setattr(agreement, "decoding", noted)
     return seen
 
 
@@ -149,14 +152,14 @@ def test_a_tiny_model_of_the_same_family(family) -> None:
     made = small.same_family(model)
     assert type(made) is type(model)
     assert sum(p.numel() for p in made.parameters()) < small._MOST
-    subject = checks.tiny_subject(family, made)
+    subject = tiny_subject(family, made)
     if family == "paligemma":  # reads its own answer in both directions, where there is no cache
-        with pytest.raises(checks.NotRun, match="differently with and without a cache"):
-            checks.decoding(subject)
+        with pytest.raises(NotRun, match="differently with and without a cache"):
+            agreement.decoding(subject)
     else:
-        apart = checks.decoding(subject).apart
+        apart = agreement.decoding(subject).apart
         assert apart is not None and apart < 1e-4
-    assert checks.batches(subject).apart < 1e-4
+    assert agreement.batches(subject).apart < 1e-4
 
 
 def test_whoever_checks_is_not_checked(untested, runs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def test_a_file_of_questions(folder: Path) -> None:
     assert third.images[1]().size == (8, 8)
     assert suite.score(second, "C.") == 1 and suite.score(second, "d") == 0
     assert ByImage.of(suite).answered
+    text = "".join(f"({i.id!r}, {i.prompt!r}, {i.answers!r}, {i.cluster!r})" for i in suite.items())
+    wanted = hashlib.sha256(text.encode()).hexdigest()
+    assert suite.facts()["sha256"] == wanted, "earlier runs are set apart"
 
 
 def test_without_answers_and_from_python() -> None:

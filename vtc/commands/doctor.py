@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vtc.methods.base import Method
-    from vtc.plugins.hf.checks import Outcome, Subject
+    from vtc.plugins.hf.checks.outcome import Outcome
+    from vtc.plugins.hf.checks.subject import Subject
 
 DESCRIPTION = """\
 Check this installation, or with --model a model of your own, by numbers: retention 1.0 changes no bit;
@@ -119,7 +120,7 @@ def _versions() -> Iterator[Outcome]:
     import importlib.metadata
     import platform
 
-    from vtc.plugins.hf.checks import Outcome
+    from vtc.plugins.hf.checks.outcome import Outcome
 
     yield Outcome("version", "python", "ok", platform.python_version())
     for package in ("torch", "transformers", "triton"):
@@ -149,7 +150,7 @@ def _kernels(place: str | None) -> Iterator[Outcome]:
     from vtc.eval.kernels.bench.operations import OPERATIONS, correctness, is_right
     from vtc.eval.kernels.bench.sizes import SMALL
     from vtc.kernels._dispatch import use_triton
-    from vtc.plugins.hf.checks import Differs, Found, NotRun, Outcome, outcome
+    from vtc.plugins.hf.checks.outcome import Differs, Found, NotRun, Outcome, outcome
 
     device = find_device(place)
 
@@ -187,7 +188,10 @@ def _checked(subject: Subject, own: bool) -> Iterator[Outcome]:
     Args:
         own: whether it is the user's, for whom a setting that cannot be put on it is a failure.
     """
-    from vtc.plugins.hf.checks import CHECKS, Outcome, attention, outcome, refused
+    from vtc.plugins.hf.checks.agreement import CHECKS
+    from vtc.plugins.hf.checks.attention import attention
+    from vtc.plugins.hf.checks.outcome import Outcome, outcome
+    from vtc.plugins.hf.checks.subject import refused
 
     reason = refused(subject)
     if reason is not None:
@@ -205,7 +209,8 @@ def _tiny(
     import torch
 
     from vtc.plugins.hf import tiny
-    from vtc.plugins.hf.checks import Found, outcome, tiny_subject
+    from vtc.plugins.hf.checks.outcome import Found, outcome
+    from vtc.plugins.hf.checks.subject import tiny_subject
 
     made: list[Subject] = []
 
@@ -237,7 +242,7 @@ def _loaded(
     name: str, args: argparse.Namespace, method: Method, positions: str | None
 ) -> Iterator[Outcome]:
     """A model with its processor, loaded as `vtc run` does."""
-    from vtc.plugins.hf.checks import Found, NotRun, outcome
+    from vtc.plugins.hf.checks.outcome import Found, NotRun, outcome
 
     made: list[Subject] = []
 
@@ -258,7 +263,8 @@ def _loaded(
 
 def _subject(loaded: Loaded, method: Method, positions: str | None) -> Subject:
     """The model with two short prompts about pictures of different sizes."""
-    from vtc.plugins.hf.checks import Subject, first_line
+    from vtc.plugins.hf.checks.outcome import first_line
+    from vtc.plugins.hf.checks.subject import Subject
 
     images = [_picture(112, 168), _picture(196, 112)]
     words = ("what is in the picture?", "how many circles?")
@@ -343,7 +349,7 @@ def _models(found: list[Outcome]) -> list[str]:
 def _together(found: list[Outcome]) -> list[Outcome]:
     """One line for what a check says of several models: those that pass, and those it was not run on
     for the same reason. Failures stay apart."""
-    from vtc.plugins.hf.checks import Outcome
+    from vtc.plugins.hf.checks.outcome import Outcome
 
     lines: dict[Any, list[Outcome]] = {}
     for index, one in enumerate(found):

@@ -1,6 +1,7 @@
 """The loaders of the hub datasets on small files of the same form."""
 
 import functools
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -145,6 +146,14 @@ def test_facts_change_with_the_data(hub, name, tmp_path):
         rows = table.rows[:-1] if table is HUB[name][0] else table.rows
         Table(table.path, table.types, rows).write(tmp_path)
     assert create_suite(name, data=str(tmp_path)).facts()["fingerprint"] != facts["fingerprint"]
+
+
+@named
+def test_a_fingerprint_stays_what_it_is_in_runs_on_record(hub, name):
+    """Written out here: another one for the same questions would set all earlier runs apart."""
+    suite = create_suite(name, data=str(hub[name]))
+    text = "".join(f"({i.id!r}, {i.prompt!r}, {i.answers!r})" for i in suite.items())
+    assert suite.facts()["fingerprint"] == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_mme_adds_both_parts(hub):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import vtc
-from tests.vllm.checkpoints import Made
+from tests.vllm.families import Made
 from vtc.registry import compared_methods, method_class
 
 #: methods that the spec's comparison tries in every way; the others are tried once

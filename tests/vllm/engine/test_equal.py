@@ -10,10 +10,11 @@ import pytest
 
 from tests.vllm import checkpoints
 from tests.vllm.engine.requests import Request, answer, main_requests, other_requests
+from tests.vllm.families import FAMILIES
 from vtc.plugins.vllm.families import TAGGED
 
 
-@pytest.mark.parametrize("family", sorted(set(checkpoints.FAMILIES) - {"smolvlm"}))  # refused
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"smolvlm"}))  # refused
 def test_every_answer_is_transformers(
     family: str,
     folder: Callable[[str], Path],

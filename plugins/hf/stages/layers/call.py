@@ -12,7 +12,6 @@ from vtc.errors import VTCError
 from vtc.plugins.hf import cache
 from vtc.plugins.hf.stages.boundary import packed
 from vtc.plugins.hf.stages.boundary.proportional import Bias
-from vtc.plugins.hf.stages.layers import continued
 from vtc.plugins.hf.stages.layers.later import Later
 from vtc.plugins.hf.stages.layers.masks import make_masks, of_layer
 from vtc.plugins.hf.stages.layers.notes import Notes
@@ -67,7 +66,7 @@ def enter(
     notes = known(held_in, cache.name(model))
     if notes is not None:
         notes.later, notes.entered = None, True
-        continued.own(notes, model)
+        notes.own(model)
         notes.fit(batch, cache.name(model))
     own = kwargs.get("attention_mask")
     plain = own is None or (isinstance(own, Tensor) and own.dim() == 2)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from vtc.plugins.hf import cache
-from vtc.plugins.hf.stages.layers import continued
 from vtc.plugins.hf.stages.layers.part import Part
 from vtc.plugins.model.cuts import gathered, long_again
 from vtc.report import LayerCut
@@ -22,7 +21,9 @@ def finish(prompt: Prompt, kwargs: dict[str, Any], output: Any) -> Any:
     held_in = cache.found(output, kwargs)
     front = cache.length(held_in)
     if held_in is not None and front:
-        continued.watch(held_in, prompt.notes_behind(front), prompt.model)
+        notes = prompt.notes_behind(front)
+        notes.own(prompt.model)
+        cache.note_inside(held_in, notes)
     _report(prompt)
     if isinstance(output, tuple):
         return (_long(prompt, len(prompt.lm.layers), output[0]), *output[1:])

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vtc.errors import VTCError
 from vtc.plugins.hf import cache
+from vtc.plugins.hf.stages.layers import continued
+from vtc.plugins.hf.typing import Model
 
 
 @dataclass
@@ -59,7 +61,7 @@ class Notes:
         shared: columns at the end that all layers hold alike; no more of them can be taken off.
         later: what the call under way needs, None outside of one.
         entered: whether a call is under way that knows of these notes.
-        owner: of the model that continued last, see `continued`.
+        owner: the model that continued last, as `continued` names it.
     """
 
     held: list[Held]
@@ -80,6 +82,24 @@ class Notes:
             held.valid = held.valid[index.to(held.valid.device)]
             if held.bias is not None:
                 held.bias = held.bias[index.to(held.bias.device)]
+
+    def own(self, model: Model) -> None:
+        """`model` continues what is noted."""
+        self.owner = continued.named(model)
+
+    def check(self) -> None:
+        """Whether the call under way may size masks for what the layers hold.
+
+        Raises:
+            VTCError: it does not run under compression inside the language model.
+        """
+        if not self.entered and not continued.is_expected(self.owner):
+            held = sorted({self.columns, *(held.valid.shape[1] for held in self.held)})
+            raise VTCError(
+                "cache: cannot be continued by a bare model, it holds a prompt that was cut inside the "
+                f"language model, so that its layers hold {held[0]} to {held[-1]} tokens; continue it "
+                "under a method that works there, or start with a fresh one"
+            )
 
     def follow(self, length: Any, name: str) -> None:
         """Take off what the cache's owner has cropped, and add what it holds beside.
