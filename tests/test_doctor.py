@@ -14,7 +14,7 @@ from vtc.commands import doctor
 from vtc.eval.reference import checkpoint_path
 from vtc.plugins.hf import cache, tiny
 from vtc.plugins.hf.checks.agreement import CHECKS as AGREEMENT
-from vtc.plugins.hf.checks.outcome import Found
+from vtc.plugins.hf.checks.outcome import Found, Outcome
 from vtc.plugins.hf.checks.subject import Subject
 from vtc.plugins.hf.stages import encoder
 
@@ -81,9 +81,9 @@ def test_the_table_says_what_failed(capsys, renamed_cache, one_family) -> None:
 def test_the_time_told_is_the_users(capsys, monkeypatch) -> None:
     """With imports and what else happens between the checks."""
 
-    def slow(*_: Any) -> Iterator[checks.Outcome]:
+    def slow(*_: Any) -> Iterator[Outcome]:
         time.sleep(1.6)
-        yield checks.Outcome("version", "python", "ok", "3", seconds=0.0)
+        yield Outcome("version", "python", "ok", "3", seconds=0.0)
 
     monkeypatch.setattr(doctor, "_all", slow)
     assert main(["doctor", "--device", "cpu"]) == 0
