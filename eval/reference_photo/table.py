@@ -6,6 +6,7 @@ Run: ``python -m vtc.eval.reference_photo.table RUN --kinds garment,color``
 from __future__ import annotations
 
 import argparse
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,8 +32,9 @@ def accuracies(answers: Iterable[Answer], kinds: Sequence[str] = ()) -> dict[str
 
 
 def table(answers: Sequence[Answer], kinds: Sequence[str]) -> str:
-    """In Markdown, in percent: for each method, in order of the lowest retention that most methods have,
-    its accuracy over all questions, and behind a slash over those of `kinds`.
+    """In Markdown, in percent: for each method its accuracy over all questions, and behind a slash over
+    those of `kinds`; first who is best at the lowest retention. A coarser picture, seen with all tokens,
+    stands under the share of its pixels.
 
     Args:
         answers: of a run.
@@ -46,20 +48,25 @@ def table(answers: Sequence[Answer], kinds: Sequence[str]) -> str:
         number, brace, options = rest.partition("{")
         if setting == FULL.key or not number.replace(".", "").isdigit():
             continue
-        name = f"{method} `{brace}{options}`" if brace else method
-        cells[name][float(number)] = f"{100 * share:.1f} / {100 * part[setting]:.1f}"
-        rank[name][float(number)] = share
+        fields = json.loads(brace + options) if brace else {}
+        name, column = method, float(number)
+        if "pixels" in fields:
+            name, column = "a coarser picture", fields["pixels"]
+        elif fields:
+            said = (f"{key}={value}" for key, value in fields.items())
+            name = f"{method} ({', '.join(said)})"
+        cells[name][column] = f"{100 * share:.1f} / {100 * part[setting]:.1f}"
+        rank[name][column] = share
     columns = sorted({number for row in cells.values() for number in row}, reverse=True)
-    # at the lowest retention first; without one a method stands behind those that have it
     names = sorted(
         cells,
         key=lambda name: [-rank[name].get(number, -1.0) for number in reversed(columns)],
     )
     lines = [
+        f"All tokens: {100 * whole[FULL.key]:.1f} / {100 * part[FULL.key]:.1f}",
+        "",
         f"| method | {' | '.join(f'{100 * number:g} %' for number in columns)} |",
         f"|---|{'---:|' * len(columns)}",
-        f"| all tokens | {100 * whole[FULL.key]:.1f} / {100 * part[FULL.key]:.1f} |"
-        + "  |" * (len(columns) - 1),
     ]
     lines += [f"| {n} | {' | '.join(cells[n].get(c, '') for c in columns)} |" for n in names]
     return "\n".join(lines) + "\n"

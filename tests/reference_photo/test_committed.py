@@ -14,6 +14,7 @@ from vtc.eval.efficiency.lines import read_measures
 from vtc.eval.reference_photo import checkpoint_path
 from vtc.eval.reference_photo.gate import table, tasks
 from vtc.eval.reference_photo.parts import digest
+from vtc.eval.reference_photo.table import table as short
 
 ROOT = Path(__file__).parents[2]
 RUN, GATE, BLIND, TIME = (
@@ -21,6 +22,9 @@ RUN, GATE, BLIND, TIME = (
     for name in ("photo", "photo-gate", "photo-blind", "efficiency/photo")
 )
 PAGE = (ROOT / "docs/reference-photo.md").read_text()
+CARD = (checkpoint_path().parent / "MODEL_CARD.md").read_text()
+#: tasks that are evidence
+EVIDENCE = ["naming", "garment", "color", "exist", "position"]
 
 
 def test_every_question_was_answered_under_every_setting():
@@ -34,8 +38,11 @@ def test_the_page_shows_what_follows_from_the_answers():
     summary, stored = summarise(RUN), json.loads((RUN / "summary.json").read_text())
     for found, expected in zip(summary["settings"], stored["settings"], strict=True):
         assert found["value"] == pytest.approx(expected["value"]), found["key"]
-    assert markdown(summary) in PAGE
-    assert table(tasks(read_answers(GATE), read_answers(BLIND))) in PAGE
+    assert markdown(summary) == (RUN / "summary.md").read_text()
+    assert short(read_answers(RUN), EVIDENCE) in PAGE
+    found = tasks(read_answers(GATE), read_answers(BLIND))
+    assert table(found) in PAGE and table(found) in CARD
+    assert [task.name for task in found if task.evidence] == EVIDENCE
 
 
 def test_the_page_shows_the_times_that_were_measured():
@@ -56,4 +63,4 @@ def test_the_page_shows_the_times_that_were_measured():
 def test_the_page_and_the_card_name_the_weights_that_were_measured():
     sha = digest(checkpoint_path() / "trained.safetensors")
     assert sha[:16] in PAGE
-    assert sha[:16] in (checkpoint_path().parent / "MODEL_CARD.md").read_text()
+    assert sha[:16] in CARD

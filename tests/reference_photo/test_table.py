@@ -26,17 +26,20 @@ RUN = [
     *said("scope@0.05", 2, 2),
     *said('scope@0.25{"a": 1}', 4, 4),
     *said("fastv@0.5", 2, 0),
+    *said('none@1{"pixels": 0.05}', 0, 0),
 ]
 
 
 def test_rows_are_means_over_all_and_over_some():
     assert table(RUN, ["color"]).splitlines() == [
+        "All tokens: 75.0 / 100.0",
+        "",
         "| method | 50 % | 25 % | 5 % |",
         "|---|---:|---:|---:|",
-        "| all tokens | 75.0 / 100.0 |  |  |",
         "| scope |  |  | 50.0 / 50.0 |",
         "| pool |  | 50.0 / 75.0 | 12.5 / 25.0 |",
-        '| scope `{"a": 1}` |  | 100.0 / 100.0 |  |',
+        "| a coarser picture |  |  | 0.0 / 0.0 |",
+        "| scope (a=1) |  | 100.0 / 100.0 |  |",
         "| fastv | 25.0 / 50.0 |  |  |",
     ]
 
