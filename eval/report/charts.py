@@ -290,7 +290,8 @@ def _labels(
     size: tuple[float, float],
     labels: Sequence[str],
 ) -> None:
-    """Names at the ends of lines, moved apart until none covers another.
+    """Names at the ends of lines, moved apart until none covers another, and cut where they would leave
+    the figure.
 
     Args:
         ends: of each line: x, y, label, colour.
@@ -301,11 +302,14 @@ def _labels(
     end = 1 + 0.11 / size[0]
     room = 0.19 / (size[1] * 0.87) * (high - low)  # a line of text, in data units
     taken = [t.xy[1] for t in axes.texts]  # the full model's name stays where it is
+    beside = axes.figure.get_figwidth() * (1 - axes.figure.subplotpars.right)
+    most = int((beside - 0.3) / 0.07)  # letters beside the axes, in bold
     ends = sorted(ends, key=lambda end: -end[1])
     places = _apart([end[1] for end in ends], room, taken, low)
     for (x, y, label, colour), at in zip(ends, places, strict=True):
+        short = label if len(label) <= most else f"{label[: most - 1]}…"
         name = axes.annotate(
-            label, (x, y), xytext=(end, (at - low) / (high - low)), textcoords="axes fraction",
+            short, (x, y), xytext=(end, (at - low) / (high - low)), textcoords="axes fraction",
             color=colour, fontsize=9.5, va="center", fontweight="bold",
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.6, "shrinkA": 2, "shrinkB": 6,
                         "relpos": (0, 0.5)},
