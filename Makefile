@@ -59,10 +59,12 @@ report: $(VENV)/.ready       ## the page of the committed results
 PHOTO    := runs/photo
 CLOTHING ?= $(PHOTO)/clothing
 SOURCES  := --debian $(PHOTO)/debian --clothing $(CLOTHING)
-FRONT    := random,uniform,pool,coverage,globalcom2,token_correlation,divprune,eadp,fastervlm,hiprune,holov,mmr
-FRONT    := $(FRONT),prumerge,prunesid,scope,tome,visionzip,vispruner,vscan
+FRONT    := random,uniform,pool,coverage,globalcom2,token_correlation,divprune,fastervlm,hiprune,holov,mmr
+FRONT    := $(FRONT),prumerge,prunesid,scope,tome,visionzip,vispruner,vscan,mmtok
 INSIDE   := fastv,pyramiddrop,sparsevlm,dart,vtw,feather,v2drop,vscan_layers
-PHOTO_RUN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node 2 -m vtc.eval accuracy \
+WORDS    := $(foreach name,recoverable cdpruner eadp,--method-options $(name).text_score=similarity)
+PROCESSES ?= 2
+PHOTO_RUN := OMP_NUM_THREADS=1 $(RUN) -m torch.distributed.run --nproc-per-node $(PROCESSES) -m vtc.eval accuracy \
 	--model photo --suite photo --data $(PHOTO)/test --dtype bfloat16 --seeds 1 --batch-size 16 --output
 photo: $(PHOTO)/.ready       ## its accuracy with every method, from the weights that ship
 	OMP_NUM_THREADS=1 $(RUN) -m vtc.eval.reference_photo.data $(SOURCES) --output $(PHOTO)/test --scenes 300
@@ -70,6 +72,7 @@ photo: $(PHOTO)/.ready       ## its accuracy with every method, from the weights
 	$(PHOTO_RUN) $(PHOTO)/gate --methods random --retention 1.0
 	$(RUN) -m vtc.eval.reference_photo.gate $(PHOTO)/gate $(PHOTO)/blind
 	$(PHOTO_RUN) $(PHOTO)/accuracy --methods $(FRONT) --retention 0.5,0.25,0.1,0.05 --pixels 0.25,0.1,0.05
+	$(PHOTO_RUN) $(PHOTO)/accuracy --methods recoverable,cdpruner,eadp $(WORDS) --retention 0.25,0.1,0.05
 	$(PHOTO_RUN) $(PHOTO)/accuracy --methods $(INSIDE) --retention 0.5
 	$(RUN) -m vtc.eval report $(PHOTO)/accuracy --output $(PHOTO)/accuracy
 

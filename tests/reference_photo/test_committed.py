@@ -64,3 +64,12 @@ def test_the_page_and_the_card_name_the_weights_that_were_measured():
     sha = digest(checkpoint_path() / "trained.safetensors")
     assert sha[:16] in PAGE
     assert sha[:16] in CARD
+
+
+def test_what_make_photo_asks_was_asked_here():
+    """Every method of the Makefile's lists is in the committed run, so none is refused there."""
+    lines = (ROOT / "Makefile").read_text().splitlines()
+    texts = [line.split(":=")[1] for line in lines if line.startswith(("FRONT ", "INSIDE "))]
+    names = {name.strip() for text in texts for name in text.split(",")} - {"$(FRONT)"}
+    assert len(names) > 25
+    assert names <= {entry["method"] for entry in read_manifest(RUN)["settings"]}
