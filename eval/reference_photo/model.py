@@ -79,22 +79,41 @@ def base_folder() -> Path:
     Raises:
         VTCError: they are not there, and a package is missing.
     """
+    from filelock import FileLock
+
     folder = cache_path()
-    if (folder / DIGEST).is_file() and (folder / WEIGHTS).is_file():
-        if json.loads((folder / DIGEST).read_text())[WEIGHTS] == digest(folder / WEIGHTS):
-            return folder
-    model = compose()
+    if _is_whole(folder):
+        return folder
+    TOWER.path(), LANGUAGE.path()  # names what is missing before anything is written
     folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # of several processes one composes
+        if not _is_whole(folder):
+            _write(folder)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether composed parts are there, as they were noted."""
+    if not ((folder / DIGEST).is_file() and (folder / WEIGHTS).is_file()):
+        return False
+    noted = json.loads((folder / DIGEST).read_text())[WEIGHTS]
+    return bool(noted == digest(folder / WEIGHTS))
+
+
+def _write(folder: Path) -> None:
+    """Compose the parts into a folder, whole or not at all."""
+    model: Any = compose()
+    # else transformers writes in the first process of a group alone, and this one may be another
+    model.should_save_on_this_rank = lambda _: True
     place = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
         model.save_pretrained(place)
         language.tokenizer(LANGUAGE.path()).save_pretrained(place)
         (place / DIGEST).write_text(json.dumps({WEIGHTS: digest(place / WEIGHTS)}))
         shutil.rmtree(folder, ignore_errors=True)
-        place.rename(folder)  # whole or not at all, whoever else composes
+        place.rename(folder)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return folder
 
 
 def base() -> Any:

