@@ -14,6 +14,7 @@ from vtc.eval.efficiency.lines import read_measures
 from vtc.eval.reference_photo import checkpoint_path
 from vtc.eval.reference_photo.gate import table, tasks
 from vtc.eval.reference_photo.parts import digest
+from vtc.eval.reference_photo.table import accuracies
 from vtc.eval.reference_photo.table import table as short
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,10 @@ def test_the_page_shows_what_follows_from_the_answers():
         assert found["value"] == pytest.approx(expected["value"]), found["key"]
     assert markdown(summary) == (RUN / "summary.md").read_text()
     assert short(read_answers(RUN), EVIDENCE) in PAGE
+    share = {key: 100 * v for key, v in accuracies(read_answers(RUN), EVIDENCE).items()}
+    ours, full, grid = (share[key] for key in ("coverage@0.05", "none@1", "uniform@0.05"))
+    said = f"at 5 % `coverage` has {ours:.1f} there, all tokens {full:.1f}, `uniform` {grid:.1f}"
+    assert said in " ".join((ROOT / "README.md").read_text().split())
     found = tasks(read_answers(GATE), read_answers(BLIND))
     assert table(found) in PAGE and table(found) in CARD
     assert [task.name for task in found if task.evidence] == EVIDENCE
