@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vtc.eval.common.loading import find_device
-from vtc.eval.reference.training import launch
+from vtc.eval.reference.training import average, launch
 
 from . import lora, tower
 from .features import FROZEN
@@ -157,16 +157,6 @@ def export(model: Any, path: Path) -> None:
     path.chmod(0o644)
 
 
-def average(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace gradients by their mean over the processes, in one message."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([grad.reshape(-1) for grad in grads])
-    torch.distributed.all_reduce(flat)
-    flat /= torch.distributed.get_world_size()
-    for grad, mean in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(mean.view_as(grad))
-
-
 def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -249,7 +239,7 @@ def work(rank: int, args: argparse.Namespace) -> None:
                 loss = answer + near
                 recent["answer"].append(answer.item())
         loss.backward()
-        average(learned)
+        average(p.grad for p in learned if p.grad is not None)
         nn.utils.clip_grad_norm_(learned, 1.0)
         optimiser.step()
         optimiser.zero_grad()  # what has no gradient stays as it is

@@ -11,12 +11,12 @@ import transformers as tf
 from torch import nn
 
 from vtc.eval.reference.tokenizer import build_tokenizer
+from vtc.eval.reference.training import average
 from vtc.eval.reference_photo import lora
 from vtc.eval.reference_photo.packing import hidden, logits, pack, right
 from vtc.eval.reference_photo.questions import Question
 from vtc.eval.reference_photo.shown import Seen, Shown
 from vtc.eval.reference_photo.tower import at_side
-from vtc.eval.reference_photo.train import average
 
 PATCHES = 16
 ROWS = [
@@ -165,7 +165,8 @@ def _averaged(rank, meeting, found):
     layers = nn.Linear(3, 2), nn.Linear(3, 2)
     layers[0].weight.grad = torch.full((2, 3), 1.0 + rank)
     layers[0].bias.grad = torch.tensor([float(rank), 4.0])
-    average([p for layer in layers for p in layer.parameters()])  # the second has no gradient
+    learned = [p for layer in layers for p in layer.parameters()]
+    average(p.grad for p in learned if p.grad is not None)  # the second has none
     torch.save([p.grad for layer in layers for p in layer.parameters()], f"{found}{rank}")
     torch.distributed.destroy_process_group()
 
